@@ -1,0 +1,258 @@
+// fastmalade._cpu: checks arguments and calls kernels/cpu. Arrays come as addresses and sizes, so that the module needs
+// neither torch nor numpy; the caller in fastmalade/backends/cpu.py owns them and has checked dtype and contiguity.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cpu/engine.h"
+
+namespace py = pybind11;
+namespace cpu = fastmalade::cpu;
+using fastmalade::AutoencoderShape;
+using fastmalade::AutoencoderWeights;
+using fastmalade::ChainArguments;
+
+namespace {
+
+struct Isa {
+    const cpu::Kernels* kernels;
+    bool supported;
+};
+
+// Built instruction sets from the most portable to the widest, and whether this processor and system run them.
+std::vector<Isa> isas() {
+    std::vector<Isa> list = {{&cpu::baseline::kernels, true}};
+#if defined(FASTMALADE_WITH_AVX2)
+    list.push_back({&cpu::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+#endif
+#if defined(FASTMALADE_WITH_AVX512)
+    list.push_back({&cpu::avx512::kernels,
+                    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+#endif
+    return list;
+}
+
+std::vector<std::string> isas_built() {
+    std::vector<std::string> names;
+    for (const Isa& isa : isas()) names.push_back(isa.kernels->isa);
+    return names;
+}
+
+std::vector<std::string> isas_supported() {
+    std::vector<std::string> names;
+    for (const Isa& isa : isas()) {
+        if (isa.supported) names.push_back(isa.kernels->isa);
+    }
+    return names;
+}
+
+const cpu::Kernels& find_kernels(const std::string& name) {
+    for (const Isa& isa : isas()) {
+        if (name != isa.kernels->isa) continue;
+        if (!isa.supported) throw py::value_error("instruction set " + name + " is not supported by this processor");
+        return *isa.kernels;
+    }
+    std::string built;
+    for (const std::string& other : isas_built()) built += (built.empty() ? "" : ", ") + other;
+    throw py::value_error("instruction set: expected one of " + built + ", got " + name);
+}
+
+cpu::Form find_form(const std::string& name) {
+    if (name == "auto") return cpu::Form::automatic;
+    if (name == "throughput") return cpu::Form::throughput;
+    if (name == "latency") return cpu::Form::latency;
+    throw py::value_error("form: expected auto, throughput or latency, got " + name);
+}
+
+[[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) {
+    throw py::value_error(what + ": expected " + expected + ", got " + got);
+}
+
+void check_least(const char* what, int64_t value, int64_t least) {
+    if (value < least) fail(what, "at least " + std::to_string(least), std::to_string(value));
+}
+
+template <class T>
+T* pointer(const char* what, uintptr_t address, bool needed) {
+    if (needed && address == 0) fail(what, "an address", "0");
+    if (address % alignof(T) != 0) {
+        fail(what, "an address that is a multiple of " + std::to_string(alignof(T)), std::to_string(address));
+    }
+    return reinterpret_cast<T*>(address);
+}
+
+// sizes: (channels, height, width, hidden1, hidden2)
+AutoencoderShape check_shape(const std::vector<int64_t>& sizes) {
+    if (sizes.size() != 5) fail("shape", "5 sizes (channels, height, width, hidden1, hidden2)", std::to_string(sizes.size()));
+    const AutoencoderShape s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+    check_least("channels", s.channels, 1);
+    check_least("hidden1", s.hidden1, 1);
+    check_least("hidden2", s.hidden2, 1);
+    check_least("height", s.height, 4);
+    check_least("width", s.width, 4);
+    if (s.height % 4 != 0) fail("height", "a multiple of 4", std::to_string(s.height));
+    if (s.width % 4 != 0) fail("width", "a multiple of 4", std::to_string(s.width));
+    // Far beyond any image: keeps every product of sizes within 64 bits.
+    const int64_t most = 1 << 16;
+    for (const int64_t size : sizes) {
+        if (size > most) fail("shape", "sizes up to " + std::to_string(most), std::to_string(size));
+    }
+    return s;
+}
+
+AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
+    if (addresses.size() != 10) fail("weights", "10 addresses", std::to_string(addresses.size()));
+    const float* p[10];
+    for (size_t n = 0; n < 10; ++n) p[n] = pointer<const float>("weights", addresses[n], true);
+    return AutoencoderWeights{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
+}
+
+std::vector<float> check_numbers(const char* what, const std::vector<double>& values, size_t count) {
+    if (values.size() != count) {
+        fail(what, std::to_string(count) + " values, one per step", std::to_string(values.size()));
+    }
+    std::vector<float> numbers;
+    for (const double value : values) numbers.push_back((float)value);
+    return numbers;
+}
+
+void check_finite(const char* what, const std::vector<float>& values) {
+    for (const float value : values) {
+        if (!std::isfinite(value)) fail(what, "finite float32 values", std::to_string(value));
+    }
+}
+
+void check_step(int64_t step) {
+    if (step < 0 || step > std::numeric_limits<uint32_t>::max()) {
+        fail("step", "0 to 4294967295", std::to_string(step));
+    }
+}
+
+// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,), out: as ChainArguments::out.
+void langevin_chain(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
+                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
+                    const std::vector<double>& noise_scales, const std::vector<double>& lows,
+                    const std::vector<double>& highs, uint64_t seed, uintptr_t sample_ids, uintptr_t noise,
+                    uintptr_t out, bool trajectory, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const cpu::Form chosen = find_form(form);
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("batch", batch, 0);
+    check_least("threads", threads, 1);
+    const size_t n_steps = step_sizes.size();
+    const std::vector<float> a = check_numbers("step_sizes", step_sizes, n_steps);
+    const std::vector<float> d = check_numbers("noise_scales", noise_scales, n_steps);
+    const std::vector<float> low = check_numbers("lows", lows, n_steps);
+    const std::vector<float> high = check_numbers("highs", highs, n_steps);
+    check_finite("step_sizes", a);
+    check_finite("noise_scales", d);
+    for (size_t t = 0; t < n_steps; ++t) {
+        if (!(low[t] <= high[t])) {  // also where one is NaN
+            fail("clamp bounds", "low <= high", std::to_string(low[t]) + " and " + std::to_string(high[t]));
+        }
+    }
+    const ChainArguments arguments{batch,
+                                   (int64_t)n_steps,
+                                   pointer<const float>("x", x, batch > 0),
+                                   a.data(),
+                                   d.data(),
+                                   low.data(),
+                                   high.data(),
+                                   seed,
+                                   pointer<const int64_t>("sample_ids", sample_ids, batch > 0),
+                                   pointer<const float>("noise", noise, false),
+                                   pointer<float>("out", out, batch > 0),
+                                   trajectory};
+    const py::gil_scoped_release release;
+    cpu::langevin_chain(kernels, shape, weights, arguments, chosen, threads);
+}
+
+// x, out: (batch, C, H, W)
+void autoencoder_forward(const std::string& isa, const std::string& form, int64_t batch,
+                         const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses, uintptr_t x,
+                         uintptr_t out, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const cpu::Form chosen = find_form(form);
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("batch", batch, 0);
+    check_least("threads", threads, 1);
+    const float* images = pointer<const float>("x", x, batch > 0);
+    float* result = pointer<float>("out", out, batch > 0);
+    const py::gil_scoped_release release;
+    cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads);
+}
+
+// z: (batch, elements), sample_ids: (batch,)
+void standard_normal(const std::string& isa, uint64_t seed, uintptr_t sample_ids, int64_t batch, int64_t step,
+                     int64_t elements, uintptr_t z, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    check_step(step);
+    check_least("batch", batch, 0);
+    check_least("elements", elements, 0);
+    check_least("threads", threads, 1);
+    const bool any = batch > 0 && elements > 0;
+    const int64_t* ids = pointer<const int64_t>("sample_ids", sample_ids, any);
+    float* result = pointer<float>("z", z, any);
+    const py::gil_scoped_release release;
+    cpu::standard_normal(kernels, seed, ids, batch, (uint32_t)step, elements, result, threads);
+}
+
+// words: (batch, 4 counters), sample_ids: (batch,)
+void philox_words(const std::string& isa, uint64_t seed, uintptr_t sample_ids, int64_t batch, int64_t step,
+                  int64_t counters, uintptr_t words, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    check_step(step);
+    check_least("batch", batch, 0);
+    check_least("counters", counters, 0);
+    check_least("threads", threads, 1);
+    const bool any = batch > 0 && counters > 0;
+    const int64_t* ids = pointer<const int64_t>("sample_ids", sample_ids, any);
+    int64_t* result = pointer<int64_t>("words", words, any);
+    const py::gil_scoped_release release;
+    cpu::philox_words(kernels, seed, ids, batch, (uint32_t)step, counters, result, threads);
+}
+
+// x, y: (n,)
+void tanh_of_array(const std::string& isa, uintptr_t x, int64_t n, uintptr_t y) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    check_least("n", n, 0);
+    const float* in = pointer<const float>("x", x, n > 0);
+    float* result = pointer<float>("y", y, n > 0);
+    const py::gil_scoped_release release;
+    kernels.tanh(in, n, result);
+}
+
+int64_t scratch_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
+    return cpu::scratch_bytes(find_kernels(isa), check_shape(sizes));
+}
+
+int64_t lanes(const std::string& isa) { return find_kernels(isa).lanes; }
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "Native CPU kernels of fastmalade; arrays are addresses, see fastmalade/backends/cpu.py";
+    m.def("isas_built", &isas_built);
+    m.def("isas_supported", &isas_supported);
+    m.def("lanes", &lanes, py::arg("isa"));
+    m.def("scratch_bytes", &scratch_bytes, py::arg("isa"), py::arg("shape"));
+    m.def("langevin_chain", &langevin_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
+          py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"),
+          py::arg("trajectory"), py::arg("threads"));
+    m.def("autoencoder_forward", &autoencoder_forward, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("out"), py::arg("threads"));
+    m.def("standard_normal", &standard_normal, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),
+          py::arg("batch"), py::arg("step"), py::arg("elements"), py::arg("z"), py::arg("threads"));
+    m.def("philox_words", &philox_words, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),
+          py::arg("batch"), py::arg("step"), py::arg("counters"), py::arg("words"), py::arg("threads"));
+    m.def("tanh", &tanh_of_array, py::kw_only(), py::arg("isa"), py::arg("x"), py::arg("n"), py::arg("y"));
+}

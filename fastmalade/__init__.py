@@ -1,0 +1,71 @@
+"""fastmalade: purification of images by Langevin dynamics with (supervised) denoising autoencoders.
+
+The defence of "Counterstrike" and "MALADE" (papers 000 and 001), fast and exactly differentiable::
+
+    import fastmalade
+    clean = fastmalade.purify(batch)                                  # numpy, torch or DLPack; uint8 or
+    floating model = fastmalade.DefendedClassifier(fastmalade.Purifier.from_pretrained("malade-mnist"),
+    classifier)
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from fastmalade.api import purify
+from fastmalade.backends import BackendUnavailableError
+from fastmalade.chain import langevin_chain, langevin_trajectory
+from fastmalade.defended import DefendedClassifier
+from fastmalade.models import Autoencoder
+from fastmalade.noise import standard_normal
+from fastmalade.pretrained import PretrainedError, load_classifier, shipped_models
+from fastmalade.purifier import Purifier
+from fastmalade.schedules import ChainConfig
+
+if TYPE_CHECKING:
+    from fastmalade.data import load_mnist
+    from fastmalade.training import train_autoencoder, train_classifier
+
+try:
+    __version__ = version("fastmalade")
+except PackageNotFoundError:
+    # A source tree on sys.path that was never installed has no metadata.
+    __version__ = "0.1.0+uninstalled"
+
+# Imported on first use: they bring in progress bars and file handling that purification does not need.
+_LAZY = {
+    "load_mnist": "fastmalade.data",
+    "train_autoencoder": "fastmalade.training",
+    "train_classifier": "fastmalade.training",
+}
+
+__all__ = [
+    "Autoencoder",
+    "BackendUnavailableError",
+    "ChainConfig",
+    "DefendedClassifier",
+    "PretrainedError",
+    "Purifier",
+    "__version__",
+    "langevin_chain",
+    "langevin_trajectory",
+    "load_classifier",
+    "load_mnist",
+    "purify",
+    "shipped_models",
+    "standard_normal",
+    "train_autoencoder",
+    "train_classifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,53 @@
+"""``fastmalade.purify``: one call from images to purified images."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastmalade.pretrained import load_purifier, resolve_path
+from fastmalade.purifier import Purifier
+
+
+def purify(
+    images: Any,
+    *,
+    model: str | os.PathLike[str] | Purifier = "malade-mnist",
+    seed: int | None = None,
+    sample_ids: Any = None,
+    backend: str | None = None,
+    **chain_overrides: Any,
+) -> Any:
+    """Purify images with a pretrained model, loaded once and kept.
+
+    Args:
+        images: torch tensor, numpy array or object with ``__dlpack__``, never written to; uint8 (0..255) or
+            floating in the model's value range ([0, 1] for the shipped ones); (B, C, H, W) or, where
+            unambiguous, (B, H, W, C), (B, H, W), (H, W); H and W multiples of 4.
+        model: shipped name, path of a file of ``Purifier.save_pretrained``, or a Purifier.
+        seed: 0 <= seed < 2**64 to repeat a result; None draws a fresh one from the operating system at
+            every call.
+        sample_ids: B integers that number the images for the noise, 0..B-1 by default.
+        backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
+        chain_overrides: fields of :class:`fastmalade.ChainConfig`, for example ``n_steps=25``.
+
+    Returns:
+        Images of the same kind, dtype, device and layout.
+
+    Raises:
+        FileNotFoundError, PretrainedError: see :meth:`Purifier.from_pretrained`.
+        TypeError, ValueError, FloatingPointError, BackendUnavailableError: see :meth:`Purifier.purify`.
+    """
+    if not isinstance(model, Purifier):
+        path = resolve_path(model)
+        status = path.stat()
+        model = _loaded(path.resolve(), status.st_mtime_ns, status.st_size)
+    return model.purify(images, seed=seed, sample_ids=sample_ids, backend=backend, **chain_overrides)
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path, modified_ns: int, size: int) -> Purifier:
+    # Time and size are part of the key, so that a file written anew is loaded anew.
+    return load_purifier(path)

@@ -1,0 +1,226 @@
+"""The native CPU backend: tensors in, tensors out, over the extension module ``fastmalade._cpu``.
+
+The extension takes addresses and sizes and is imported on first use, so that importing this file never fails. The
+instruction set is the widest one that was built and that the processor has; the environment variable
+FASTMALADE_CPU_ISA, read at each call, forces one. Threads follow ``torch.get_num_threads()``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_WEIGHT_NAMES = tuple(
+    f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
+)
+_extension: ModuleType | None = None
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend, or an instruction set of it, was asked for and cannot be had; the message says why."""
+
+
+def unavailable_reason() -> str | None:
+    """None if the extension loads on this machine, else why it does not."""
+    try:
+        _load()
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
+
+
+def isas_built() -> list[str]:
+    """Instruction sets in this build, the most portable first; raises BackendUnavailableError without the extension."""
+    return list(_load().isas_built())
+
+
+def isas_supported() -> list[str]:
+    """Those of ``isas_built()`` that this processor and operating system run."""
+    return list(_load().isas_supported())
+
+
+def isa_in_use() -> str:
+    """The instruction set the next call uses: "baseline", "avx2" or "avx512".
+
+    Raises BackendUnavailableError where FASTMALADE_CPU_ISA names one that this build or this processor lacks.
+    """
+    supported = isas_supported()
+    forced = os.environ.get("FASTMALADE_CPU_ISA")
+    if not forced:
+        return supported[-1]
+    if forced in supported:
+        return forced
+    built = isas_built()
+    lack = "this processor lacks it" if forced in built else f"this build has {', '.join(built)}"
+    raise BackendUnavailableError(
+        f"FASTMALADE_CPU_ISA: expected one of {', '.join(supported)} on this machine, got {forced!r} ({lack})"
+    )
+
+
+def langevin_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    seed: int,
+    sample_ids: Tensor,
+    noise: Tensor | None = None,
+    trajectory: bool = False,
+    form: str = "auto",
+) -> Tensor:
+    """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t) of a Table 8 autoencoder r (paper 000).
+
+    ``x`` float32 (B, C, H, W) of any strides, H and W multiples of 4; ``weights`` the ten float32 tensors of
+    ``Autoencoder.weights()``; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to 2^64 - 1;
+    ``sample_ids`` int64 (B,); ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is
+    drawn. ``form`` "throughput" or "latency" forces one of the two kernels, which give the same bits.
+
+    Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for
+    arguments that do not fit and BackendUnavailableError without the extension.
+    """
+    extension = _load()
+    x = _tensor("x", x, torch.float32, (None, None, None, None))
+    ids = _tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
+    arrays, shape = _weights(weights, x)
+    n_steps = len(step_sizes)
+    if noise is not None:
+        noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
+    out = torch.empty((n_steps + 1, *x.shape) if trajectory else x.shape, dtype=torch.float32)
+    extension.langevin_chain(
+        isa=isa_in_use(),
+        form=form,
+        batch=x.shape[0],
+        shape=shape,
+        weights=[array.data_ptr() for array in arrays],
+        x=x.data_ptr(),
+        step_sizes=[float(a) for a in step_sizes],
+        noise_scales=[float(d) for d in noise_scales],
+        lows=[float(low) for low in lows],
+        highs=[float(high) for high in highs],
+        seed=_seed(seed),
+        sample_ids=ids.data_ptr(),
+        noise=0 if noise is None else noise.data_ptr(),
+        out=out.data_ptr(),
+        trajectory=trajectory,
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
+    """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; arguments as ``langevin_chain``."""
+    extension = _load()
+    x = _tensor("x", x, torch.float32, (None, None, None, None))
+    arrays, shape = _weights(weights, x)
+    out = torch.empty(x.shape, dtype=torch.float32)
+    extension.autoencoder_forward(
+        isa=isa_in_use(),
+        form=form,
+        batch=x.shape[0],
+        shape=shape,
+        weights=[array.data_ptr() for array in arrays],
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
+    """The noise of one step: float32 (B, n_elements), a function of (seed, sample id, step, element) alone.
+
+    ``seed`` 0 to 2^64 - 1, ``sample_ids`` int64 (B,), ``step`` 0 to 2^32 - 1. Philox4x32-10 words (Salmon et al. 2011)
+    through Box and Muller. Raises ValueError for arguments out of range.
+    """
+    extension = _load()
+    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,))
+    if n_elements < 0:
+        raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
+    z = torch.empty((ids.shape[0], n_elements), dtype=torch.float32)
+    extension.standard_normal(
+        isa=isa_in_use(), seed=_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
+        elements=n_elements, z=z.data_ptr(), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return z
+
+
+def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
+    """The random words behind ``standard_normal``: int64 (B, 4 ceil(n_elements / 4)), values 0 to 2^32 - 1."""
+    extension = _load()
+    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,))
+    if n_elements < 0:
+        raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
+    counters = -(-n_elements // 4)
+    words = torch.empty((ids.shape[0], 4 * counters), dtype=torch.int64)
+    extension.philox_words(
+        isa=isa_in_use(), seed=_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
+        counters=counters, words=words.data_ptr(), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return words
+
+
+def _load() -> ModuleType:
+    """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
+    global _extension
+    if _extension is None:
+        try:
+            _extension = importlib.import_module("fastmalade._cpu")
+        except ImportError as error:
+            raise BackendUnavailableError(f"the native CPU extension cannot be loaded: {_why_missing(error)}") from error
+    return _extension
+
+
+def _why_missing(error: ImportError) -> str:
+    """What the build recorded, where it built nothing; else what the import said."""
+    info = Path(__file__).resolve().parent.parent / "_build_info.json"
+    if info.is_file():
+        reason = json.loads(info.read_text(encoding="utf-8"))["cpu"]["reason"]
+        if reason:
+            return str(reason)
+    return str(error)
+
+
+def _seed(seed: int) -> int:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
+    return int(seed)
+
+
+def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
+    """``value`` as a contiguous CPU tensor after checking it; None in ``shape`` stands for any size."""
+    expected = f"{dtype} on the cpu of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
+    fits = value.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
+    if value.device.type != "cpu" or value.dtype != dtype or not fits:
+        raise ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
+    return value.detach().contiguous()
+
+
+def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
+    """The ten arrays, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
+    if len(weights) != len(_WEIGHT_NAMES):
+        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({', '.join(_WEIGHT_NAMES)}), got {len(weights)}")
+    channels, height, width = (int(n) for n in x.shape[1:])
+    hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
+    hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
+    shapes: tuple[tuple[int, ...], ...] = (
+        (hidden1, channels, 5, 5), (hidden1,),
+        (hidden2, hidden1, 5, 5), (hidden2,),
+        (hidden2, hidden1, 9, 9), (hidden1,),
+        (hidden1, channels, 1, 1), (channels,),
+        (channels, channels, 5, 5), (channels,),
+    )  # fmt: skip
+    arrays = [
+        _tensor(name, weight, torch.float32, shape)
+        for name, weight, shape in zip(_WEIGHT_NAMES, weights, shapes, strict=True)
+    ]
+    return arrays, [channels, height, width, hidden1, hidden2]

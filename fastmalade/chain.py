@@ -1,0 +1,269 @@
+"""The Langevin chain: argument checks, choice of the backend, and one call.
+
+A Table 8 ``Autoencoder`` runs as one operator, all N steps of the whole batch; any other callable r(x) runs
+step by step in torch with the same noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastmalade import backends, ops, reference
+from fastmalade.models import Autoencoder
+from fastmalade.noise import check_sample_ids, check_seed
+
+ClampSteps = Literal["every", "final"]
+
+
+def langevin_chain(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    step_sizes: Sequence[float] | Tensor,
+    noise_scales: Sequence[float] | Tensor,
+    *,
+    seed: int | None = None,
+    sample_ids: Any = None,
+    noise: Tensor | None = None,
+    backend: str | None = None,
+    clamp: tuple[float, float] | None = None,
+    clamp_steps: ClampSteps = "every",
+) -> Tensor:
+    """N steps of x <- x + a_t (r(x) - x) + d_t z_t (000 eq. 10, 001 eq. 10), differentiable once.
+
+    The gradient is the exact derivative of the computation for the noise that it drew, with respect to
+    ``x``, to the parameters of the autoencoder and to ``noise``.
+
+    Args:
+        x: floating (B, C, H, W), in the autoencoder's dtype and on its device. For a Table 8 autoencoder H
+            and W are multiples of 4. Never written to.
+        autoencoder: r, (B, C, H, W) -> (B, C, H, W). An :class:`fastmalade.Autoencoder` can run on every
+            backend; any other callable runs on "torch".
+        step_sizes: N finite floats a_t; they multiply the residual r(x) - x directly (alpha / sigma^2).
+        noise_scales: N finite floats d_t >= 0, standard deviations. Where one is 0 no noise is drawn.
+        seed: 0 <= seed < 2**64; None draws a fresh one from the operating system at every call. With
+            ``torch.utils.checkpoint``, which runs the forward pass twice, give a seed.
+        sample_ids: B integers that number the images for the noise; 0..B-1 by default. Results depend on
+            seed and id only, never on the batch an image came in.
+        noise: explicit (N, B, C, H, W) noise instead of ``seed`` and ``sample_ids``, in the dtype of ``x``.
+        backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
+        clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
+        clamp_steps: clamp after "every" step or after the "final" one.
+
+    Returns:
+        New contiguous (B, C, H, W) tensor; a copy of ``x`` for N = 0.
+
+    Raises:
+        TypeError: wrong type or dtype.
+        ValueError: wrong shape or value, unknown backend, ``noise`` together with ``seed`` or ``sample_ids``.
+        BackendUnavailableError: the backend asked for cannot run this.
+        RuntimeError: at a double backward.
+    """
+    a, d = _floats("step_sizes", step_sizes), _floats("noise_scales", noise_scales)
+    lows, highs = _bounds(clamp, clamp_steps, len(a))
+    return run(
+        x, autoencoder, a, d, lows, highs, seed=seed, sample_ids=sample_ids, noise=noise, backend=backend
+    )
+
+
+def langevin_trajectory(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    step_sizes: Sequence[float] | Tensor,
+    noise_scales: Sequence[float] | Tensor,
+    *,
+    seed: int | None = None,
+    sample_ids: Any = None,
+    noise: Tensor | None = None,
+    backend: str | None = None,
+    clamp: tuple[float, float] | None = None,
+    clamp_steps: ClampSteps = "every",
+) -> Tensor:
+    """All states of :func:`langevin_chain`: (N + 1, B, C, H, W), entry 0 is ``x``; without gradients.
+
+    Arguments and errors are those of :func:`langevin_chain`.
+    """
+    a, d = _floats("step_sizes", step_sizes), _floats("noise_scales", noise_scales)
+    lows, highs = _bounds(clamp, clamp_steps, len(a))
+    return run(
+        x,
+        autoencoder,
+        a,
+        d,
+        lows,
+        highs,
+        seed=seed,
+        sample_ids=sample_ids,
+        noise=noise,
+        backend=backend,
+        trajectory=True,
+    )
+
+
+def is_native_autoencoder(autoencoder: object) -> bool:
+    """Whether this is a Table 8 autoencoder whose forward nobody has overridden."""
+    return isinstance(autoencoder, Autoencoder) and type(autoencoder).forward is Autoencoder.forward
+
+
+def run(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    seed: int | None = None,
+    sample_ids: Any = None,
+    noise: Tensor | None = None,
+    backend: str | None = None,
+    trajectory: bool = False,
+) -> Tensor:
+    """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states, without gradients."""
+    native = is_native_autoencoder(autoencoder)
+    _check_images(x, autoencoder)
+    _check_noise(x, step_sizes, noise_scales, noise, seed=seed, sample_ids=sample_ids)
+    name = _resolve(backend, x.device, x.dtype, native)
+    seed_bits = ops.seed_tensor(0 if noise is not None else None if seed is None else check_seed(seed))
+    ids = check_sample_ids(sample_ids, x.shape[0], x.device)
+    if native:
+        assert isinstance(autoencoder, Autoencoder)
+        weights = list(autoencoder.weights())
+        arguments = (x, weights, step_sizes, noise_scales, lows, highs, seed_bits, ids, noise, name)
+        if not trajectory:
+            return torch.ops.fastmalade.langevin_chain.default(*arguments)
+        with torch.no_grad():
+            return ops.run_chain(*arguments, trajectory=True)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not trajectory):
+        return _run_callable(
+            x, autoencoder, step_sizes, noise_scales, lows, highs, seed_bits, ids, noise, name, trajectory
+        )
+
+
+def _run_callable(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    seed: Tensor,
+    sample_ids: Tensor,
+    noise: Tensor | None,
+    backend: str,
+    trajectory: bool,
+) -> Tensor:
+    if x.shape[0] == 0 or len(step_sizes) == 0:
+        # A module of the user's need not cope with an empty batch.
+        return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
+
+    def drawn(step: int) -> Tensor:
+        return torch.ops.fastmalade.standard_normal(seed, sample_ids, step, x, backend)
+
+    def checked(state: Tensor) -> Tensor:
+        reconstruction = autoencoder(state)
+        if reconstruction.shape != state.shape:
+            raise ValueError(
+                f"autoencoder: expected an output of the shape of its input {tuple(state.shape)}, "
+                f"got {tuple(reconstruction.shape)}"
+            )
+        return reconstruction
+
+    return reference.langevin_chain(
+        x,
+        checked,
+        step_sizes,
+        noise_scales,
+        lows=lows,
+        highs=highs,
+        noise=drawn if noise is None else noise,
+        trajectory=trajectory,
+    ).contiguous()
+
+
+@torch.compiler.assume_constant_result
+def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype, native: bool) -> str:
+    # Constant for torch.compile: a graph keeps the backend that was chosen when it was traced.
+    return backends.resolve(backend, device=device, dtype=dtype, native_autoencoder=native)
+
+
+def _check_images(x: Tensor, autoencoder: Callable[[Tensor], Tensor]) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
+    if x.ndim != 4:
+        raise ValueError(f"x: expected shape (B, C, H, W), got {tuple(x.shape)}")
+    if isinstance(autoencoder, Autoencoder):
+        autoencoder.check_shape(tuple(x.shape))
+    if isinstance(autoencoder, nn.Module):
+        # The first parameter stands for all: they share a device, and torch itself reports mixed dtypes. The
+        # dtypes inside a module of the user's are its own business.
+        first = next(autoencoder.parameters(), None)
+        own_dtype = isinstance(autoencoder, Autoencoder)
+        if first is not None and (first.device != x.device or (own_dtype and first.dtype != x.dtype)):
+            raise TypeError(
+                f"x: expected the autoencoder's {first.dtype} on {first.device}, got {x.dtype} on {x.device}"
+            )
+    elif not callable(autoencoder):
+        raise TypeError(f"autoencoder: expected a callable r(x), got {type(autoencoder).__name__}")
+
+
+def _check_noise(
+    x: Tensor,
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    noise: Tensor | None,
+    *,
+    seed: int | None,
+    sample_ids: Any,
+) -> None:
+    if len(step_sizes) != len(noise_scales):
+        raise ValueError(
+            f"expected as many step sizes as noise scales, got {len(step_sizes)} and {len(noise_scales)}"
+        )
+    if any(d < 0 for d in noise_scales):
+        raise ValueError(f"noise_scales: expected values >= 0, got {min(noise_scales)}")
+    if noise is None:
+        return
+    if seed is not None or sample_ids is not None:
+        raise ValueError("expected either noise or seed and sample_ids, got both")
+    expected = (len(step_sizes), *x.shape)
+    if not isinstance(noise, Tensor) or noise.dtype != x.dtype or noise.device != x.device:
+        got = f"{noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else type(noise).__name__
+        raise TypeError(f"noise: expected a tensor of {x.dtype} on {x.device}, got {got}")
+    if tuple(noise.shape) != expected:
+        raise ValueError(f"noise: expected shape (N, B, C, H, W) = {expected}, got {tuple(noise.shape)}")
+
+
+def _floats(name: str, values: Sequence[float] | Tensor) -> list[float]:
+    try:
+        floats = [float(v) for v in values]
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a sequence of floats, got {type(values).__name__} {values!r}"
+        ) from None
+    if not all(math.isfinite(v) for v in floats):
+        raise ValueError(f"{name}: expected finite values, got {floats}")
+    return floats
+
+
+def _bounds(
+    clamp: tuple[float, float] | None, clamp_steps: str, n_steps: int
+) -> tuple[list[float], list[float]]:
+    if clamp_steps not in ("every", "final"):
+        raise ValueError(f"clamp_steps: expected 'every' or 'final', got {clamp_steps!r}")
+    if clamp is None:
+        return [-math.inf] * n_steps, [math.inf] * n_steps
+    low, high = (float(bound) for bound in clamp)
+    if not low <= high:
+        raise ValueError(f"clamp: expected (low, high) with low <= high, got ({low}, {high})")
+    free = 0 if clamp_steps == "every" else max(n_steps - 1, 0)
+    return (
+        [-math.inf] * free + [low] * (n_steps - free),
+        [math.inf] * free + [high] * (n_steps - free),
+    )

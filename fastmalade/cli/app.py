@@ -1,0 +1,31 @@
+"""The ``fastmalade`` command: puts the verbs together."""
+
+from __future__ import annotations
+
+import typer
+
+from fastmalade.cli.demo import demo
+from fastmalade.cli.evaluate import evaluate
+from fastmalade.cli.info import info
+from fastmalade.cli.purify import purify
+from fastmalade.cli.train import train_app
+
+# Plain help and plain errors: rich boxes wrap an error message over several lines when there is no terminal.
+app = typer.Typer(
+    name="fastmalade",
+    help="MALADE: purify images by Langevin dynamics before they are classified.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("purify")(purify)
+app.command("info")(info)
+app.command("demo")(demo)
+app.command("evaluate")(evaluate)
+app.add_typer(train_app, name="train")
+
+
+def main() -> None:
+    """Entry point of the ``fastmalade`` script."""
+    app()

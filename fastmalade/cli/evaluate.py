@@ -1,0 +1,127 @@
+"""``fastmalade evaluate``: the transfer protocol of the papers on the MNIST test set."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, get_args
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+DEFAULT_ATTACKS = "fgsm:0.1,fgsm:0.2,fgsm:0.3,pgd:0.1,pgd:0.2,pgd:0.3"
+
+
+def evaluate(
+    models: Annotated[str, typer.Option(help="Purifiers, names or files, comma-separated.")] = "mala-mnist,malade-mnist",
+    classifier: Annotated[str, typer.Option(help="Classifier, a name or a file.")] = "mnist-c",
+    attacks: Annotated[str, typer.Option(help="NAME:EPSILON pairs, comma-separated; fgsm or pgd.")] = DEFAULT_ATTACKS,
+    split: Annotated[str, typer.Option(help="MNIST split: test or validation.")] = "test",
+    images: Annotated[int | None, typer.Option(help="Use only the first images.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 40,
+    step_size: Annotated[float, typer.Option(help="Length of a step of PGD.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of the attacks and of the purifiers' noise.")] = 0,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the MNIST files.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Attacked images are kept here; an interrupted run goes on from them.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON too.")] = None,
+) -> None:
+    """Attack the bare classifier, purify, classify: accuracy with 95% intervals.
+
+    The attacker of this protocol does not know the defence. The figures therefore say nothing about an attacker who
+    does: see `fastmalade demo` for attacks through the purifier.
+    """
+    from fastmalade.data import load_mnist
+    from fastmalade.evaluation import transfer_table, wilson_interval
+    from fastmalade.pretrained import load_classifier
+    from fastmalade.purifier import Purifier
+
+    pairs = _parse_attacks(attacks)
+    if split not in ("test", "validation"):
+        raise typer.BadParameter(f"--split: expected test or validation, got {split!r}")
+    x, y = load_mnist(split, data_dir)  # type: ignore[arg-type]
+    x, y = x[:images], y[:images]
+    target = load_classifier(classifier).to(memory_format=torch.channels_last)
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    purifiers = {name: _seeded(Purifier.from_pretrained(name), seed) for name in names}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    start = time.perf_counter()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks = {f"{name} {epsilon:g}": bar.add_task(f"{name} {epsilon:g}", total=len(x)) for name, epsilon in pairs}
+        rows = transfer_table(
+            target,
+            purifiers,
+            x,
+            y,
+            pairs,
+            steps=steps,
+            step_size=step_size,
+            seed=seed,
+            cache_dir=cache_dir,
+            progress=lambda what, done, _: bar.update(tasks[what], completed=done),
+        )
+    table = Table(title=f"MNIST {split}, {len(x)} images, attacks on the bare {classifier}, seed {seed}")
+    for heading in ("attack", "eps", "bare", *names):
+        table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
+    for row in rows:
+        cells = [_cell(row.correct[name], row.n, wilson_interval(row.correct[name], row.n)) for name in ("bare", *names)]
+        table.add_row(row.attack, f"{row.epsilon:g}", *cells)
+    Console(width=160).print(table)
+    if output is not None:
+        payload = {
+            "protocol": "transfer: attacks made against the bare classifier",
+            "split": split,
+            "images": len(x),
+            "seed": seed,
+            "pgd": {"steps": steps, "step_size": step_size, "random_start": True},
+            "seconds": round(time.perf_counter() - start, 1),
+            "rows": [
+                {"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows
+            ],
+        }
+        partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(payload, indent=2) + "\n")
+        os.replace(partial, output)
+
+
+def _seeded(purifier, seed):  # type: ignore[no-untyped-def]
+    """A deterministic purify function; the noise of image i depends on (seed, i) alone."""
+
+    def purify(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return purifier(images, seed=seed)
+
+    return purify
+
+
+def _cell(correct: int, n: int, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * correct / n:.2f}% [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _parse_attacks(text: str) -> list:  # type: ignore[type-arg]
+    from fastmalade.evaluation import AttackName
+
+    pairs = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, epsilon = item.partition(":")
+        try:
+            pair = (name, float(epsilon))
+        except ValueError:
+            pair = (name, -1.0)
+        if name not in get_args(AttackName) or not pair[1] >= 0:
+            raise typer.BadParameter(f"--attacks: expected {' or '.join(get_args(AttackName))}:EPSILON, got {item!r}")
+        pairs.append(pair)
+    return pairs

@@ -1,0 +1,130 @@
+"""``fastmalade purify IN OUT``: purify a file of images, chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastmalade.cli.errors import CliError, exit_codes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fastmalade.purifier import Purifier
+
+
+def purify(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="An .npy, .npz or IDX file (plain or .gz), or a folder of PNGs."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; the same kind as IN.")],
+    model: Annotated[
+        str, typer.Option(help="A shipped model or the path of a .safetensors file.")
+    ] = "malade-mnist",
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**64 - 1, help="64-bit seed of the noise; fresh when not given.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps N; the model's own when not given.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="torch or cpu; chosen automatically when not given.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per chunk; does not change the result.")
+    ] = 1024,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; torch's own choice when not given.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="The array to purify in an .npz file of several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT when it exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Purify images and write them in the format, dtype and layout they came in.
+
+    uint8 means 0..255, floating values lie in the model's range (0..1 for the shipped ones). Sample ids are
+    the positions in the file (for a folder, in the order of the file names), so that the same --seed gives
+    the same result whatever the batch size. OUT appears when it is complete, and not before. An .npy file
+    is mapped and not loaded; .npz and IDX files are held in memory.
+    """
+    with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
+        from fastmalade.backends import BACKENDS
+        from fastmalade.cli.image_files import PngFolder, check_output, open_images
+        from fastmalade.noise import fresh_seed
+        from fastmalade.purifier import Purifier
+
+        check_output(source, out, force=force)
+        if backend is not None and backend not in BACKENDS:
+            raise CliError(f"--backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        purifier = Purifier.from_pretrained(model, backend=backend)
+        images = open_images(source, key=key, channels=_channels(purifier))
+        used_seed = fresh_seed() if seed is None else seed
+
+        started = time.perf_counter()
+        with images.writer(out) as write, _progress(images.count, quiet=quiet) as advance:
+            # An empty file still goes through once, so that its dtype and shape are checked like any other's.
+            for start in range(0, max(images.count, 1), batch_size):
+                stop = min(start + batch_size, images.count)
+                chunk = images.read(start, stop)
+                try:
+                    result = _purify_chunk(purifier, chunk, start, stop, used_seed, steps)
+                except (ValueError, TypeError, FloatingPointError) as error:
+                    where = f"images {start}..{stop - 1}" if images.count > 1 else "the image"
+                    raise CliError(f"{source}, {where if images.count else 'no images'}: {error}") from error
+                write(start, stop, result)
+                advance(stop - start)
+        seconds = time.perf_counter() - started
+
+        if not quiet:
+            per_image = f", {seconds / images.count * 1e6:.0f} us per image with reading and writing"
+            typer.echo(
+                f"{out}: {images.count} images purified with {model}, seed {used_seed}, in {seconds:.2f} s"
+                f"{per_image if images.count else ''}"
+            )
+            if isinstance(images, PngFolder) and images.ignored:
+                typer.echo(
+                    f"{images.ignored} entries of {source} that are not PNG images were not copied", err=True
+                )
+
+
+def _purify_chunk(
+    purifier: Purifier, chunk: np.ndarray, start: int, stop: int, seed: int, steps: int | None
+) -> np.ndarray:
+    import torch
+
+    overrides: dict[str, Any] = {} if steps is None else {"n_steps": steps}
+    return purifier.purify(chunk, seed=seed, sample_ids=torch.arange(start, stop), **overrides)
+
+
+def _channels(purifier: Purifier) -> int:
+    return int(getattr(purifier.autoencoder, "in_channels", 1))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("purifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task("purifying", total=total)
+        yield lambda count: progress.update(task, advance=count)

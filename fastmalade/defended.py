@@ -1,0 +1,141 @@
+"""``DefendedClassifier``: a purifier and a classifier as one model that attack libraries can attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmalade.noise import check_sample_ids, check_seed
+from fastmalade.purifier import Purifier
+
+GradientMode = Literal["unrolled", "bpda", "blind"]
+Vote = Literal["mean", "majority"]
+
+
+class DefendedClassifier(nn.Module):
+    """classifier(purifier(x)) with a choice of gradient, and a vote over several chains.
+
+    Gradient modes; the value is the same in all three:
+
+    - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
+    - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
+    - "blind": the gradient of the classifier at x itself, as for an attacker who does not know of the
+    defence.
+
+    The noise is fresh at every call unless ``seed`` is set, and never comes from torch's global generator,
+    which attack libraries reseed. An attacker who averages gradients over calls (EOT) thus averages over
+    noise.
+
+    Args:
+        purifier: the defence.
+        classifier: (B, C, H, W) in the purifier's ``value_range`` -> logits (B, K). Frozen or not as it is
+            given; call ``.eval()`` on the whole before attacking.
+        gradient: "unrolled", "bpda" or "blind".
+        n_chains: independent chains per image, run as one batch; chain k of the image with id b has id
+            b * n_chains + k.
+        vote: how chains are joined, see :meth:`forward`.
+        seed: fixed noise for every call, or None.
+
+    Raises:
+        TypeError: wrong type of the purifier, the classifier or n_chains.
+        ValueError: unknown gradient or vote, or n_chains < 1.
+    """
+
+    def __init__(
+        self,
+        purifier: Purifier,
+        classifier: Callable[[Tensor], Tensor],
+        *,
+        gradient: GradientMode = "unrolled",
+        n_chains: int = 1,
+        vote: Vote = "mean",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(purifier, Purifier):
+            raise TypeError(f"purifier: expected a Purifier, got {type(purifier).__name__}")
+        if not callable(classifier):
+            raise TypeError(f"classifier: expected a module or callable, got {type(classifier).__name__}")
+        if gradient not in get_args(GradientMode):
+            raise ValueError(
+                f"gradient: expected one of {', '.join(get_args(GradientMode))}, got {gradient!r}"
+            )
+        if vote not in get_args(Vote):
+            raise ValueError(f"vote: expected one of {', '.join(get_args(Vote))}, got {vote!r}")
+        if isinstance(n_chains, bool) or not isinstance(n_chains, int):
+            raise TypeError(f"n_chains: expected an int, got {type(n_chains).__name__}")
+        if n_chains < 1:
+            raise ValueError(f"n_chains: expected n_chains >= 1, got {n_chains}")
+        self.purifier = purifier
+        self.classifier = classifier
+        self.gradient = gradient
+        self.n_chains = n_chains
+        self.vote = vote
+        self.seed = None if seed is None else check_seed(seed)
+
+    def forward(self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
+        """Logits of the defended classifier.
+
+        One chain: the classifier's own logits. More chains: "mean" gives the log of the mean softmax;
+            "majority"
+        gives log((votes + mean softmax) / (n_chains + 1)), whose argmax is the majority, ties broken by the
+        mean softmax. Votes have no gradient, so "majority" takes that of "mean" (straight-
+        through).
+
+        Args:
+            x: (B, C, H, W) in the purifier's ``value_range``.
+            seed: noise of this call; by default the seed of the constructor.
+            sample_ids: B integers, 0..B-1 by default.
+
+        Returns:
+            (B, K), usable as logits: argmax is the decision, softmax the probabilities of the vote.
+
+        Raises:
+            TypeError, ValueError, BackendUnavailableError: see :func:`fastmalade.langevin_chain`.
+        """
+        seed = self.seed if seed is None else seed
+        if self.gradient == "unrolled":
+            return self._join(self.classifier(self._purified(x, seed, sample_ids)))
+        with torch.no_grad():
+            purified = self._purified(x, seed, sample_ids)
+        if self.gradient == "bpda":
+            repeated = x.repeat_interleave(self.n_chains, dim=0)
+            # The difference is exactly zero: value of the purified images, gradient of the identity.
+            return self._join(self.classifier(purified + (repeated - repeated.detach())))
+        with torch.no_grad():
+            value = self._join(self.classifier(purified))
+        if not torch.is_grad_enabled():
+            return value
+        bare = self.classifier(x)
+        # In the units of the value: with several chains these are log-probabilities.
+        bare = bare if self.n_chains == 1 else F.log_softmax(bare, dim=1)
+        return value + (bare - bare.detach())
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        return f"gradient={self.gradient!r}, n_chains={self.n_chains}, vote={self.vote!r}, seed={self.seed}"
+
+    def _purified(self, x: Tensor, seed: int | None, sample_ids: Any) -> Tensor:
+        if self.n_chains == 1:
+            return self.purifier(x, seed=seed, sample_ids=sample_ids)
+        ids = check_sample_ids(sample_ids, x.shape[0], x.device)
+        chains = torch.arange(self.n_chains, device=x.device)
+        ids = (ids[:, None] * self.n_chains + chains).reshape(-1)
+        return self.purifier(x.repeat_interleave(self.n_chains, dim=0), seed=seed, sample_ids=ids)
+
+    def _join(self, logits: Tensor) -> Tensor:
+        if self.n_chains == 1:
+            return logits
+        per_chain = F.log_softmax(logits, dim=1).reshape(-1, self.n_chains, logits.shape[1])
+        mean = torch.logsumexp(per_chain, dim=1) - math.log(self.n_chains)
+        if self.vote == "mean":
+            return mean
+        votes = F.one_hot(per_chain.argmax(dim=2), logits.shape[1]).sum(dim=1)
+        probabilities = mean.detach().exp().clamp_min(torch.finfo(mean.dtype).tiny)
+        value = torch.log((votes + probabilities) / (self.n_chains + 1))
+        return value + (mean - mean.detach())

@@ -1,0 +1,18 @@
+"""Evaluation: accuracy with intervals, attacks through foolbox, and the transfer protocol of the papers."""
+
+from __future__ import annotations
+
+from fastmalade.evaluation.accuracy import accuracy, predictions, wilson_interval
+from fastmalade.evaluation.attacks import ATTACK_CHUNK, AttackName, attacked
+from fastmalade.evaluation.transfer import TransferRow, transfer_table
+
+__all__ = [
+    "ATTACK_CHUNK",
+    "AttackName",
+    "TransferRow",
+    "accuracy",
+    "attacked",
+    "predictions",
+    "transfer_table",
+    "wilson_interval",
+]

@@ -1,0 +1,141 @@
+"""The papers' protocol: images attacked against the bare classifier, purified, then classified.
+
+The attacker does not know the defence, so these figures bound robustness from above; attacks through the purifier are
+the honest ones and are reported beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastmalade.evaluation.accuracy import accuracy
+from fastmalade.evaluation.attacks import ATTACK_CHUNK, AttackName, attacked
+
+Purify = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """One line of the table.
+
+    Attributes:
+        attack: "none", "fgsm" or "pgd".
+        epsilon: Linf radius.
+        n: number of images.
+        correct: right answers out of n, by column: "bare" and the names of the purifiers.
+    """
+
+    attack: str
+    epsilon: float
+    n: int
+    correct: dict[str, int]
+
+
+def transfer_table(
+    classifier: nn.Module,
+    purifiers: Mapping[str, Purify],
+    images: Tensor,
+    labels: Tensor,
+    attacks: Sequence[tuple[AttackName, float]],
+    *,
+    steps: int = 40,
+    step_size: float = 0.01,
+    seed: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[TransferRow]:
+    """Accuracy of a classifier, bare and behind each purifier, on clean and on attacked images.
+
+    Args:
+        classifier: (B, C, H, W) in [0, 1] to logits (B, K); the attacks see this alone.
+        purifiers: name -> function (n, C, H, W) -> (n, C, H, W); should be deterministic for repeatable figures.
+        images: (n, C, H, W) float32 in [0, 1].
+        labels: (n,) int64.
+        attacks: (name, epsilon) pairs.
+        steps: steps of "pgd".
+        step_size: length of each step of "pgd".
+        seed: of the attacks.
+        cache_dir: attacked images are kept here chunk by chunk and reused, so an interrupted run goes on where it was.
+        progress: called as (what, images done, images in all).
+
+    Returns:
+        One row for clean images, then one per attack.
+    """
+    rows = [_row("none", 0.0, images, classifier, purifiers, labels)]
+    for attack, epsilon in attacks:
+        key = _cache_key(classifier, images, labels, attack, epsilon, steps, step_size, seed)
+        folder = None if cache_dir is None else Path(cache_dir) / key
+        parts = []
+        for index, start in enumerate(range(0, len(images), ATTACK_CHUNK)):
+            part = slice(start, start + ATTACK_CHUNK)
+            stored = None if folder is None else folder / f"{index:05d}.npy"
+            if stored is not None and stored.exists():
+                parts.append(torch.from_numpy(np.load(stored)))
+            else:
+                adversarial = attacked(
+                    classifier,
+                    images[part],
+                    labels[part],
+                    attack,
+                    epsilon,
+                    steps=steps,
+                    step_size=step_size,
+                    seed=seed,
+                    first_chunk=index,
+                )
+                parts.append(adversarial)
+                if stored is not None:
+                    _store(stored, adversarial.numpy())
+            if progress is not None:
+                progress(f"{attack} {epsilon:g}", min(start + ATTACK_CHUNK, len(images)), len(images))
+        rows.append(_row(attack, epsilon, torch.cat(parts), classifier, purifiers, labels))
+    return rows
+
+
+def _row(
+    attack: str,
+    epsilon: float,
+    images: Tensor,
+    classifier: nn.Module,
+    purifiers: Mapping[str, Purify],
+    labels: Tensor,
+) -> TransferRow:
+    correct = {"bare": accuracy(classifier, images, labels)}
+    for name, purify in purifiers.items():
+        correct[name] = accuracy(classifier, purify(images), labels)
+    return TransferRow(attack, epsilon, len(images), correct)
+
+
+def _cache_key(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: str,
+    epsilon: float,
+    steps: int,
+    step_size: float,
+    seed: int,
+) -> str:
+    """Name that changes with everything the attacked images depend on."""
+    digest = hashlib.sha256(f"{attack} {epsilon!r} {steps} {step_size!r} {seed} {ATTACK_CHUNK}".encode())
+    for tensor in (*classifier.state_dict().values(), images, labels):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"{attack}-{epsilon:g}-{digest.hexdigest()[:16]}"
+
+
+def _store(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.npy")
+    try:
+        np.save(partial, values)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""The input rules of ``purify``: which images are taken, how they are laid out, and what comes back.
+
+Nothing here writes to its input, and no result shares memory with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EXPECTED_DTYPES = "uint8 (0..255), float16, bfloat16, float32 or float64"
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMPY_DTYPES = ("uint8", "float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images ready for a chain, and the way back.
+
+    Attributes:
+        images: (B, C, H, W) in the dtype and on the device of the model, values in the range given; may share
+            memory with the caller's images, so it must not be written to.
+        restore: maps a result of the same shape to the kind, dtype, device and layout of the caller's images.
+    """
+
+    images: Tensor
+    restore: Callable[[Tensor], Any]
+
+
+def prepare(
+    images: Any,
+    *,
+    channels: int | None,
+    multiple: int,
+    value_range: tuple[float, float],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Prepared:
+    """Check images and bring them into the form (B, C, H, W), floating.
+
+    Taken are torch tensors, numpy arrays and anything else with ``__dlpack__``; uint8 (0..255, mapped to
+    ``value_range`` and rounded back) or float16, bfloat16, float32, float64 (values inside ``value_range``);
+    (B, C, H, W) and (B, H, W, C) if ``channels`` is known, and (H, W) and (B, H, W) if it is 1. Where both
+    four-dimensional layouts fit, (B, C, H, W) is taken. With ``channels=None`` only (B, C, H, W) is.
+
+    A result keeps kind, dtype, device and layout. An object that is neither a tensor nor an array comes back
+    as its own kind if its namespace has ``from_dlpack`` (array API), else as a torch tensor.
+
+    Args:
+        images: what the caller gave.
+        channels: channels C of the model, or None if unknown.
+        multiple: H and W must be positive multiples of this.
+        value_range: (low, high) of floating images.
+        dtype, device: of the model.
+
+    Raises:
+        TypeError: wrong kind or dtype.
+        ValueError: wrong shape, a value out of range, NaN or infinity.
+    """
+    tensor, rebuild = _as_tensor(images)
+    if tensor.dtype != torch.uint8 and tensor.dtype not in _FLOATING:
+        raise TypeError(f"images: expected dtype {_EXPECTED_DTYPES}, got {tensor.dtype}")
+    to_nchw, from_nchw = _layout(tuple(tensor.shape), channels, multiple)
+    low, high = value_range
+    if tensor.dtype == torch.uint8:
+        values = tensor.to(device).to(dtype) / 255
+        if value_range != (0.0, 1.0):
+            values = values * (high - low) + low
+    else:
+        _check_values(tensor, low, high)
+        values = tensor.to(device=device, dtype=dtype)
+
+    def restore(result: Tensor) -> Any:
+        result = from_nchw(result.detach())
+        if not bool(torch.isfinite(result).all()):
+            raise FloatingPointError(
+                "the chain diverged: expected finite results, got NaN or infinity; "
+                "check step_size and noise_scale"
+            )
+        if tensor.dtype == torch.uint8:
+            unit = result if value_range == (0.0, 1.0) else (result - low) / (high - low)
+            result = (unit * 255).round().clamp(0, 255)
+        result = result.to(device=tensor.device, dtype=tensor.dtype)
+        dense_last = (
+            tensor.ndim == 4
+            and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=torch.channels_last)
+        )
+        result = result.contiguous(
+            memory_format=torch.channels_last if dense_last else torch.contiguous_format
+        )
+        return rebuild(result)
+
+    return Prepared(to_nchw(values), restore)
+
+
+def _as_tensor(images: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    if isinstance(images, Tensor):
+        if images.layout != torch.strided:
+            raise TypeError(f"images: expected a dense (strided) tensor, got layout {images.layout}")
+        return images.detach(), lambda result: result
+    if isinstance(images, np.ma.MaskedArray):
+        raise TypeError("images: expected an array without a mask, got numpy.ma.MaskedArray")
+    if isinstance(images, np.ndarray):
+        return _from_numpy(images)
+    if hasattr(images, "__dlpack__"):
+        return torch.from_dlpack(images), lambda result: _to_namespace(images, result)
+    raise TypeError(
+        "images: expected a torch tensor, a numpy array or an object with __dlpack__, "
+        f"got {type(images).__name__}"
+    )
+
+
+def _from_numpy(images: np.ndarray) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    if images.dtype.name not in _NUMPY_DTYPES:
+        raise TypeError(f"images: expected dtype {_EXPECTED_DTYPES}, got {images.dtype}")
+    native = images.dtype.newbyteorder("=")
+    # torch takes neither read-only arrays (without a warning) nor negative strides nor foreign byte order.
+    if not images.flags.writeable or any(stride < 0 for stride in images.strides) or images.dtype != native:
+        tensor = torch.from_numpy(np.array(images, dtype=native, order="C", subok=False))
+    else:
+        tensor = torch.from_numpy(np.asarray(images))
+    return tensor, lambda result: result.numpy().astype(images.dtype, copy=False)
+
+
+def _to_namespace(images: Any, result: Tensor) -> Any:
+    namespace = getattr(images, "__array_namespace__", None)
+    return result if namespace is None else namespace().from_dlpack(result)
+
+
+def _layout(
+    shape: tuple[int, ...], channels: int | None, multiple: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def fits(*sides: int) -> bool:
+        return all(side > 0 and side % multiple == 0 for side in sides)
+
+    if len(shape) == 4 and shape[1] == (channels or shape[1]) and shape[1] > 0 and fits(*shape[2:]):
+        return lambda t: t, lambda t: t
+    if len(shape) == 4 and shape[3] == channels and fits(*shape[1:3]):
+        return lambda t: t.permute(0, 3, 1, 2), lambda t: t.permute(0, 2, 3, 1)
+    if channels == 1 and len(shape) == 3 and fits(*shape[1:]):
+        return lambda t: t[:, None], lambda t: t[:, 0]
+    if channels == 1 and len(shape) == 2 and fits(*shape):
+        return lambda t: t[None, None], lambda t: t[0, 0]
+    layouts = {None: "(B, C, H, W)", 1: "(H, W), (B, H, W), (B, 1, H, W) or (B, H, W, 1)"}
+    expected = layouts.get(channels, f"(B, {channels}, H, W) or (B, H, W, {channels})")
+    sides = "positive" if multiple == 1 else f"positive multiples of {multiple}"
+    raise ValueError(f"images: expected shape {expected} with H and W {sides}, got {shape}")
+
+
+def _check_values(images: Tensor, low: float, high: float) -> None:
+    if images.numel() == 0:
+        return
+    # Bounds rounded to the dtype of the images: one that the dtype cannot hold is still in range.
+    low_held, high_held = torch.tensor([low, high], dtype=images.dtype).tolist()
+    smallest, largest = (float(v) for v in torch.aminmax(images.float() if images.itemsize < 4 else images))
+    if smallest >= low_held and largest <= high_held:
+        return
+    if smallest != smallest or largest != largest:
+        raise ValueError(f"images: expected finite values in [{low}, {high}], got NaN")
+    if max(-smallest, largest) == float("inf"):
+        raise ValueError(f"images: expected finite values in [{low}, {high}], got infinity")
+    raise ValueError(
+        f"images: expected {images.dtype} values in [{low}, {high}], "
+        f"got values from {smallest} to {largest}; rescale them, or set value_range on the Purifier"
+    )

@@ -1,0 +1,23 @@
+"""Networks of the papers: the Table 8 autoencoder and the Table 7 classifiers (paper 000, appendix B)."""
+
+from __future__ import annotations
+
+from fastmalade.models.autoencoder import Autoencoder
+from fastmalade.models.classifiers import (
+    CLASSIFIERS,
+    ClassifierA,
+    ClassifierB,
+    ClassifierC,
+    ClassifierD,
+    build_classifier,
+)
+
+__all__ = [
+    "CLASSIFIERS",
+    "Autoencoder",
+    "ClassifierA",
+    "ClassifierB",
+    "ClassifierC",
+    "ClassifierD",
+    "build_classifier",
+]

@@ -1,0 +1,165 @@
+"""Classifiers A to D (paper 000, Table 7); C is the "CNN" of paper 001, Table 5.
+
+The paper gives filters, sizes and strides and leaves the padding open; these use none ("valid"), the convention of the
+adversarial-training code that the tables come from. The final softmax is left to the loss: ``forward`` returns logits,
+which is what attack libraries expect. Dropout acts in training only, so the function computed at inference is the
+paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class _TableClassifier(nn.Module):
+    """A stack of layers whose first linear layer is sized by a dry run on a zero image.
+
+    Args:
+        in_channels: channels of the images.
+        image_size: (H, W) in pixels.
+        num_classes: number of logits.
+        dropout: probabilities before the first and before the last linear layer, in training mode only.
+    """
+
+    name = ""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        image_size: Sequence[int] = (28, 28),
+        num_classes: int = 10,
+        dropout: tuple[float, float] = (0.25, 0.5),
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.num_classes = num_classes
+        self.dropout = dropout
+        self.features = self._features(in_channels)
+        with torch.no_grad():
+            width = int(self.features(torch.zeros(1, in_channels, *self.image_size)).shape[1])
+        self.head = self._head(width)
+
+    def _features(self, in_channels: int) -> nn.Sequential:
+        raise NotImplementedError(f"{type(self).__name__} is abstract: use build_classifier('A'...'D')")
+
+    def _head(self, width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Dropout(self.dropout[0]),
+            nn.Linear(width, 128),
+            nn.ReLU(),
+            nn.Dropout(self.dropout[1]),
+            nn.Linear(128, self.num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images x (B, C, H, W) with values in [0, 1].
+
+        Raises:
+            ValueError: images of another shape than the classifier was built for.
+        """
+        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
+            expected = ("B", self.in_channels, *self.image_size)
+            raise ValueError(f"expected images of shape {expected}, got {tuple(x.shape)}")
+        return self.head(self.features(x))
+
+    def config(self) -> dict[str, object]:
+        """Arguments of :func:`build_classifier` that rebuild this architecture, for file headers."""
+        return {
+            "name": self.name,
+            "in_channels": self.in_channels,
+            "image_size": list(self.image_size),
+            "num_classes": self.num_classes,
+        }
+
+
+class ClassifierA(_TableClassifier):
+    """Conv(64, 5x5, 1), Conv(64, 5x5, 2), Linear(128), Linear(10), ReLU between (paper 000, Table 7)."""
+
+    name = "A"
+
+    def _features(self, in_channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(in_channels, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5, stride=2), nn.ReLU(), nn.Flatten()
+        )
+
+
+class ClassifierB(_TableClassifier):
+    """Conv(64, 8x8, 2), Conv(128, 6x6, 2), Conv(128, 5x5, 1), Linear(10), ReLU between (paper 000, Table 7).
+
+    Without padding the last convolution would not fit on a 28x28 image, so the first one pads by 3.
+    """
+
+    name = "B"
+
+    def _features(self, in_channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(in_channels, 64, 8, stride=2, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 6, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(128, 128, 5),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+
+    def _head(self, width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Dropout(self.dropout[1]), nn.Linear(width, self.num_classes))
+
+
+class ClassifierC(_TableClassifier):
+    """Conv(128, 3x3, 1), Conv(64, 5x5, 2), Linear(128), Linear(10), ReLU between (paper 000, Table 7; 001 "CNN")."""
+
+    name = "C"
+
+    def _features(self, in_channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(in_channels, 128, 3), nn.ReLU(), nn.Conv2d(128, 64, 5, stride=2), nn.ReLU(), nn.Flatten()
+        )
+
+
+class ClassifierD(_TableClassifier):
+    """Linear(200), Linear(200), Linear(10), ReLU between (paper 000, Table 7)."""
+
+    name = "D"
+
+    def _features(self, in_channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.Flatten())
+
+    def _head(self, width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(width, 200),
+            nn.ReLU(),
+            nn.Dropout(self.dropout[1]),
+            nn.Linear(200, 200),
+            nn.ReLU(),
+            nn.Dropout(self.dropout[1]),
+            nn.Linear(200, self.num_classes),
+        )
+
+
+CLASSIFIERS: dict[str, type[_TableClassifier]] = {
+    cls.name: cls for cls in (ClassifierA, ClassifierB, ClassifierC, ClassifierD)
+}
+
+
+def build_classifier(
+    name: str,
+    *,
+    in_channels: int = 1,
+    image_size: Sequence[int] = (28, 28),
+    num_classes: int = 10,
+) -> nn.Module:
+    """Build classifier "A", "B", "C" or "D" with fresh parameters; it maps (B, C, H, W) in [0, 1] to logits (B, K).
+
+    Raises:
+        ValueError: an unknown name.
+
+    Source: paper 000, Table 7.
+    """
+    if name not in CLASSIFIERS:
+        raise ValueError(f"classifier name: expected one of {sorted(CLASSIFIERS)}, got {name!r}")
+    return CLASSIFIERS[name](in_channels, image_size, num_classes)

@@ -1,0 +1,301 @@
+"""The chain as operators of ``torch.library``, so that autograd, torch.compile and torch.export see one node.
+
+    fastmalade::langevin_chain            all N steps of the Table 8 autoencoder; differentiable once
+    fastmalade::langevin_chain_backward   its vector-Jacobian product, recomputed from the counters of the
+    noise fastmalade::standard_normal           noise of one step, for chains of user modules
+    fastmalade::fill_fresh_seed_          writes 64 bits of the operating system into a seed tensor
+
+The seed travels as an int64 (1,) CPU tensor (the unsigned seed's bits). The chain is thereby a pure
+function of its
+inputs, which compilers may reorder or merge, and the only impure operator writes into a tensor of its own:
+    two
+calls inside one compiled graph keep two seeds, and a compiled graph draws afresh each time it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmalade import backends, reference
+from fastmalade.noise import draw, fresh_seed, signed64
+
+_LIBRARY = torch.library.Library("fastmalade", "FRAGMENT")
+_CHAIN_ARGUMENTS = (
+    "Tensor x, Tensor[] weights, float[] step_sizes, float[] noise_scales, float[] lows, float[] highs, "
+    "Tensor seed, Tensor sample_ids, Tensor? noise, str backend"
+)
+_LIBRARY.define(f"langevin_chain({_CHAIN_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(
+    f"langevin_chain_backward(Tensor cotangent, {_CHAIN_ARGUMENTS}, "
+    "bool weight_gradients, bool noise_gradient) -> (Tensor, Tensor, Tensor[])"
+)
+_LIBRARY.define(
+    "standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor like, str backend) -> Tensor"
+)
+_LIBRARY.define("fill_fresh_seed_(Tensor(a!) seed) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
+
+
+def seed_tensor(seed: int | None) -> Tensor:
+    """Seed tensor of a checked seed, or of a fresh one: int64 (1,) on the CPU."""
+    if seed is not None:
+        return torch.tensor([signed64(seed)], dtype=torch.int64)
+    if torch.compiler.is_compiling():
+        buffer = torch.empty(1, dtype=torch.int64)
+        torch.ops.fastmalade.fill_fresh_seed_(buffer)
+        return buffer
+    return torch.tensor([signed64(fresh_seed())], dtype=torch.int64)
+
+
+def _unsigned(seed: Tensor) -> int:
+    return int(seed.item()) % 2**64
+
+
+def _standard_strides(x: Tensor) -> Tensor:
+    # Images of one channel are contiguous under two sets of strides, by which torch's convolutions choose
+    # their memory format and thereby their rounding. Flat and back leaves one: layout changes no result.
+    return x.contiguous().flatten().view(x.shape)
+
+
+def run_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    seed: Tensor,
+    sample_ids: Tensor,
+    noise: Tensor | None,
+    backend: str,
+    *,
+    trajectory: bool = False,
+) -> Tensor:
+    """Evaluate the chain of the Table 8 autoencoder on one backend; nothing is recorded for autograd.
+
+    Args:
+        x: (B, C, H, W), the dtype and device of ``weights`` (ten tensors).
+        step_sizes, noise_scales, lows, highs: N floats each.
+        seed: int64 (1,) CPU; not read if ``noise`` (N, B, C, H, W) is given.
+        sample_ids: int64 (B,).
+        backend: a name that ``backends.resolve`` has returned.
+
+    Returns:
+        New contiguous (B, C, H, W), or (N + 1, B, C, H, W) with ``trajectory``.
+    """
+    x = _standard_strides(x)
+    if x.numel() == 0 or len(step_sizes) == 0:
+        return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
+    if backend == "cpu":
+        return backends.cpu.langevin_chain(
+            x,
+            weights,
+            step_sizes,
+            noise_scales,
+            lows,
+            highs,
+            seed=_unsigned(seed),
+            sample_ids=sample_ids,
+            noise=noise,
+            trajectory=trajectory,
+        )
+    if backend != "torch":
+        raise ValueError(f"backend: expected one of cpu, torch, got {backend!r}")
+    return reference.langevin_chain(
+        x,
+        functools.partial(reference.autoencoder_forward, weights=weights),
+        step_sizes,
+        noise_scales,
+        lows=lows,
+        highs=highs,
+        seed=_unsigned(seed),
+        sample_ids=sample_ids,
+        noise=noise,
+        trajectory=trajectory,
+    ).contiguous()
+
+
+def run_chain_backward(
+    cotangent: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    seed: Tensor,
+    sample_ids: Tensor,
+    noise: Tensor | None,
+    backend: str,
+    weight_gradients: bool,
+    noise_gradient: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Vector-Jacobian product of :func:`run_chain` for the noise that it drew.
+
+    The states come from the same backend and the same noise; each step is then differentiated by
+    :func:`reference.autoencoder_vjp`. Kept in memory: N + 1 states and the activations of one step. A clamp
+    lets the gradient through on the closed interval and stops it outside, as ``torch.clamp`` does.
+
+    Args:
+        cotangent: (B, C, H, W), gradient with respect to the result.
+        weight_gradients, noise_gradient: whether these are wanted.
+
+    Returns:
+        Gradients with respect to x (B, C, H, W), noise (N, B, C, H, W) and the ten weights; empty where not
+        wanted.
+    """
+    states = run_chain(
+        x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend, trajectory=True
+    )
+    gradient = _standard_strides(cotangent)
+    weight_sums = [torch.zeros_like(w) for w in weights] if weight_gradients else []
+    noise_sums = torch.zeros_like(states[1:]) if noise_gradient else x.new_empty(0)
+    for step in reversed(range(len(step_sizes) if x.numel() else 0)):
+        a, d, low, high = step_sizes[step], noise_scales[step], lows[step], highs[step]
+        state, following = states[step], states[step + 1]
+        activations = reference.autoencoder_activations(state, weights)
+        clamped = (following <= low) | (following >= high)
+        if bool(clamped.any()):
+            # A state on a bound may have come from outside (gradient 0) or lie there by itself (gradient 1).
+            z = None
+            if d != 0.0:
+                z = _noise_of_step(x, seed, sample_ids, noise, backend, step)
+            before = reference.langevin_step(state, activations[-1], a, d, z)
+            gradient = gradient.masked_fill(clamped & ((before < low) | (before > high)), 0.0)
+        if noise_gradient:
+            noise_sums[step] = d * gradient
+        through, sums = reference.autoencoder_vjp(
+            a * gradient, activations, weights, weight_gradients=weight_gradients
+        )
+        for total, part in zip(weight_sums, sums, strict=True):
+            total += part
+        gradient = (1.0 - a) * gradient + through
+    if len(step_sizes) == 0 or x.numel() == 0:
+        # No step ran, and an operator must not return its argument.
+        gradient = gradient.clone()
+    return gradient, noise_sums, weight_sums
+
+
+def _noise_of_step(
+    x: Tensor, seed: Tensor, sample_ids: Tensor, noise: Tensor | None, backend: str, step: int
+) -> Tensor:
+    if noise is not None:
+        return noise[step]
+    return draw(
+        _unsigned(seed), sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend
+    )
+
+
+def _standard_normal(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, backend: str) -> Tensor:
+    return draw(
+        _unsigned(seed),
+        sample_ids,
+        step,
+        like.shape[1:],
+        dtype=like.dtype,
+        device=like.device,
+        backend=backend,
+    )
+
+
+def _fill_fresh_seed(seed: Tensor) -> None:
+    seed.fill_(signed64(fresh_seed()))
+
+
+_LIBRARY.impl("langevin_chain", run_chain, "CompositeExplicitAutograd")
+_LIBRARY.impl("langevin_chain_backward", run_chain_backward, "CompositeExplicitAutograd")
+_LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
+_LIBRARY.impl("fill_fresh_seed_", _fill_fresh_seed, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fastmalade::langevin_chain", lib=_LIBRARY)
+def _chain_fake(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("fastmalade::langevin_chain_backward", lib=_LIBRARY)
+def _chain_backward_fake(
+    cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], step_sizes: Sequence[float], *rest: Any
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    weight_gradients, noise_gradient = rest[-2:]
+    return (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        x.new_empty((len(step_sizes), *x.shape) if noise_gradient else (0,)),
+        [torch.empty_like(w) for w in weights] if weight_gradients else [],
+    )
+
+
+@torch.library.register_fake("fastmalade::standard_normal", lib=_LIBRARY)
+def _standard_normal_fake(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, backend: str) -> Tensor:
+    return like.new_empty(like.shape)
+
+
+@torch.library.register_fake("fastmalade::fill_fresh_seed_", lib=_LIBRARY)
+def _fill_fresh_seed_fake(seed: Tensor) -> None:
+    return None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend = inputs
+    ctx.save_for_backward(x, seed, sample_ids, noise, *weights)
+    ctx.settings = (step_sizes, noise_scales, lows, highs)
+    ctx.backend = backend
+
+
+def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    x, seed, sample_ids, noise, *weights = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    wants_weights = any(wanted[1])
+    gradient, noise_gradient, weight_gradients = torch.ops.fastmalade.langevin_chain_backward(
+        cotangent,
+        x,
+        weights,
+        *ctx.settings,
+        seed,
+        sample_ids,
+        noise,
+        ctx.backend,
+        wants_weights,
+        wanted[8],
+    )
+    return (
+        gradient,
+        list(weight_gradients) if wants_weights else [None] * len(weights),
+        # For autograd an empty list of floats is an empty list of tensors, and is answered by its like.
+        *([] if len(values) == 0 else None for values in ctx.settings),
+        None,
+        None,
+        noise_gradient if wanted[8] else None,
+        None,
+    )
+
+
+def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    return None
+
+
+def _no_second_derivative(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
+        "second derivatives are available through fastmalade.reference.langevin_chain"
+    )
+
+
+def _no_gradient(ctx: Any, cotangent: Tensor) -> tuple[None, ...]:
+    # Noise is a constant: of ``like`` only shape, dtype and device are read.
+    return None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "fastmalade::standard_normal", _no_gradient, setup_context=_no_context, lib=_LIBRARY
+)
+torch.library.register_autograd(
+    "fastmalade::langevin_chain", _backward, setup_context=_setup_context, lib=_LIBRARY
+)
+torch.library.register_autograd(
+    "fastmalade::langevin_chain_backward", _no_second_derivative, setup_context=_no_context, lib=_LIBRARY
+)

@@ -1,0 +1,216 @@
+"""``Purifier``: an autoencoder and the settings of a chain as one module that cleans images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmalade import backends, chain
+from fastmalade.inputs import prepare
+from fastmalade.models import Autoencoder
+from fastmalade.schedules import ChainConfig
+
+
+class Purifier(nn.Module):
+    """Relaxes images towards high density by Langevin dynamics (MALADE or MALA: 000 sec. 4.2, 001 sec. 3).
+
+    ``forward`` is the differentiable piece that goes in front of a classifier; ``purify`` is the forgiving
+    one that takes any array of images and checks it. Both draw fresh noise at every call unless a seed is
+    given. Picklable, deep-copyable, and moved by ``.to`` like any module.
+
+    Args:
+        autoencoder: r, an :class:`fastmalade.Autoencoder` or any module (B, C, H, W) -> (B, C, H, W) on [0,
+            1]. A module of your own tells its channel count in an attribute ``in_channels``, if ``purify``
+            is to take layouts other than (B, C, H, W).
+        chain: number of steps, step sizes, noise and clamp.
+        value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0,
+            1].
+        backend: "torch", "cpu" or None to choose by environment, dtype and device at each call.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an empty or infinite value range, or an unknown backend.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Callable[[Tensor], Tensor],
+        chain: ChainConfig,
+        *,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(autoencoder):
+            raise TypeError(
+                f"autoencoder: expected a module or callable r(x), got {type(autoencoder).__name__}"
+            )
+        if not isinstance(chain, ChainConfig):
+            raise TypeError(f"chain: expected a ChainConfig, got {type(chain).__name__}")
+        low, high = (float(bound) for bound in value_range)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(
+                f"value_range: expected finite (low, high) with low < high, got {tuple(value_range)}"
+            )
+        if backend is not None and backend not in backends.BACKENDS:
+            raise ValueError(
+                f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}"
+            )
+        self.autoencoder = autoencoder
+        self.chain = chain
+        self.value_range = (low, high)
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], *, backend: str | None = None) -> Purifier:
+        """Load a shipped purifier ("malade-mnist", "mala-mnist") or a file of :meth:`save_pretrained`.
+
+        Never runs code from the file and never uses a network. Parameters are frozen, the module is in eval
+        mode.
+
+        Raises:
+            FileNotFoundError: neither a shipped name nor a file; lists the shipped names.
+            PretrainedError: a damaged or foreign file.
+        """
+        from fastmalade.pretrained import load_purifier
+
+        return load_purifier(name_or_path, backend=backend)
+
+    def save_pretrained(
+        self, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None
+    ) -> None:
+        """Write autoencoder, chain and value range to one safetensors file, whole or not at all.
+
+        Args:
+            path: file to write; an old one is replaced only once the new one is complete.
+            training: facts about the training for the header, JSON values.
+
+        Raises:
+            TypeError: the autoencoder is not a Table 8 ``Autoencoder``.
+        """
+        from fastmalade.pretrained import save_purifier
+
+        save_purifier(self, path, training=training)
+
+    def forward(
+        self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Purify a batch, differentiably.
+
+        The gradient is the exact derivative of this computation for the noise that it drew. Values are not
+        checked
+        against the range: that would cost a pass over the batch inside every step of an attack.
+
+        Args:
+            x: (B, C, H, W) in ``value_range``, dtype and device of the autoencoder.
+            seed, sample_ids, noise: see :func:`fastmalade.langevin_chain`.
+
+        Returns:
+            (B, C, H, W) in ``value_range``.
+
+        Raises:
+            TypeError, ValueError, BackendUnavailableError: see :func:`fastmalade.langevin_chain`.
+        """
+        return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise)
+
+    def trajectory(
+        self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """All states, (N + 1, B, C, H, W), entry 0 is ``x``; as :meth:`forward`, without gradients."""
+        return self._run(
+            x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise, trajectory=True
+        )
+
+    def purify(
+        self,
+        images: Any,
+        *,
+        seed: int | None = None,
+        sample_ids: Any = None,
+        backend: str | None = None,
+        **chain_overrides: Any,
+    ) -> Any:
+        """Purify images of any supported kind; the result has the same kind, dtype, device and layout.
+
+        Args:
+            images: torch tensor, numpy array or object with ``__dlpack__``, never written to; uint8 or
+                floating with values in ``value_range``; (B, C, H, W) or, where unambiguous, (B, H, W, C),
+                (B, H, W), (H, W). The full rules are those of :func:`fastmalade.inputs.prepare`. Computed
+                in the dtype of the autoencoder.
+            seed: 0 <= seed < 2**64; None draws a fresh one from the operating system.
+            sample_ids: B integers, 0..B-1 by default. A pipeline that splits a data set passes global ids,
+                so that the result does not depend on the split.
+            backend: overrides the purifier's.
+            chain_overrides: fields of :class:`ChainConfig`, for this call.
+
+        Returns:
+            Purified images without gradient; an empty result for an empty batch.
+
+        Raises:
+            TypeError: wrong kind or dtype, or an unknown override.
+            ValueError: wrong shape, values out of range, NaN or infinity.
+            FloatingPointError: the chain diverged.
+            BackendUnavailableError: the backend asked for cannot run here.
+        """
+        config = self.chain.replace(**chain_overrides) if chain_overrides else self.chain
+        dtype, device = self._dtype_and_device()
+        prepared = prepare(
+            images,
+            channels=getattr(self.autoencoder, "in_channels", None),
+            multiple=4 if isinstance(self.autoencoder, Autoencoder) else 1,
+            value_range=self.value_range,
+            dtype=dtype,
+            device=device,
+        )
+        with torch.no_grad():
+            result = self._run(
+                prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids
+            )
+            if config.clamp != "none" and config.n_steps > 0:
+                # The map back to the value range may round a value on its edge to the outside.
+                result = result.clamp(*self.value_range)
+        return prepared.restore(result)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``repr``."""
+        return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}"
+
+    def _run(
+        self,
+        x: Tensor,
+        config: ChainConfig,
+        backend: str | None,
+        *,
+        seed: int | None,
+        sample_ids: Any,
+        noise: Tensor | None = None,
+        trajectory: bool = False,
+    ) -> Tensor:
+        low, high = self.value_range
+        is_unit = self.value_range == (0.0, 1.0)
+        lows, highs = config.clamp_bounds()
+        result = chain.run(
+            x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low),
+            self.autoencoder,
+            *config.schedule(),
+            lows,
+            highs,
+            seed=seed,
+            sample_ids=sample_ids,
+            noise=noise,
+            backend=backend,
+            trajectory=trajectory,
+        )
+        return result if is_unit else result * (high - low) + low
+
+    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        parameters = self.autoencoder.parameters() if isinstance(self.autoencoder, nn.Module) else iter(())
+        for parameter in parameters:
+            if parameter.is_floating_point():
+                return parameter.dtype, parameter.device
+        return torch.float32, torch.device("cpu")

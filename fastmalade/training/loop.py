@@ -1,0 +1,224 @@
+"""The epoch loop shared by both trainings: seeding, learning rate, validation, progress, checkpoint and resume.
+
+Each epoch draws all its randomness (order, noise, dropout) from a seed derived from (seed, epoch), so a run that was
+interrupted and resumed ends with the same parameters, bit for bit, as one that was not. Resume restarts the epoch that
+was cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor, nn
+
+_CHECKPOINT_FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that belongs to other settings, or is not a checkpoint."""
+
+
+@dataclass
+class TrainingReport:
+    """What a training did.
+
+    Attributes:
+        settings: the settings it ran with.
+        history: one dict per epoch: epoch, learning_rate, train_loss and the validation scores.
+        seconds: time spent training, over all resumed parts.
+    """
+
+    settings: dict[str, Any]
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def final(self) -> dict[str, float]:
+        """Scores after the last epoch (empty when there was none)."""
+        return self.history[-1] if self.history else {}
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Settings that both trainings share.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step; the last, smaller batch of an epoch is used too.
+        learning_rate: Adam's rate at the start; it follows half a cosine down to a hundredth of that.
+        seed: everything random follows from it.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate: expected a positive number, got {self.learning_rate!r}")
+
+
+def run_epochs(
+    model: nn.Module,
+    settings: LoopSettings,
+    n_images: int,
+    batch_loss: Callable[[Tensor], Tensor],
+    validate: Callable[[], dict[str, float]],
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool,
+    label: str,
+    extra: dict[str, Any] | None = None,
+) -> TrainingReport:
+    """Train ``model`` in place.
+
+    Args:
+        model: module whose parameters that require grad are trained by Adam.
+        settings: see :class:`LoopSettings`.
+        n_images: number of training images.
+        batch_loss: mean loss of the images at the given indices, int64 (b,).
+        validate: scores after an epoch, called in eval mode without gradients.
+        checkpoint: file written after each epoch and resumed from when it exists.
+        progress: show a progress bar on standard error.
+        label: text at the bar.
+        extra: more facts that a checkpoint must agree with, besides the settings.
+
+    Raises:
+        CheckpointError: the checkpoint is of other settings, or damaged.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    report = TrainingReport(settings=dataclasses.asdict(settings) | {"n_images": n_images} | (extra or {}))
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        _resume(path, model, optimizer, report)
+    steps_per_epoch = math.ceil(n_images / settings.batch_size)
+    with _progress_bar(progress) as bar:
+        task = bar.add_task(label, total=settings.epochs * steps_per_epoch, score="")
+        bar.update(task, completed=len(report.history) * steps_per_epoch)
+        for epoch in range(len(report.history), settings.epochs):
+            start = time.perf_counter()
+            scores = _one_epoch(
+                model, optimizer, settings, epoch, n_images, batch_loss, lambda: bar.advance(task)
+            )
+            model.eval()
+            with torch.no_grad():
+                scores |= validate()
+            report.history.append(scores)
+            report.seconds += time.perf_counter() - start
+            shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k not in ("epoch", "learning_rate"))
+            bar.update(task, score=shown)
+            if progress:
+                bar.console.print(f"{label}: epoch {epoch + 1}/{settings.epochs}: {shown}", highlight=False)
+            if path is not None:
+                _save(path, model, optimizer, report)
+    model.eval()
+    return report
+
+
+def _one_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Adam,
+    settings: LoopSettings,
+    epoch: int,
+    n_images: int,
+    batch_loss: Callable[[Tensor], Tensor],
+    advance: Callable[[], None],
+) -> dict[str, float]:
+    steps = math.ceil(n_images / settings.batch_size)
+    total = torch.zeros((), dtype=torch.float64)
+    model.train()
+    # The caller's global generator is left as it was: training must not disturb other randomness in the process.
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed * 1_000_003 + epoch)
+        order = torch.randperm(n_images)
+        for step in range(steps):
+            indices = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+            position = (epoch * steps + step) / (settings.epochs * steps)
+            rate = settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * position)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss = batch_loss(indices)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach().double() * len(indices)
+            advance()
+    mean = float(total) / n_images
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"epoch {epoch + 1}: expected a finite training loss, got {mean}")
+    return {"epoch": float(epoch + 1), "learning_rate": rate, "train_loss": mean}
+
+
+def _progress_bar(enabled: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[score]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True), disable=not enabled)
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: TrainingReport) -> None:
+    state = {
+        "format": _CHECKPOINT_FORMAT,
+        "settings": report.settings,
+        "history": report.history,
+        "seconds": report.seconds,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: TrainingReport) -> None:
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: expected a training checkpoint, got {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != _CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: expected a training checkpoint of format {_CHECKPOINT_FORMAT}")
+    differing = {
+        name: (report.settings.get(name), state["settings"].get(name))
+        for name in sorted(report.settings.keys() | state["settings"].keys())
+        if report.settings.get(name) != state["settings"].get(name)
+    }
+    if differing:
+        text = ", ".join(f"{name}: expected {new!r}, got {old!r}" for name, (new, old) in differing.items())
+        raise CheckpointError(f"{path} was made with other settings ({text}); delete it or name another file")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    report.history = list(state["history"])
+    report.seconds = float(state["seconds"])

@@ -1,0 +1,34 @@
+// From one call to many kernel calls: chooses the form for every image, cuts the batch into tasks and runs them on
+// threads. Compiled without special flags; the instruction set is the table it is given.
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/kernels.h"
+
+namespace fastmalade::cpu {
+
+// Both forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
+enum class Form { automatic, throughput, latency };
+
+// Runs one chain over the whole batch on at most `threads` threads, the calling one included. Never more threads than
+// tasks; threads live for one call, so that a forked child starts clean.
+void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+                    const ChainArguments& arguments, Form form, int threads);
+
+// out = r(x). x, out: (batch, C, H, W)
+void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+                         int64_t batch, const float* x, float* out, Form form, int threads);
+
+// z: (batch, elements), the noise of one step. sample_ids: (batch,)
+void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
+                     int64_t elements, float* z, int threads);
+
+// words: (batch, 4 counters) non-negative. sample_ids: (batch,)
+void philox_words(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
+                  int64_t counters, int64_t* words, int threads);
+
+// Bytes of working memory that one thread takes for this shape, whatever the batch and the number of steps.
+int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape);
+
+}  // namespace fastmalade::cpu

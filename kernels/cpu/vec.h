@@ -1,0 +1,138 @@
+// The vector type of one instruction set: LANES floats, written with the compiler's vector extensions so that +, -, *,
+// comparisons and selections need no intrinsics. Included once per object, inside no namespace of its own: the
+// enclosing source chooses FASTMALADE_ISA, which names the namespace everything lands in.
+//
+// Everything here is `static` or a template in an unnamed namespace, and no standard C++ header is included: an object
+// compiled with -mavx2 must not define a weak symbol, or the linker might hand its copy to the portable code.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#ifndef FASTMALADE_ISA
+#error "FASTMALADE_ISA names the namespace of this instruction set: baseline, avx2, avx512, ..."
+#endif
+
+// FASTMALADE_LANES may be given by a test build that runs the wide code on a narrow processor.
+#ifndef FASTMALADE_LANES
+#if defined(__AVX512F__)
+#define FASTMALADE_LANES 16
+#elif defined(__AVX2__)
+#define FASTMALADE_LANES 8
+#else
+#define FASTMALADE_LANES 4
+#endif
+#endif
+
+#define FASTMALADE_INLINE static inline __attribute__((always_inline))
+
+namespace fastmalade::cpu::FASTMALADE_ISA {
+namespace {
+
+constexpr int LANES = FASTMALADE_LANES;
+
+// Architectural vector registers: they decide how large an output tile may be before it spills.
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
+typedef float Vec __attribute__((vector_size(FASTMALADE_LANES * 4)));
+typedef int32_t VecInt __attribute__((vector_size(FASTMALADE_LANES * 4)));
+typedef uint32_t VecWord __attribute__((vector_size(FASTMALADE_LANES * 4)));
+typedef uint64_t VecLong __attribute__((vector_size(FASTMALADE_LANES * 4)));
+// The same vectors at any float's address.
+typedef float VecAt __attribute__((vector_size(FASTMALADE_LANES * 4), aligned(4), may_alias));
+
+FASTMALADE_INLINE Vec load(const float* p) { return *(const VecAt*)p; }
+FASTMALADE_INLINE void store(float* p, Vec v) { *(VecAt*)p = v; }
+FASTMALADE_INLINE Vec broadcast(float s) { return s - (Vec){}; }
+FASTMALADE_INLINE VecInt broadcast_int(int32_t s) { return s + (VecInt){}; }
+FASTMALADE_INLINE VecWord broadcast_word(uint32_t s) { return s + (VecWord){}; }
+
+FASTMALADE_INLINE VecInt bits(Vec v) { return (VecInt)v; }
+FASTMALADE_INLINE Vec from_bits(VecInt v) { return (Vec)v; }
+FASTMALADE_INLINE Vec to_float(VecInt v) { return __builtin_convertvector(v, Vec); }
+FASTMALADE_INLINE Vec select(VecInt mask, Vec where_set, Vec where_clear) {
+    return mask ? where_set : where_clear;
+}
+
+FASTMALADE_INLINE VecInt lane_indices() {
+    VecInt v;
+    for (int l = 0; l < LANES; ++l) v[l] = l;
+    return v;
+}
+
+// a b + c: rounded once where the instruction set has a fused multiply-add, twice on plain x86-64. The build switches
+// contraction off, so no other expression is ever fused.
+FASTMALADE_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__) && FASTMALADE_LANES == 16
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && FASTMALADE_LANES == 8
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__) && FASTMALADE_LANES == 16
+    union Halves {
+        Vec whole;
+        __m256 half[2];
+    };
+    const Halves x = {a}, y = {b}, z = {c};
+    Halves sum;
+    sum.half[0] = _mm256_fmadd_ps(x.half[0], y.half[0], z.half[0]);
+    sum.half[1] = _mm256_fmadd_ps(x.half[1], y.half[1], z.half[1]);
+    return sum.whole;
+#elif defined(__FMA__)
+    return (Vec)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#elif defined(__ARM_FEATURE_FMA) && FASTMALADE_LANES == 4
+    return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+FASTMALADE_INLINE Vec square_root(Vec v) {
+#if defined(__AVX512F__) && FASTMALADE_LANES == 16
+    return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#elif defined(__AVX__) && FASTMALADE_LANES == 8
+    return (Vec)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__) && FASTMALADE_LANES == 4
+    return (Vec)_mm_sqrt_ps((__m128)v);
+#elif defined(__aarch64__) && FASTMALADE_LANES == 4
+    return (Vec)vsqrtq_f32((float32x4_t)v);
+#else
+    Vec root;
+    for (int l = 0; l < LANES; ++l) root[l] = __builtin_sqrtf(v[l]);
+    return root;
+#endif
+}
+
+// Product of the low halves of each 64-bit element: the 32 x 32 -> 64 bit multiplication.
+FASTMALADE_INLINE VecLong multiply_low_halves(VecLong a, VecLong b) {
+#if defined(__AVX512F__) && FASTMALADE_LANES == 16
+    return (VecLong)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && FASTMALADE_LANES == 8
+    return (VecLong)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__) && FASTMALADE_LANES == 4
+    return (VecLong)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    return (a & 0xffffffffull) * (b & 0xffffffffull);
+#endif
+}
+
+// The 64-bit products of every 32-bit word with one multiplier, as high and low words. Even and odd words are
+// multiplied apart and put together again (little-endian: word 2i is the low half of 64-bit element i).
+FASTMALADE_INLINE void multiply_wide(VecWord v, uint32_t multiplier, VecWord* high, VecWord* low) {
+    const VecLong factor = multiplier + (VecLong){};
+    const VecLong even = multiply_low_halves((VecLong)v, factor);
+    const VecLong odd = multiply_low_halves((VecLong)v >> 32, factor);
+    *high = (VecWord)((even >> 32) | (odd & 0xffffffff00000000ull));
+    *low = (VecWord)((even & 0xffffffffull) | (odd << 32));
+}
+
+}  // namespace
+}  // namespace fastmalade::cpu::FASTMALADE_ISA

@@ -1,0 +1,205 @@
+"""Native part of the build: one static library per CPU instruction set and the extension that chooses among them.
+
+The rest of the configuration is in pyproject.toml. Without a working compiler, or with FASTMALADE_NO_EXTENSION=1, the
+package is built without the extension and runs on its torch backend; fastmalade/_build_info.json records what was
+built, with which flags, or why not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+INFO_FILE = "_build_info.json"
+
+# Contraction is off so that a multiply and an add are fused exactly where the source says fma. Never -march=native or a
+# global -mavx*: a wheel must run on any processor of its platform.
+COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden"]
+# No exceptions and no type information: both would put weak symbols into objects full of wide instructions.
+KERNEL_FLAGS = [*COMMON_FLAGS, "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-g0", "-Wno-psabi"]
+X86_ISA_FLAGS = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
+}
+KERNEL_SOURCE = "kernels/cpu/langevin_chain.cpp"
+EXTENSION_SOURCES = ["csrc/cpu_module.cpp", "kernels/cpu/engine.cpp"]
+
+
+def isa_flags() -> dict[str, list[str]]:
+    """Instruction sets this platform can be built for, with the flags each adds; baseline is always first."""
+    wide = X86_ISA_FLAGS if platform.machine().lower() in {"x86_64", "amd64"} else {}
+    return {"baseline": [], **wide}
+
+
+def native_dependencies() -> list[str]:
+    """Every native file: a change in any of them rebuilds what is made of them."""
+    found = [*ROOT.glob("kernels/**/*.h"), *ROOT.glob("kernels/**/*.cpp"), *ROOT.glob("csrc/*")]
+    return sorted(str(path.relative_to(ROOT)) for path in found) + ["setup.py"]
+
+
+def library_name(isa: str) -> str:
+    """Static library of one instruction set."""
+    return f"fastmalade_cpu_{isa}"
+
+
+def kernel_libraries() -> list[tuple[str, dict[str, object]]]:
+    """The same source once per instruction set."""
+    return [
+        (
+            library_name(isa),
+            {
+                "sources": [KERNEL_SOURCE],
+                "cflags": [*KERNEL_FLAGS, "-fPIC", *flags],
+                "macros": [("FASTMALADE_ISA", isa)],
+                "include_dirs": ["kernels"],
+                "obj_deps": {"": native_dependencies()},
+            },
+        )
+        for isa, flags in isa_flags().items()
+    ]
+
+
+def warn_loudly(message: str) -> None:
+    """Says something a user should not miss in a build's output."""
+    rule = "*" * 100
+    print(f"{rule}\n{message}\n{rule}", file=sys.stderr, flush=True)
+
+
+class BuildKernelLibraries(build_clib):
+    """Builds each library in a folder of its own: they share one source, so their objects share one name."""
+
+    def build_libraries(self, libraries: list) -> None:
+        parent = self.build_temp
+        self.failures: dict[str, str] = {}
+        for library in libraries:
+            self.build_temp = os.path.join(parent, library[0])
+            # distutils empties nothing and customises the compiler once; a copy keeps one library's flags out of the next.
+            try:
+                super().build_libraries([copy.deepcopy(library)])
+            except Exception as error:  # whatever a compiler does wrong, a wheel without its product is still of use
+                self.failures[library[0]] = f"{type(error).__name__}: {error}"
+        self.build_temp = parent
+
+
+class BuildNative(build_ext):
+    """Builds the extension from the libraries that could be compiled, and records the outcome."""
+
+    def run(self) -> None:
+        self.built_isas: list[str] = []
+        reason = None
+        try:
+            self.build_native()
+        except Exception as error:  # see above: the reason is recorded and shown, never swallowed
+            reason = f"building the extension failed: {type(error).__name__}: {error}"
+        if reason is not None:
+            self.built_isas = []
+            warn_loudly(f"fastmalade: {reason}\nThe package is built WITHOUT its native CPU backend; it will use torch.")
+            remove_extension(self)
+            self.extensions = []
+            self.distribution.ext_modules = []
+        write_build_info(package_folder(self), self.built_isas, reason, self.compiler)
+
+    def build_native(self) -> None:
+        """Compiles libraries and extension, raising where nothing usable comes out."""
+        self.run_command("build_clib")
+        libraries = self.get_finalized_command("build_clib")
+        failures = libraries.failures
+        if library_name("baseline") in failures:
+            raise RuntimeError(f"the portable kernels do not compile ({failures[library_name('baseline')]})")
+        for name, message in failures.items():
+            warn_loudly(f"fastmalade: {name} does not compile ({message}); its instruction set is left out.")
+        kept = [library for library in self.distribution.libraries if library[0] not in failures]
+        self.distribution.libraries = libraries.libraries = kept
+        self.built_isas = [isa for isa in isa_flags() if library_name(isa) not in failures]
+        for extension in self.extensions:
+            extension.define_macros += [(f"FASTMALADE_WITH_{isa.upper()}", None) for isa in self.built_isas]
+        super().run()
+
+
+class BuildPython(build_py):
+    """Records that no extension was asked for: build_ext does not run then."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.distribution.ext_modules:
+            command = self.get_finalized_command("build_ext")
+            remove_extension(command)
+            write_build_info(package_folder(self), [], NO_EXTENSION_REASON, None)
+
+
+def package_folder(command: build_ext | build_py) -> Path:
+    """Where the built package is: the source tree for an editable or in-place build, else the build folder."""
+    in_place = getattr(command, "editable_mode", False) or getattr(command, "inplace", False)
+    return ROOT / "fastmalade" if in_place else Path(command.build_lib) / "fastmalade"
+
+
+def remove_extension(command: build_ext) -> None:
+    """Takes away the product of an earlier build, which would be loaded in place of the one that is now missing."""
+    for stale in package_folder(command).glob("_cpu.*"):
+        stale.unlink()
+
+
+def write_build_info(folder: Path, isas: list[str], reason: str | None, compiler: object) -> None:
+    """Writes _build_info.json: {"cpu": {"built", "isas", "flags", "compiler", "reason"}}."""
+    command = getattr(compiler, "compiler_so", None) or []
+    info = {
+        "cpu": {
+            "built": reason is None,
+            "reason": reason,
+            "isas": isas,
+            "flags": {isa: [*KERNEL_FLAGS, *isa_flags()[isa]] for isa in isas},
+            "compiler": " ".join(command) if isinstance(command, list) else str(command),
+            "platform": platform.platform(),
+        }
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def no_extension_reason() -> str | None:
+    """Why the extension is not even tried, or None."""
+    if os.environ.get("FASTMALADE_NO_EXTENSION", "0") not in {"", "0"}:
+        return "built with FASTMALADE_NO_EXTENSION=1"
+    try:
+        import pybind11  # noqa: F401
+    except ImportError as error:
+        return f"pybind11 was not there at build time ({error})"
+    return None
+
+
+def extensions() -> list[Extension]:
+    """The extension module fastmalade._cpu."""
+    import pybind11
+
+    return [
+        Extension(
+            "fastmalade._cpu",
+            sources=list(EXTENSION_SOURCES),
+            include_dirs=["kernels", pybind11.get_include()],
+            depends=native_dependencies(),
+            extra_compile_args=[*COMMON_FLAGS, "-pthread"],
+            extra_link_args=["-pthread"],
+            language="c++",
+        )
+    ]
+
+
+if __name__ == "__main__":
+    NO_EXTENSION_REASON = no_extension_reason()
+    if NO_EXTENSION_REASON:
+        warn_loudly(f"fastmalade: no native CPU backend: {NO_EXTENSION_REASON}.")
+    setup(
+        libraries=[] if NO_EXTENSION_REASON else kernel_libraries(),
+        ext_modules=[] if NO_EXTENSION_REASON else extensions(),
+        cmdclass={"build_clib": BuildKernelLibraries, "build_ext": BuildNative, "build_py": BuildPython},
+    )

@@ -1,0 +1,58 @@
+"""A small purifier in a file, and ways to call the command: in this process and in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastmalade import Autoencoder, ChainConfig, Purifier
+from fastmalade.cli.app import app
+
+CHAIN = ChainConfig(n_steps=3, step_size=0.2, noise_scale=0.05)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of an untrained purifier of three steps, for 1 channel."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    Purifier(Autoencoder(generator=torch.Generator().manual_seed(1)), CHAIN).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def rgb_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for 3 channels."""
+    path = tmp_path_factory.mktemp("model") / "rgb.safetensors"
+    Purifier(Autoencoder(3, generator=torch.Generator().manual_seed(2)), CHAIN).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def invoke() -> Callable[..., object]:
+    """Run the command in this process: ``invoke("purify", in, out)`` gives a result with stdout and stderr."""
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def spawn() -> Callable[..., subprocess.Popen[str]]:
+    """Start the command as its own process, standard input closed, without a terminal."""
+
+    def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+        code = "from fastmalade.cli.app import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    return start

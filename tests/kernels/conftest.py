@@ -1,0 +1,71 @@
+"""Fixtures of the kernel tests: every instruction set by turn, thread counts put back, native tools found."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastmalade.backends import cpu
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+# pytest's importlib mode leaves sys.path alone; the references are a module of their own beside the tests.
+sys.path.insert(0, str(HERE))
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Forces one instruction set; skips where the build or the processor lacks it, saying which."""
+    reason = cpu.unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"no native CPU backend: {reason}")
+    if request.param not in cpu.isas_built():
+        pytest.skip(f"this build has no {request.param}: {cpu.isas_built()}")
+    if request.param not in cpu.isas_supported():
+        pytest.skip(f"this processor does not run {request.param}")
+    monkeypatch.setenv("FASTMALADE_CPU_ISA", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def native() -> ModuleType:
+    """The cpu backend, or a skip with the reason it is not there."""
+    reason = cpu.unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"no native CPU backend: {reason}")
+    return cpu
+
+
+@pytest.fixture(autouse=True)
+def threads_put_back() -> Iterator[None]:
+    """Tests set the number of threads; the next one starts from the old number."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def compiler() -> str:
+    """A C++ compiler's path, or a skip."""
+    path = shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        pytest.skip("no C++ compiler on this machine")
+    return path
+
+
+@pytest.fixture
+def setup_file() -> ModuleType:
+    """setup.py as a module (it builds nothing when imported): the flags of every instruction set."""
+    spec = importlib.util.spec_from_file_location("fastmalade_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
