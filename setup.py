@@ -1,13 +1,12 @@
-"""Native part of the build: one static library per CPU instruction set and the extension that chooses among them.
+"""Native part of the build: a static library per CPU instruction set and the extension that chooses one.
 
-The rest of the configuration is in pyproject.toml. Without a working compiler, or with FASTMALADE_NO_EXTENSION=1, the
-package is built without the extension and runs on its torch backend; fastmalade/_build_info.json records what was
-built, with which flags, or why not.
+The rest of the configuration is in pyproject.toml. Without a working compiler, or with
+FASTMALADE_NO_EXTENSION=1, the package is built without the extension and runs on its torch backend;
+fastmalade/_build_info.json records what was built, with which flags, or why not.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import platform
@@ -22,11 +21,12 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 INFO_FILE = "_build_info.json"
 
-# Contraction is off so that a multiply and an add are fused exactly where the source says fma. Never -march=native or a
-# global -mavx*: a wheel must run on any processor of its platform.
-COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden"]
+# Contraction is off so that a multiply and an add are fused exactly where the source says fma. Never
+# -march=native or a global -mavx*: a wheel must run on any processor of its platform. -g0 undoes the
+# interpreter's own -g, which would make the module ten times as large.
+COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden"]
 # No exceptions and no type information: both would put weak symbols into objects full of wide instructions.
-KERNEL_FLAGS = [*COMMON_FLAGS, "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-g0", "-Wno-psabi"]
+KERNEL_FLAGS = [*COMMON_FLAGS, "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-Wno-psabi"]
 X86_ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
@@ -44,7 +44,7 @@ def isa_flags() -> dict[str, list[str]]:
 def native_dependencies() -> list[str]:
     """Every native file: a change in any of them rebuilds what is made of them."""
     found = [*ROOT.glob("kernels/**/*.h"), *ROOT.glob("kernels/**/*.cpp"), *ROOT.glob("csrc/*")]
-    return sorted(str(path.relative_to(ROOT)) for path in found) + ["setup.py"]
+    return [*sorted(str(path.relative_to(ROOT)) for path in found), "setup.py"]
 
 
 def library_name(isa: str) -> str:
@@ -83,10 +83,9 @@ class BuildKernelLibraries(build_clib):
         self.failures: dict[str, str] = {}
         for library in libraries:
             self.build_temp = os.path.join(parent, library[0])
-            # distutils empties nothing and customises the compiler once; a copy keeps one library's flags out of the next.
             try:
-                super().build_libraries([copy.deepcopy(library)])
-            except Exception as error:  # whatever a compiler does wrong, a wheel without its product is still of use
+                super().build_libraries([library])
+            except Exception as error:  # whatever goes wrong, a package without this library is still of use
                 self.failures[library[0]] = f"{type(error).__name__}: {error}"
         self.build_temp = parent
 
@@ -103,10 +102,12 @@ class BuildNative(build_ext):
             reason = f"building the extension failed: {type(error).__name__}: {error}"
         if reason is not None:
             self.built_isas = []
-            warn_loudly(f"fastmalade: {reason}\nThe package is built WITHOUT its native CPU backend; it will use torch.")
+            warn_loudly(
+                f"fastmalade: {reason}\nThe package is built WITHOUT its native CPU backend; it uses torch."
+            )
             remove_extension(self)
+            # The distribution keeps its extension: the wheel stays one of this platform, laid out as usual.
             self.extensions = []
-            self.distribution.ext_modules = []
         write_build_info(package_folder(self), self.built_isas, reason, self.compiler)
 
     def build_native(self) -> None:
@@ -138,13 +139,13 @@ class BuildPython(build_py):
 
 
 def package_folder(command: build_ext | build_py) -> Path:
-    """Where the built package is: the source tree for an editable or in-place build, else the build folder."""
+    """Where the built package is: the source tree if editable or in place, else the build folder."""
     in_place = getattr(command, "editable_mode", False) or getattr(command, "inplace", False)
     return ROOT / "fastmalade" if in_place else Path(command.build_lib) / "fastmalade"
 
 
 def remove_extension(command: build_ext) -> None:
-    """Takes away the product of an earlier build, which would be loaded in place of the one that is now missing."""
+    """Takes away the product of an earlier build, which would be loaded although this one has none."""
     for stale in package_folder(command).glob("_cpu.*"):
         stale.unlink()
 

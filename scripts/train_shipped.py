@@ -31,8 +31,8 @@ from fastmalade.training.tuning import TuningResult, tune_chain
 WEIGHTS = Path(__file__).parent.parent / "fastmalade" / "weights"
 SEED = 0
 CLASSIFIER = {"epochs": 6, "batch_size": 128, "learning_rate": 1e-3, "seed": SEED}
-DAE = {"epochs": 60, "batch_size": 128, "learning_rate": 1e-2, "sigma2": 0.15, "seed": SEED}
-SDAE = {"epochs": 10, "batch_size": 128, "learning_rate": 3e-3, "sigma2": 0.15, "seed": SEED, "class_balanced": True}
+DAE = {"epochs": 40, "batch_size": 128, "learning_rate": 1e-2, "sigma2": 0.07, "seed": SEED}
+SDAE = {"epochs": 8, "batch_size": 128, "learning_rate": 3e-3, "sigma2": 0.07, "seed": SEED, "class_balanced": True}
 TUNING_ATTACKS = (("pgd", 0.2), ("pgd", 0.3), ("fgsm", 0.3))
 TUNING_IMAGES = 2000
 

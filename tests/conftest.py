@@ -12,11 +12,15 @@ from torch import Tensor
 from fastmalade.data import DataNotFoundError, embedded_digits, find_data_dir, load_mnist
 
 
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Every test runs on two threads and leaves torch's setting as it found it."""
-    before = torch.get_num_threads()
+def pytest_configure() -> None:
+    """Two threads everywhere, so that a run on a large machine tests what a run on a small one does."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A test that changes the number of threads changes it for itself only."""
+    before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
@@ -43,7 +47,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="session")
 def mnist() -> dict[str, tuple[Tensor, Tensor]]:
-    """The full MNIST by split; tests that use it carry the marker ``mnist`` and are skipped where it is missing."""
+    """The full MNIST by split; tests that use it carry the marker ``mnist`` and are skipped without it."""
     try:
         find_data_dir()
     except DataNotFoundError as error:

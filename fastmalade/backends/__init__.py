@@ -1,7 +1,7 @@
-"""Which implementation computes a chain: the pure-torch reference or a native backend, and why one is not usable.
+"""Which implementation computes a chain, the pure-torch reference or a native backend, and why one cannot.
 
-A request, by argument or by the environment variable FASTMALADE_BACKEND, is met or refused with the reason; only where
-nothing was requested is the choice automatic.
+A request, by argument or by the environment variable FASTMALADE_BACKEND, is met or refused with the reason;
+only where nothing was requested is the choice automatic.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ def available() -> dict[str, str | None]:
     return {"torch": None, "cpu": cpu.unavailable_reason()}
 
 
-def resolve(requested: str | None, *, device: torch.device, dtype: torch.dtype, native_autoencoder: bool) -> str:
+def resolve(
+    requested: str | None, *, device: torch.device, dtype: torch.dtype, native_autoencoder: bool
+) -> str:
     """The backend that computes a chain on tensors of this device and dtype.
 
-    ``requested`` None means the environment variable FASTMALADE_BACKEND, and where that is unset or empty the automatic
-    choice: "cpu" for float32 tensors on the CPU with a Table 8 autoencoder (paper 000) when the extension loads, else
-    "torch". ``native_autoencoder`` says whether the residual model is such an autoencoder.
+    ``requested`` None means the environment variable FASTMALADE_BACKEND, and where that is unset or empty the
+    automatic choice: "cpu" for float32 tensors on the CPU with a Table 8 autoencoder (paper 000) when the
+    extension loads, else "torch". ``native_autoencoder`` says whether the residual model is such an
+    autoencoder.
 
-    Raises ValueError for an unknown name and BackendUnavailableError, saying why, for a request that cannot be met.
+    Raises ValueError for an unknown name and BackendUnavailableError, saying why, for a request that cannot
+    be met.
     """
     source = "argument"
     if requested is None:

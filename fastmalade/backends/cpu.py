@@ -1,7 +1,7 @@
 """The native CPU backend: tensors in, tensors out, over the extension module ``fastmalade._cpu``.
 
-The extension takes addresses and sizes and is imported on first use, so that importing this file never fails. The
-instruction set is the widest one that was built and that the processor has; the environment variable
+The extension takes addresses and sizes and is imported on first use, so that importing this file never fails.
+The instruction set is the widest one that was built and that the processor has; the environment variable
 FASTMALADE_CPU_ISA, read at each call, forces one. Threads follow ``torch.get_num_threads()``.
 """
 
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 _WEIGHT_NAMES = tuple(
-    f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
+    f"{layer}.{kind}"
+    for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3")
+    for kind in ("weight", "bias")
 )
 _extension: ModuleType | None = None
 
@@ -37,7 +39,7 @@ def unavailable_reason() -> str | None:
 
 
 def isas_built() -> list[str]:
-    """Instruction sets in this build, the most portable first; raises BackendUnavailableError without the extension."""
+    """Instruction sets in this build, most portable first; BackendUnavailableError without the extension."""
     return list(_load().isas_built())
 
 
@@ -78,15 +80,16 @@ def langevin_chain(
     trajectory: bool = False,
     form: str = "auto",
 ) -> Tensor:
-    """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t) of a Table 8 autoencoder r (paper 000).
+    """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) of any strides, H and W multiples of 4; ``weights`` the ten float32 tensors of
-    ``Autoencoder.weights()``; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to 2^64 - 1;
-    ``sample_ids`` int64 (B,); ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is
-    drawn. ``form`` "throughput" or "latency" forces one of the two kernels, which give the same bits.
+    ``Autoencoder.weights()``; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to 2^64
+    - 1; ``sample_ids`` int64 (B,); ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is
+    0 no noise is drawn. ``form`` "throughput" or "latency" forces one of the two kernels, which give the same
+    bits.
 
-    Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for
-    arguments that do not fit and BackendUnavailableError without the extension.
+    Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
+    ValueError for arguments that do not fit and BackendUnavailableError without the extension.
     """
     extension = _load()
     x = _tensor("x", x, torch.float32, (None, None, None, None))
@@ -118,7 +121,7 @@ def langevin_chain(
 
 
 def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
-    """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; arguments as ``langevin_chain``."""
+    """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
     extension = _load()
     x = _tensor("x", x, torch.float32, (None, None, None, None))
     arrays, shape = _weights(weights, x)
@@ -139,8 +142,8 @@ def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "au
 def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
     """The noise of one step: float32 (B, n_elements), a function of (seed, sample id, step, element) alone.
 
-    ``seed`` 0 to 2^64 - 1, ``sample_ids`` int64 (B,), ``step`` 0 to 2^32 - 1. Philox4x32-10 words (Salmon et al. 2011)
-    through Box and Muller. Raises ValueError for arguments out of range.
+    ``seed`` 0 to 2^64 - 1, ``sample_ids`` int64 (B,), ``step`` 0 to 2^32 - 1. Philox4x32-10 words (Salmon et
+    al. 2011) through Box and Muller. Raises ValueError for arguments out of range.
     """
     extension = _load()
     ids = _tensor("sample_ids", sample_ids, torch.int64, (None,))
@@ -155,7 +158,7 @@ def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -
 
 
 def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
-    """The random words behind ``standard_normal``: int64 (B, 4 ceil(n_elements / 4)), values 0 to 2^32 - 1."""
+    """The words behind ``standard_normal``: int64 (B, 4 ceil(n_elements / 4)), values 0 to 2^32 - 1."""
     extension = _load()
     ids = _tensor("sample_ids", sample_ids, torch.int64, (None,))
     if n_elements < 0:
@@ -176,7 +179,8 @@ def _load() -> ModuleType:
         try:
             _extension = importlib.import_module("fastmalade._cpu")
         except ImportError as error:
-            raise BackendUnavailableError(f"the native CPU extension cannot be loaded: {_why_missing(error)}") from error
+            why = _why_missing(error)
+            raise BackendUnavailableError(f"the native CPU extension cannot be loaded: {why}") from error
     return _extension
 
 
@@ -199,16 +203,20 @@ def _seed(seed: int) -> int:
 def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
     """``value`` as a contiguous CPU tensor after checking it; None in ``shape`` stands for any size."""
     expected = f"{dtype} on the cpu of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-    fits = value.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
+    fits = value.dim() == len(shape) and all(
+        n is None or n == m for n, m in zip(shape, value.shape, strict=True)
+    )
     if value.device.type != "cpu" or value.dtype != dtype or not fits:
-        raise ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
+        got = f"{value.dtype} on {value.device} of shape {tuple(value.shape)}"
+        raise ValueError(f"{name}: expected {expected}, got {got}")
     return value.detach().contiguous()
 
 
 def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
     """The ten arrays, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
     if len(weights) != len(_WEIGHT_NAMES):
-        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({', '.join(_WEIGHT_NAMES)}), got {len(weights)}")
+        names = ", ".join(_WEIGHT_NAMES)
+        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
     channels, height, width = (int(n) for n in x.shape[1:])
     hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
     hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0

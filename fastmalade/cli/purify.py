@@ -50,8 +50,8 @@ def purify(
 
     uint8 means 0..255, floating values lie in the model's range (0..1 for the shipped ones). Sample ids are
     the positions in the file (for a folder, in the order of the file names), so that the same --seed gives
-    the same result whatever the batch size. OUT appears when it is complete, and not before. An .npy file
-    is mapped and not loaded; .npz and IDX files are held in memory.
+    the same result whatever the batch size (bit for bit on the cpu backend). OUT appears when it is complete,
+    and not before. An .npy file is mapped and not loaded; .npz and IDX files are held in memory.
     """
     with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
         from fastmalade.backends import BACKENDS
@@ -82,10 +82,10 @@ def purify(
         seconds = time.perf_counter() - started
 
         if not quiet:
-            per_image = f", {seconds / images.count * 1e6:.0f} us per image with reading and writing"
+            per_image = seconds / max(images.count, 1) * 1e6
             typer.echo(
-                f"{out}: {images.count} images purified with {model}, seed {used_seed}, in {seconds:.2f} s"
-                f"{per_image if images.count else ''}"
+                f"{out}: {images.count} images purified with {model}, seed {used_seed}, in {seconds:.2f} s "
+                f"({per_image:.0f} us per image with reading and writing)"
             )
             if isinstance(images, PngFolder) and images.ignored:
                 typer.echo(

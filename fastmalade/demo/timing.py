@@ -98,6 +98,7 @@ def eager_chain(purifier: Purifier, x: Tensor) -> Tensor:
     step_sizes, noise_scales = purifier.chain.schedule()
     lows, highs = purifier.chain.clamp_bounds()
     weights = autoencoder.weights()
+    generator = torch.Generator()
     return reference.langevin_chain(
         x,
         lambda state: reference.autoencoder_forward(state, weights),
@@ -105,7 +106,7 @@ def eager_chain(purifier: Purifier, x: Tensor) -> Tensor:
         noise_scales,
         lows=lows,
         highs=highs,
-        noise=lambda _step: torch.randn_like(x),
+        noise=lambda _step: torch.randn(x.shape, generator=generator),
     )
 
 

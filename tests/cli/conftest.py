@@ -36,7 +36,7 @@ def rgb_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def invoke() -> Callable[..., object]:
-    """Run the command in this process: ``invoke("purify", in, out)`` gives a result with stdout and stderr."""
+    """Run the command in this process: ``invoke("purify", in, out)``, with stdout and stderr apart."""
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -1,0 +1,54 @@
+# Everything below works from a fresh clone: it makes .venv, installs what it needs and runs.
+#   make demo    make test    make lint    make sanitize    make wheel    make clean    make distclean
+# PYTHON chooses the interpreter of .venv; DEMO_ARGS and PYTEST_ARGS are passed on.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+NATIVE := $(shell find csrc kernels -type f -not -name '*.py[co]')
+INSTALLED_FROM := pyproject.toml setup.py constraints.txt $(NATIVE)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint sanitize wheel clean distclean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/fastmalade demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+sanitize: $(VENV)/.installed-test
+	$(BIN)/python tools/check_native.py address thread
+
+wheel: $(VENV)/.installed-test
+	$(BIN)/python -m build --outdir dist
+
+# The build backend is installed too: some tests build packages with it, and they have to run without a network.
+$(VENV)/.installed-test: $(BIN)/python $(INSTALLED_FROM)
+	@echo "installing fastmalade and its test tools into $(VENV)"
+	@$(INSTALL) 'setuptools>=77' -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-demo: $(BIN)/python $(INSTALLED_FROM)
+	@echo "installing fastmalade and what its demonstration needs into $(VENV)"
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f fastmalade/_cpu*.so fastmalade/_build_info.json $(VENV)/.installed-*
+
+distclean: clean
+	rm -rf $(VENV) demo-output

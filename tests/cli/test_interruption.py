@@ -1,0 +1,80 @@
+"""An interrupted ``fastmalade purify`` leaves nothing behind, in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from fastmalade.data import write_idx
+
+
+@pytest.fixture
+def slow_inputs(tmp_path):
+    """The same images as .npy, .npz, IDX and PNGs: enough work for a signal to arrive in it."""
+    image_module = pytest.importorskip("PIL.Image")
+    images = np.random.default_rng(0).integers(0, 256, (500, 28, 28), np.uint8)
+    np.save(tmp_path / "in.npy", images)
+    np.savez(tmp_path / "in.npz", images=images)
+    write_idx(tmp_path / "in.idx.gz", images)
+    (tmp_path / "in").mkdir()
+    for k, image in enumerate(images):
+        image_module.fromarray(image).save(tmp_path / "in" / f"{k:03d}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "number"),
+    [
+        ("in.npy", "out.npy", signal.SIGINT),
+        ("in.npy", "out.npy", signal.SIGTERM),
+        ("in.npz", "out.npz", signal.SIGINT),
+        ("in.idx.gz", "out.idx.gz", signal.SIGINT),
+        ("in", "out", signal.SIGINT),
+        ("in", "out", signal.SIGHUP),
+    ],
+)
+def test_nothing_is_left(slow_inputs, model_path, spawn, source, out, number):
+    before = sorted(slow_inputs.iterdir())
+    process = spawn(
+        "purify",
+        slow_inputs / source,
+        slow_inputs / out,
+        "--model",
+        model_path,
+        "--batch-size",
+        1,
+        "--steps",
+        20_000,
+    )
+    # .npy and folders show their unfinished output; the other two hold it in memory: give them time instead.
+    deadline = time.monotonic() + 60
+    if source in ("in.npy", "in"):
+        while (
+            sorted(slow_inputs.iterdir()) == before and process.poll() is None and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+        assert any(entry.name.endswith(".partial") for entry in slow_inputs.iterdir())
+    else:
+        time.sleep(8)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, stderr
+    assert f"{out} was not written" in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert sorted(slow_inputs.iterdir()) == before
+
+
+def test_a_whole_run_in_a_process_without_terminal(slow_inputs, model_path, spawn):
+    process = spawn(
+        "purify", slow_inputs / "in.idx.gz", slow_inputs / "out.idx.gz", "--model", model_path, "--seed", 5
+    )
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "500 images purified" in stdout
+    assert "seed 5" in stdout
+    assert (slow_inputs / "out.idx.gz").stat().st_size > 0

@@ -1,0 +1,46 @@
+"""Sanitizers, the 16-lane code and the symbols of the native kernels, through tools/check_native.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("check", ["address", "thread", "wide", "symbols"])
+def test_native_check(compiler: str, check: str) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "check_native.py"), check]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode == 2:
+        pytest.skip(result.stdout.strip())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{check}: passed" in result.stdout
+
+
+def test_flags_never_name_this_machine(setup_file: ModuleType) -> None:
+    flags = [flag for isa in setup_file.isa_flags().values() for flag in isa] + setup_file.KERNEL_FLAGS
+    assert "-ffp-contract=off" in flags
+    assert not any(flag.startswith(("-march", "-mtune", "-mcpu", "-ffast-math")) for flag in flags)
+    assert setup_file.isa_flags()["baseline"] == []
+
+
+def test_kernels_know_neither_torch_nor_python() -> None:
+    native = [
+        path
+        for folder in ("kernels", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".h", ".cpp"}
+    ]
+    assert len(native) > 5
+    for path in native:
+        includes = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#include")
+        ]
+        assert not any("torch" in line or "ATen" in line or "numpy" in line for line in includes), path
+        if "kernels" in path.parts:
+            assert not any("pybind11" in line or "Python.h" in line for line in includes), path

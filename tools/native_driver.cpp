@@ -1,0 +1,150 @@
+// Runs every operation of one instruction set on odd shapes, batches and thread counts and compares: forms with each
+// other, threads with one thread, the vector Philox with the scalar one. Meant for sanitizer builds, and for a 16-lane
+// build of the kernels on a processor without AVX-512. Built and run by tools/check_native.py.
+//
+// usage: native_driver          checks, exit status 1 on a difference
+//        native_driver dump     also prints the bits of every result, to be compared between builds
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "common/philox.h"
+#include "cpu/engine.h"
+
+#ifndef FASTMALADE_ISA
+#error "FASTMALADE_ISA names the instruction set the kernels were compiled as"
+#endif
+
+namespace fastmalade::cpu::FASTMALADE_ISA {
+extern const Kernels kernels;
+}
+
+namespace {
+
+using namespace fastmalade;
+
+const cpu::Kernels& kernels() { return cpu::FASTMALADE_ISA::kernels; }
+
+int failures = 0;
+bool dump = false;
+
+void expect(bool condition, const char* what) {
+    if (!condition) {
+        std::printf("FAILED: %s\n", what);
+        ++failures;
+    }
+}
+
+// Deterministic values in [-scale, scale].
+std::vector<float> values(int64_t n, float scale, uint32_t stream) {
+    std::vector<float> v((size_t)n);
+    for (int64_t i = 0; i < n; ++i) {
+        const PhiloxWords w = philox4x32(PhiloxWords{{(uint32_t)i, stream, 0, 0}}, 1, 2);
+        v[(size_t)i] = scale * (2.0f * philox_uniform(w.w[0]) - 1.0f);
+    }
+    return v;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+void print_bits(const std::vector<float>& v) {
+    if (!dump) return;
+    uint64_t hash = 1469598103934665603ull;  // FNV-1a over the words
+    for (const float f : v) {
+        uint32_t word;
+        std::memcpy(&word, &f, sizeof word);
+        hash = (hash ^ word) * 1099511628211ull;
+    }
+    std::printf("%zu %016llx\n", v.size(), (unsigned long long)hash);
+}
+
+void check_noise() {
+    for (const int64_t counters : {0, 1, 3, 4, 5, 16, 17, 33}) {
+        const uint64_t seed = 0xfedcba9876543210ull;
+        const std::vector<int64_t> ids = {0, -1, 1ll << 40};
+        std::vector<int64_t> words((size_t)(counters * 4 * 3), -1);
+        cpu::philox_words(kernels(), seed, ids.data(), 3, 7, counters, words.data(), 2);
+        bool equal = true;
+        for (size_t b = 0; b < 3; ++b) {
+            for (int64_t k = 0; k < counters; ++k) {
+                const PhiloxWords w = philox4x32(
+                    PhiloxWords{{(uint32_t)k, 7, (uint32_t)ids[b], (uint32_t)((uint64_t)ids[b] >> 32)}},
+                    (uint32_t)seed, (uint32_t)(seed >> 32));
+                for (int j = 0; j < 4; ++j) equal &= words[b * (size_t)counters * 4 + (size_t)(4 * k + j)] == w.w[j];
+            }
+        }
+        expect(equal, "vector Philox differs from scalar Philox");
+        for (int64_t elements = 4 * counters; elements > 4 * counters - 4 && elements >= 0; --elements) {
+            std::vector<float> z((size_t)(elements * 3), std::numeric_limits<float>::quiet_NaN());
+            cpu::standard_normal(kernels(), seed, ids.data(), 3, 7, elements, z.data(), 2);
+            for (const float value : z) expect(std::isfinite(value), "a deviate was not written");
+            print_bits(z);
+        }
+    }
+}
+
+void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
+    const int64_t pixels = s.pixels(), n_steps = 2;
+    const std::vector<float> w[10] = {
+        values(s.hidden1 * s.channels * 25, 0.4f, 1), values(s.hidden1, 0.2f, 2),
+        values(s.hidden2 * s.hidden1 * 25, 0.2f, 3), values(s.hidden2, 0.2f, 4),
+        values(s.hidden2 * s.hidden1 * 81, 0.2f, 5), values(s.hidden1, 0.2f, 6),
+        values(s.hidden1 * s.channels, 0.5f, 7),     values(s.channels, 0.5f, 8),
+        values(s.channels * s.channels * 25, 0.3f, 9), values(s.channels, 0.3f, 10)};
+    const AutoencoderWeights weights{w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(),
+                                     w[5].data(), w[6].data(), w[7].data(), w[8].data(), w[9].data()};
+    const std::vector<float> x = values(batch * pixels, 1.0f, 11), noise = values(n_steps * batch * pixels, 2.0f, 12);
+    const std::vector<float> a = {0.3f, 0.2f}, d = {0.1f, 0.05f}, low = {-1.0f, 0.0f}, high = {2.0f, 1.0f};
+    std::vector<int64_t> ids;
+    for (int64_t b = 0; b < batch; ++b) ids.push_back(b * 1000000007 - 3);
+    std::vector<float> first;
+    for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::latency, cpu::Form::automatic}) {
+        for (const int threads : {1, 2, 3}) {
+            std::vector<float> out((size_t)((n_steps + 1) * batch * pixels), std::numeric_limits<float>::quiet_NaN());
+            const ChainArguments arguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42,
+                                           ids.data(), given_noise ? noise.data() : nullptr, out.data(), true};
+            cpu::langevin_chain(kernels(), s, weights, arguments, form, threads);
+            if (first.empty()) first = out;
+            expect(same_bits(first, out), "the chain depends on form or threads");
+            for (const float value : out) expect(std::isfinite(value), "an output was not written");
+        }
+    }
+    print_bits(first);
+    std::vector<float> reconstruction((size_t)(batch * pixels), std::numeric_limits<float>::quiet_NaN());
+    cpu::autoencoder_forward(kernels(), s, weights, batch, x.data(), reconstruction.data(), cpu::Form::automatic, 2);
+    for (const float value : reconstruction) expect(std::fabs(value) <= 1.0f, "r(x) is not within [-1, 1]");
+    print_bits(reconstruction);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    dump = argc > 1 && std::strcmp(argv[1], "dump") == 0;
+    check_noise();
+    const AutoencoderShape shapes[] = {{1, 4, 4, 1, 1},  {1, 28, 28, 10, 25}, {2, 8, 12, 7, 17}, {3, 4, 20, 2, 33},
+                                       {3, 20, 4, 16, 3}, {1, 8, 36, 5, 11},   {2, 12, 44, 3, 6}};
+    for (const AutoencoderShape& shape : shapes) {
+        for (const int64_t batch : {0, 1, 7, 17}) {
+            check_chain(shape, batch, false);
+            check_chain(shape, batch, true);
+        }
+    }
+    // Two callers at once, as from two Python threads.
+    std::thread other([&] { check_chain(shapes[2], 9, false); });
+    other.join();
+    std::vector<std::thread> callers;
+    for (int n = 0; n < 3; ++n) callers.emplace_back([&] {
+        std::vector<float> z(400);
+        const int64_t ids[4] = {1, 2, 3, 4};
+        cpu::standard_normal(kernels(), 9, ids, 4, 0, 100, z.data(), 2);
+    });
+    for (std::thread& caller : callers) caller.join();
+    std::printf("%s: %d failed\n", kernels().isa, failures);
+    return failures == 0 ? 0 : 1;
+}
