@@ -1,6 +1,6 @@
 """Write the digits that ship with the package: the first 100 of each class in the MNIST test set.
 
-    python scripts/make_digit_sample.py [DATA_DIR]
+python scripts/make_digit_sample.py [DATA_DIR]
 """
 
 from __future__ import annotations

@@ -11,14 +11,23 @@ from typing import Annotated, get_args
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 DEFAULT_ATTACKS = "fgsm:0.1,fgsm:0.2,fgsm:0.3,pgd:0.1,pgd:0.2,pgd:0.3"
 
 
 def evaluate(
-    models: Annotated[str, typer.Option(help="Purifiers, names or files, comma-separated.")] = "mala-mnist,malade-mnist",
+    models: Annotated[
+        str, typer.Option(help="Purifiers, names or files, comma-separated.")
+    ] = "mala-mnist,malade-mnist",
     classifier: Annotated[str, typer.Option(help="Classifier, a name or a file.")] = "mnist-c",
     attacks: Annotated[str, typer.Option(help="NAME:EPSILON pairs, comma-separated; fgsm or pgd.")] = DEFAULT_ATTACKS,
     split: Annotated[str, typer.Option(help="MNIST split: test or validation.")] = "test",
@@ -39,6 +48,7 @@ def evaluate(
     """
     from fastmalade.data import load_mnist
     from fastmalade.evaluation import transfer_table, wilson_interval
+    from fastmalade.models import in_channels_last
     from fastmalade.pretrained import load_classifier
     from fastmalade.purifier import Purifier
 
@@ -47,7 +57,7 @@ def evaluate(
         raise typer.BadParameter(f"--split: expected test or validation, got {split!r}")
     x, y = load_mnist(split, data_dir)  # type: ignore[arg-type]
     x, y = x[:images], y[:images]
-    target = load_classifier(classifier).to(memory_format=torch.channels_last)
+    target = in_channels_last(load_classifier(classifier))
     names = [name.strip() for name in models.split(",") if name.strip()]
     purifiers = {name: _seeded(Purifier.from_pretrained(name), seed) for name in names}
     columns = (
@@ -76,7 +86,9 @@ def evaluate(
     for heading in ("attack", "eps", "bare", *names):
         table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
     for row in rows:
-        cells = [_cell(row.correct[name], row.n, wilson_interval(row.correct[name], row.n)) for name in ("bare", *names)]
+        cells = [
+            _cell(row.correct[name], row.n, wilson_interval(row.correct[name], row.n)) for name in ("bare", *names)
+        ]
         table.add_row(row.attack, f"{row.epsilon:g}", *cells)
     Console(width=160).print(table)
     if output is not None:
@@ -87,9 +99,7 @@ def evaluate(
             "seed": seed,
             "pgd": {"steps": steps, "step_size": step_size, "random_start": True},
             "seconds": round(time.perf_counter() - start, 1),
-            "rows": [
-                {"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows
-            ],
+            "rows": [{"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows],
         }
         partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(payload, indent=2) + "\n")

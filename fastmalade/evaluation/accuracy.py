@@ -41,8 +41,6 @@ def predictions(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: i
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
-def accuracy(
-    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch_size: int = 500
-) -> int:
+def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch_size: int = 500) -> int:
     """Number of images (n, C, H, W) whose predicted class equals the label (n,)."""
     return int((predictions(model, images, batch_size) == labels).sum())

@@ -10,6 +10,7 @@ from fastmalade.models.classifiers import (
     ClassifierC,
     ClassifierD,
     build_classifier,
+    in_channels_last,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "ClassifierC",
     "ClassifierD",
     "build_classifier",
+    "in_channels_last",
 ]

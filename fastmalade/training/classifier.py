@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmalade.models import build_classifier
+from fastmalade.models import build_classifier, in_channels_last
 from fastmalade.training.checks import check_images, check_labels
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
@@ -66,7 +66,8 @@ def train_classifier(
         torch.manual_seed(chosen.seed)
         model = build_classifier(
             name, in_channels=images.shape[1], image_size=tuple(images.shape[2:]), num_classes=classes
-        ).to(memory_format=torch.channels_last)  # 1.8 times the speed of the default for C's 128-channel layer
+        )
+    in_channels_last(model)
 
     def batch_loss(indices: Tensor) -> Tensor:
         batch = _shifted(images[indices], chosen.max_shift).contiguous(memory_format=torch.channels_last)
@@ -91,7 +92,9 @@ def train_classifier(
         progress=progress,
         label=f"classifier {name}",
     )
-    return model.to(memory_format=torch.contiguous_format).requires_grad_(False), report
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
+    return model.requires_grad_(False), report
 
 
 def _shifted(images: Tensor, max_shift: int) -> Tensor:

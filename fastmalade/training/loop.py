@@ -121,9 +121,7 @@ def run_epochs(
         bar.update(task, completed=len(report.history) * steps_per_epoch)
         for epoch in range(len(report.history), settings.epochs):
             start = time.perf_counter()
-            scores = _one_epoch(
-                model, optimizer, settings, epoch, n_images, batch_loss, lambda: bar.advance(task)
-            )
+            scores = _one_epoch(model, optimizer, settings, epoch, n_images, batch_loss, lambda: bar.advance(task))
             model.eval()
             with torch.no_grad():
                 scores |= validate()

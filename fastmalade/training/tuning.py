@@ -53,7 +53,7 @@ def tune_chain(
     Args:
         autoencoder: r(x).
         classifier: judges the purified images.
-        conditions: name -> (images (n, C, H, W) in [0, 1], labels (n,)); one is called "clean", the others are attacked.
+        conditions: name -> (images (n, C, H, W) in [0, 1], labels (n,)); one is "clean", the others are attacked.
         n_steps: N.
         clean_floor: accuracy on purified clean images below which a setting is penalised.
         n_random: settings drawn at random, judged on the first ``coarse_images`` images of each condition.
