@@ -76,14 +76,8 @@ def check_output(source: Path, out: Path, *, force: bool) -> None:
     if not out.parent.is_dir():
         raise CliError(f"{out.parent}: no such folder to write {out.name} into")
     named = (".npy", ".npz")
-    if (
-        not source.is_dir()
-        and (source.suffix in named or out.suffix in named)
-        and source.suffix != out.suffix
-    ):
-        raise CliError(
-            f"{out}: expected a name ending in {source.suffix or 'no suffix'} like the input {source}"
-        )
+    if not source.is_dir() and (source.suffix in named or out.suffix in named) and source.suffix != out.suffix:
+        raise CliError(f"{out}: expected a name ending in {source.suffix or 'no suffix'} like the input {source}")
     if not (out.exists() or out.is_symlink()):
         return
     if not force:
@@ -94,9 +88,7 @@ def check_output(source: Path, out: Path, *, force: bool) -> None:
     if out.is_dir():
         foreign = [entry.name for entry in out.iterdir() if not _is_png(entry)]
         if foreign:
-            raise CliError(
-                f"{out}: --force replaces a folder of PNG images only, this one also holds {foreign[0]!r}"
-            )
+            raise CliError(f"{out}: --force replaces a folder of PNG images only, this one also holds {foreign[0]!r}")
 
 
 class _ArrayFile:
@@ -147,9 +139,7 @@ class NpzFile(_ArrayFile):
         with np.load(path, allow_pickle=False) as arrays:
             names = list(arrays.files)
             if key is None and len(names) != 1:
-                raise CliError(
-                    f"{path}: expected one array, or --key, got {len(names)} arrays: {', '.join(names)}"
-                )
+                raise CliError(f"{path}: expected one array, or --key, got {len(names)} arrays: {', '.join(names)}")
             self.key = names[0] if key is None else key
             if self.key not in names:
                 raise CliError(f"{path}: expected --key to be one of {', '.join(names)}, got {self.key}")
@@ -240,9 +230,7 @@ class PngFolder:
         try:
             with Image.open(file, formats=["PNG"]) as image:
                 if image.mode != self.mode:
-                    raise CliError(
-                        f"{file}: expected an 8-bit PNG of mode {self.mode}, got mode {image.mode}"
-                    )
+                    raise CliError(f"{file}: expected an 8-bit PNG of mode {self.mode}, got mode {image.mode}")
                 return np.asarray(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise CliError(f"{file}: cannot be read as PNG ({error})") from error

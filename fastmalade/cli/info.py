@@ -40,9 +40,7 @@ def collect() -> dict[str, Any]:
 
     reasons = backends.available()
     automatic = _or_error(
-        lambda: backends.resolve(
-            None, device=torch.device("cpu"), dtype=torch.float32, native_autoencoder=True
-        )
+        lambda: backends.resolve(None, device=torch.device("cpu"), dtype=torch.float32, native_autoencoder=True)
     )
     facts: dict[str, Any] = {
         "versions": {
@@ -76,9 +74,7 @@ def as_text(facts: dict[str, Any]) -> str:
         "",
     ]
     for name, backend in facts["backends"].items():
-        lines.append(
-            f"backend {name}: {'usable' if backend['usable'] else 'not usable: ' + backend['reason']}"
-        )
+        lines.append(f"backend {name}: {'usable' if backend['usable'] else 'not usable: ' + backend['reason']}")
     lines.append(f"float32 images on the CPU run on: {_value(facts['backend_for_float32_on_cpu'])}")
     if "cpu" in facts:
         cpu = facts["cpu"]
@@ -107,9 +103,7 @@ def _models() -> dict[str, dict[str, Any]]:
     for name, path in shipped_models().items():
         header = read_header(path)
         models[name] = {"path": str(path), "bytes": path.stat().st_size, "kind": header["kind"]}
-        models[name] |= {
-            part: header[part] for part in ("chain", "classifier", "value_range") if part in header
-        }
+        models[name] |= {part: header[part] for part in ("chain", "classifier", "value_range") if part in header}
     return models
 
 

@@ -24,24 +24,14 @@ def purify(
         typer.Argument(metavar="IN", help="An .npy, .npz or IDX file (plain or .gz), or a folder of PNGs."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; the same kind as IN.")],
-    model: Annotated[
-        str, typer.Option(help="A shipped model or the path of a .safetensors file.")
-    ] = "malade-mnist",
+    model: Annotated[str, typer.Option(help="A shipped model or the path of a .safetensors file.")] = "malade-mnist",
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="64-bit seed of the noise; fresh when not given.")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=0, help="Langevin steps N; the model's own when not given.")
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="torch or cpu; chosen automatically when not given.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per chunk; does not change the result.")
-    ] = 1024,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; torch's own choice when not given.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Langevin steps N; the model's own when not given.")] = None,
+    backend: Annotated[str | None, typer.Option(help="torch or cpu; chosen automatically when not given.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per chunk; does not change the result.")] = 1024,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own choice when not given.")] = None,
     key: Annotated[str | None, typer.Option(help="The array to purify in an .npz file of several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT when it exists.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
@@ -88,9 +78,7 @@ def purify(
                 f"({per_image:.0f} us per image with reading and writing)"
             )
             if isinstance(images, PngFolder) and images.ignored:
-                typer.echo(
-                    f"{images.ignored} entries of {source} that are not PNG images were not copied", err=True
-                )
+                typer.echo(f"{images.ignored} entries of {source} that are not PNG images were not copied", err=True)
 
 
 def _purify_chunk(

@@ -54,9 +54,7 @@ class Walk:
     steps: dict[str, list[Picture]]
 
 
-def choose_digits(
-    classifier: nn.Module, originals: Tensor, attacked: Tensor, labels: Tensor, count: int
-) -> list[int]:
+def choose_digits(classifier: nn.Module, originals: Tensor, attacked: Tensor, labels: Tensor, count: int) -> list[int]:
     """Indices of at most ``count`` digits: the first of each class that was right and is wrong when attacked.
 
     Args:
@@ -135,9 +133,7 @@ def draw_figure(walks: Sequence[Walk], path: Path, *, caption: str) -> None:
     columns = 2 + max(len(pictures) for one in walks for pictures in one.steps.values())
     # A narrow third column keeps the names of the purifiers clear of the images.
     widths = [1.0, 1.0, 0.22, *[1.0] * (columns - 2)]
-    figure = Figure(
-        figsize=(1.3 * (columns + 0.5) * blocks, (1.45 * per_walk + 0.4) * block_rows + 0.6), dpi=110
-    )
+    figure = Figure(figsize=(1.3 * (columns + 0.5) * blocks, (1.45 * per_walk + 0.4) * block_rows + 0.6), dpi=110)
     FigureCanvasAgg(figure)
     outer = figure.add_gridspec(
         block_rows, blocks, left=0.015, right=0.985, top=0.965, bottom=0.075, wspace=0.07, hspace=0.2

@@ -12,9 +12,9 @@ from fastmalade.demo.whitebox import WhiteboxRow
 from fastmalade.evaluation import TransferRow, wilson_interval
 
 HONEST = (
-    "An attacker who knows the defence differentiates through it: the accuracy under exact gradients is the "
-    "honest robustness of this defence. The transfer figures only say what happens against an attacker who "
-    "does not know it is there."
+    "The accuracy under exact gradients is the honest robustness of this defence, for an attacker who knows of it "
+    "differentiates through it; where another whitebox attack is stronger still, the worst of them is. The transfer "
+    "figures only say what happens against an attacker who does not know of the defence."
 )
 
 
@@ -51,13 +51,24 @@ def whitebox_report(rows: Sequence[WhiteboxRow]) -> Table:
 def timing_report(rows: Sequence[TimingRow]) -> Table:
     """The timing table for people."""
     table = Table()
-    for heading in ("batch", "repeats", "PyTorch eager", "native", "ratio"):
+    for heading in ("batch", "repeats", "PyTorch eager", "native", "ratio of medians"):
         table.add_column(heading, justify="right")
     for row in rows:
         native = "-" if row.native_us is None else f"{row.native_us:.1f}"
         ratio = "-" if row.ratio is None else f"{row.ratio:.1f}x"
         table.add_row(str(row.batch), str(row.repeats), f"{row.eager_us:.1f}", native, ratio)
     return table
+
+
+def timing_doubt(rows: Sequence[TimingRow]) -> str | None:
+    """A sentence for a machine that was doing other things too, or None where the calls agree."""
+    worst = max(row.unsteadiness for row in rows)
+    if worst < 1.5:
+        return None
+    return (
+        f"The machine was busy or unsteady: a median call took up to {worst:.1f} times the fastest one. PyTorch's "
+        "threads wait for each other and suffer more from that; repeat this on an idle machine."
+    )
 
 
 def as_json(
@@ -88,6 +99,8 @@ def as_json(
                 "repeats": row.repeats,
                 "eager_us_per_image": row.eager_us,
                 "native_us_per_image": row.native_us,
+                "eager_fastest_us_per_image": row.eager_fastest_us,
+                "native_fastest_us_per_image": row.native_fastest_us,
                 "ratio": row.ratio,
             }
             for row in timing_rows

@@ -25,17 +25,28 @@ class TimingRow:
         repeats: timed calls of each side, interleaved.
         eager_us: PyTorch eager.
         native_us: the "cpu" backend, or None where it cannot be used.
+        eager_fastest_us, native_fastest_us: the fastest call of each, to tell how steady the machine was.
     """
 
     batch: int
     repeats: int
     eager_us: float
     native_us: float | None
+    eager_fastest_us: float
+    native_fastest_us: float | None
 
     @property
     def ratio(self) -> float | None:
         """How many times faster the native chain is."""
         return None if self.native_us is None else self.eager_us / self.native_us
+
+    @property
+    def unsteadiness(self) -> float:
+        """Median over fastest call, the larger of the two sides; near 1 on an idle machine."""
+        eager = self.eager_us / self.eager_fastest_us
+        if self.native_us is None or self.native_fastest_us is None:
+            return eager
+        return max(eager, self.native_us / self.native_fastest_us)
 
 
 def timing_table(
@@ -74,8 +85,18 @@ def timing_table(
             for _ in range(repeats):
                 for side, record in zip(sides, times, strict=True):
                     record.append(_seconds(side))
-        medians = [statistics.median(record) / batch * 1e6 for record in times]
-        rows.append(TimingRow(batch, repeats, medians[0], medians[1] if len(medians) > 1 else None))
+        per_image = [[seconds / batch * 1e6 for seconds in record] for record in times]
+        eager, native_times = per_image[0], per_image[1] if len(per_image) > 1 else None
+        rows.append(
+            TimingRow(
+                batch=batch,
+                repeats=repeats,
+                eager_us=statistics.median(eager),
+                native_us=None if native_times is None else statistics.median(native_times),
+                eager_fastest_us=min(eager),
+                native_fastest_us=None if native_times is None else min(native_times),
+            )
+        )
         if progress is not None:
             progress(1)
     return rows
@@ -92,9 +113,7 @@ def eager_chain(purifier: Purifier, x: Tensor) -> Tensor:
     """The purifier's chain (B, C, H, W) -> (B, C, H, W) in PyTorch eager with noise from ``torch.randn``."""
     autoencoder = purifier.autoencoder
     if not isinstance(autoencoder, Autoencoder):
-        raise TypeError(
-            f"autoencoder: expected a Table 8 Autoencoder to time, got {type(autoencoder).__name__}"
-        )
+        raise TypeError(f"autoencoder: expected a Table 8 Autoencoder to time, got {type(autoencoder).__name__}")
     step_sizes, noise_scales = purifier.chain.schedule()
     lows, highs = purifier.chain.clamp_bounds()
     weights = autoencoder.weights()

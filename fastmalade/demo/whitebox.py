@@ -97,9 +97,7 @@ def whitebox_table(
     rows = [WhiteboxRow("none", len(images), accuracy(deployed, images, labels))]
     name, attacked_images = transferred
     rows.append(
-        WhiteboxRow(
-            f"{name} against the bare classifier", len(images), accuracy(deployed, attacked_images, labels)
-        )
+        WhiteboxRow(f"{name} against the bare classifier", len(images), accuracy(deployed, attacked_images, labels))
     )
     survived = torch.ones(len(images), dtype=torch.bool)
     for index, setting in enumerate(settings, start=1):

@@ -111,7 +111,10 @@ def train_autoencoder(
         raise ValueError("expected labels, which a classifier and class_balanced both need; got None")
     if labels is not None:
         check_labels(labels, len(images), int(labels.max()) + 1)
-    model = Autoencoder(images.shape[1], chosen.hidden_channels, generator=torch.Generator().manual_seed(chosen.seed))
+    # Torch's layers draw default parameters from the global generator before ours replace them.
+    with torch.random.fork_rng():
+        generator = torch.Generator().manual_seed(chosen.seed)
+        model = Autoencoder(images.shape[1], chosen.hidden_channels, generator=generator)
     model.check_shape(tuple(images.shape))
     if initial is not None:
         if initial.config() != model.config():

@@ -11,13 +11,13 @@ import torch
 
 from fastmalade import Autoencoder, ChainConfig, DefendedClassifier, Purifier
 from fastmalade.demo import TimingRow, choose_digits
-from fastmalade.demo.report import share
+from fastmalade.demo.report import share, timing_doubt
 from fastmalade.demo.timing import eager_chain, timing_table
 from fastmalade.demo.whitebox import FreshNoise, WhiteboxSetting, whitebox_table
 
 pytest.importorskip("foolbox")
 pytest.importorskip("matplotlib")
-IMAGES, WHITEBOX = 30, 4
+IMAGES, WHITEBOX = 16, 3
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,16 @@ def test_timing_rows(small_purifier, digits):
     rows = timing_table(small_purifier, digits[0][:3], [1, 7], seconds_per_batch=0.01)
     assert [row.batch for row in rows] == [1, 7]
     assert all(row.repeats == 3 for row in rows)
-    assert TimingRow(1, 3, 100.0, 25.0).ratio == 4.0
-    assert TimingRow(1, 3, 100.0, None).ratio is None
+    for row in rows:
+        assert 0 < row.eager_fastest_us <= row.eager_us
+    assert TimingRow(1, 3, 100.0, 25.0, 90.0, 20.0).ratio == 4.0
+    assert TimingRow(1, 3, 100.0, None, 90.0, None).ratio is None
+
+
+def test_timing_says_when_the_machine_was_busy():
+    steady, busy = TimingRow(1, 3, 100.0, 25.0, 90.0, 20.0), TimingRow(16, 3, 100.0, 25.0, 99.0, 10.0)
+    assert timing_doubt([steady]) is None
+    assert "2.5 times" in timing_doubt([steady, busy])
 
 
 def test_share_prints_percent_and_interval():

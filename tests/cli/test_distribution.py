@@ -25,11 +25,7 @@ COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 def _run(*command, **environment):
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("FASTMALADE_", "PYTHONPATH"))
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTMALADE_", "PYTHONPATH"))}
     result = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,

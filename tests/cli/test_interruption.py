@@ -52,9 +52,7 @@ def test_nothing_is_left(slow_inputs, model_path, spawn, source, out, number):
     # .npy and folders show their unfinished output; the other two hold it in memory: give them time instead.
     deadline = time.monotonic() + 60
     if source in ("in.npy", "in"):
-        while (
-            sorted(slow_inputs.iterdir()) == before and process.poll() is None and time.monotonic() < deadline
-        ):
+        while sorted(slow_inputs.iterdir()) == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert any(entry.name.endswith(".partial") for entry in slow_inputs.iterdir())
     else:
@@ -70,9 +68,7 @@ def test_nothing_is_left(slow_inputs, model_path, spawn, source, out, number):
 
 
 def test_a_whole_run_in_a_process_without_terminal(slow_inputs, model_path, spawn):
-    process = spawn(
-        "purify", slow_inputs / "in.idx.gz", slow_inputs / "out.idx.gz", "--model", model_path, "--seed", 5
-    )
+    process = spawn("purify", slow_inputs / "in.idx.gz", slow_inputs / "out.idx.gz", "--model", model_path, "--seed", 5)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert "500 images purified" in stdout

@@ -50,9 +50,7 @@ def test_existing_output_is_refused_then_replaced_by_force(refused, invoke, imag
     (tmp_path / "out.npy").write_bytes(b"precious")
     assert "exists already; give --force" in refused("in.npy", "out.npy")
     assert (tmp_path / "out.npy").read_bytes() == b"precious"
-    result = invoke(
-        "purify", tmp_path / "in.npy", tmp_path / "out.npy", "--model", model_path, "--force", "--seed", 1
-    )
+    result = invoke("purify", tmp_path / "in.npy", tmp_path / "out.npy", "--model", model_path, "--force", "--seed", 1)
     assert result.exit_code == 0, result.output
     assert np.load(tmp_path / "out.npy").shape == images.shape
 
@@ -197,9 +195,7 @@ def test_backend_that_cannot_be_had(refused, images, monkeypatch):
 def test_a_chain_that_diverges(invoke, images, tmp_path):
     wild = Purifier(Autoencoder(), ChainConfig(n_steps=200, step_size=1e6, noise_scale=0.0, clamp="none"))
     wild.save_pretrained(tmp_path / "wild.safetensors")
-    result = invoke(
-        "purify", tmp_path / "in.npy", tmp_path / "out.npy", "--model", tmp_path / "wild.safetensors"
-    )
+    result = invoke("purify", tmp_path / "in.npy", tmp_path / "out.npy", "--model", tmp_path / "wild.safetensors")
     assert result.exit_code == 2, result.output
     assert "diverged" in result.stderr
     assert not (tmp_path / "out.npy").exists()

@@ -29,9 +29,7 @@ def _assert_same(result, expected):
         np.testing.assert_array_equal(result, expected)
     else:
         tolerance = {"uint8": 1, "float16": 1e-3}.get(expected.dtype.name, 2e-6)
-        np.testing.assert_allclose(
-            result.astype(np.float64), expected.astype(np.float64), atol=tolerance, rtol=0
-        )
+        np.testing.assert_allclose(result.astype(np.float64), expected.astype(np.float64), atol=tolerance, rtol=0)
 
 
 def _purify(invoke, source, out, model_path, *more):
@@ -111,9 +109,7 @@ def test_a_fresh_seed_is_drawn_and_printed(invoke, model_path, tmp_path, digits)
         seeds.append(result.stdout.split("seed ")[1].split(",")[0])
     assert seeds[0] != seeds[1]
     assert not np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
-    again = invoke(
-        "purify", tmp_path / "in.npy", tmp_path / "c.npy", "--model", model_path, "--seed", seeds[0]
-    )
+    again = invoke("purify", tmp_path / "in.npy", tmp_path / "c.npy", "--model", model_path, "--seed", seeds[0])
     assert again.exit_code == 0, again.output
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "c.npy"))
 
