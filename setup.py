@@ -102,9 +102,7 @@ class BuildNative(build_ext):
             reason = f"building the extension failed: {type(error).__name__}: {error}"
         if reason is not None:
             self.built_isas = []
-            warn_loudly(
-                f"fastmalade: {reason}\nThe package is built WITHOUT its native CPU backend; it uses torch."
-            )
+            warn_loudly(f"fastmalade: {reason}\nThe package is built WITHOUT its native CPU backend; it uses torch.")
             remove_extension(self)
             # The distribution keeps its extension: the wheel stays one of this platform, laid out as usual.
             self.extensions = []

@@ -65,9 +65,7 @@ def langevin_chain(
     """
     a, d = _floats("step_sizes", step_sizes), _floats("noise_scales", noise_scales)
     lows, highs = _bounds(clamp, clamp_steps, len(a))
-    return run(
-        x, autoencoder, a, d, lows, highs, seed=seed, sample_ids=sample_ids, noise=noise, backend=backend
-    )
+    return run(x, autoencoder, a, d, lows, highs, seed=seed, sample_ids=sample_ids, noise=noise, backend=backend)
 
 
 def langevin_trajectory(
@@ -223,9 +221,7 @@ def _check_noise(
     sample_ids: Any,
 ) -> None:
     if len(step_sizes) != len(noise_scales):
-        raise ValueError(
-            f"expected as many step sizes as noise scales, got {len(step_sizes)} and {len(noise_scales)}"
-        )
+        raise ValueError(f"expected as many step sizes as noise scales, got {len(step_sizes)} and {len(noise_scales)}")
     if any(d < 0 for d in noise_scales):
         raise ValueError(f"noise_scales: expected values >= 0, got {min(noise_scales)}")
     if noise is None:
@@ -244,17 +240,13 @@ def _floats(name: str, values: Sequence[float] | Tensor) -> list[float]:
     try:
         floats = [float(v) for v in values]
     except TypeError:
-        raise TypeError(
-            f"{name}: expected a sequence of floats, got {type(values).__name__} {values!r}"
-        ) from None
+        raise TypeError(f"{name}: expected a sequence of floats, got {type(values).__name__} {values!r}") from None
     if not all(math.isfinite(v) for v in floats):
         raise ValueError(f"{name}: expected finite values, got {floats}")
     return floats
 
 
-def _bounds(
-    clamp: tuple[float, float] | None, clamp_steps: str, n_steps: int
-) -> tuple[list[float], list[float]]:
+def _bounds(clamp: tuple[float, float] | None, clamp_steps: str, n_steps: int) -> tuple[list[float], list[float]]:
     if clamp_steps not in ("every", "final"):
         raise ValueError(f"clamp_steps: expected 'every' or 'final', got {clamp_steps!r}")
     if clamp is None:

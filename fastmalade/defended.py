@@ -24,8 +24,8 @@ class DefendedClassifier(nn.Module):
 
     - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
     - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
-    - "blind": the gradient of the classifier at x itself, as for an attacker who does not know of the
-    defence.
+    - "blind": the gradient of the classifier at x itself, as for an attacker who does not know of
+      the defence.
 
     The noise is fresh at every call unless ``seed`` is set, and never comes from torch's global generator,
     which attack libraries reseed. An attacker who averages gradients over calls (EOT) thus averages over
@@ -62,9 +62,7 @@ class DefendedClassifier(nn.Module):
         if not callable(classifier):
             raise TypeError(f"classifier: expected a module or callable, got {type(classifier).__name__}")
         if gradient not in get_args(GradientMode):
-            raise ValueError(
-                f"gradient: expected one of {', '.join(get_args(GradientMode))}, got {gradient!r}"
-            )
+            raise ValueError(f"gradient: expected one of {', '.join(get_args(GradientMode))}, got {gradient!r}")
         if vote not in get_args(Vote):
             raise ValueError(f"vote: expected one of {', '.join(get_args(Vote))}, got {vote!r}")
         if isinstance(n_chains, bool) or not isinstance(n_chains, int):

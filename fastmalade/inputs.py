@@ -79,21 +79,16 @@ def prepare(
         result = from_nchw(result.detach())
         if not bool(torch.isfinite(result).all()):
             raise FloatingPointError(
-                "the chain diverged: expected finite results, got NaN or infinity; "
-                "check step_size and noise_scale"
+                "the chain diverged: expected finite results, got NaN or infinity; check step_size and noise_scale"
             )
         if tensor.dtype == torch.uint8:
             unit = result if value_range == (0.0, 1.0) else (result - low) / (high - low)
             result = (unit * 255).round().clamp(0, 255)
         result = result.to(device=tensor.device, dtype=tensor.dtype)
         dense_last = (
-            tensor.ndim == 4
-            and not tensor.is_contiguous()
-            and tensor.is_contiguous(memory_format=torch.channels_last)
+            tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
         )
-        result = result.contiguous(
-            memory_format=torch.channels_last if dense_last else torch.contiguous_format
-        )
+        result = result.contiguous(memory_format=torch.channels_last if dense_last else torch.contiguous_format)
         return rebuild(result)
 
     return Prepared(to_nchw(values), restore)
@@ -111,8 +106,7 @@ def _as_tensor(images: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if hasattr(images, "__dlpack__"):
         return torch.from_dlpack(images), lambda result: _to_namespace(images, result)
     raise TypeError(
-        "images: expected a torch tensor, a numpy array or an object with __dlpack__, "
-        f"got {type(images).__name__}"
+        f"images: expected a torch tensor, a numpy array or an object with __dlpack__, got {type(images).__name__}"
     )
 
 

@@ -38,9 +38,7 @@ def check_seed(seed: object) -> int:
             raise TypeError
         value = operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(
-            f"seed: expected an int with 0 <= seed < 2**64 or None, got {type(seed).__name__}"
-        ) from None
+        raise TypeError(f"seed: expected an int with 0 <= seed < 2**64 or None, got {type(seed).__name__}") from None
     if not 0 <= value < 2**64:
         raise ValueError(f"seed: expected 0 <= seed < 2**64, got {value}")
     return value

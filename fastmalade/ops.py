@@ -1,15 +1,13 @@
 """The chain as operators of ``torch.library``, so that autograd, torch.compile and torch.export see one node.
 
     fastmalade::langevin_chain            all N steps of the Table 8 autoencoder; differentiable once
-    fastmalade::langevin_chain_backward   its vector-Jacobian product, recomputed from the counters of the
-    noise fastmalade::standard_normal           noise of one step, for chains of user modules
+    fastmalade::langevin_chain_backward   its vector-Jacobian product, the noise replayed from its counters
+    fastmalade::standard_normal           noise of one step, for chains of user modules
     fastmalade::fill_fresh_seed_          writes 64 bits of the operating system into a seed tensor
 
-The seed travels as an int64 (1,) CPU tensor (the unsigned seed's bits). The chain is thereby a pure
-function of its
-inputs, which compilers may reorder or merge, and the only impure operator writes into a tensor of its own:
-    two
-calls inside one compiled graph keep two seeds, and a compiled graph draws afresh each time it runs.
+The seed travels as an int64 (1,) CPU tensor (the unsigned seed's bits). The chain is thereby a pure function of its
+inputs, which compilers may reorder or merge, and the only impure operator writes into a tensor of its own: two calls
+inside one compiled graph keep two seeds, and a compiled graph draws afresh each time it runs.
 """
 
 from __future__ import annotations
@@ -34,9 +32,7 @@ _LIBRARY.define(
     f"langevin_chain_backward(Tensor cotangent, {_CHAIN_ARGUMENTS}, "
     "bool weight_gradients, bool noise_gradient) -> (Tensor, Tensor, Tensor[])"
 )
-_LIBRARY.define(
-    "standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor like, str backend) -> Tensor"
-)
+_LIBRARY.define("standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor like, str backend) -> Tensor")
 _LIBRARY.define("fill_fresh_seed_(Tensor(a!) seed) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
 
 
@@ -168,9 +164,7 @@ def run_chain_backward(
             gradient = gradient.masked_fill(clamped & ((before < low) | (before > high)), 0.0)
         if noise_gradient:
             noise_sums[step] = d * gradient
-        through, sums = reference.autoencoder_vjp(
-            a * gradient, activations, weights, weight_gradients=weight_gradients
-        )
+        through, sums = reference.autoencoder_vjp(a * gradient, activations, weights, weight_gradients=weight_gradients)
         for total, part in zip(weight_sums, sums, strict=True):
             total += part
         gradient = (1.0 - a) * gradient + through
@@ -185,9 +179,7 @@ def _noise_of_step(
 ) -> Tensor:
     if noise is not None:
         return noise[step]
-    return draw(
-        _unsigned(seed), sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend
-    )
+    return draw(_unsigned(seed), sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend)
 
 
 def _standard_normal(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, backend: str) -> Tensor:
@@ -290,12 +282,8 @@ def _no_gradient(ctx: Any, cotangent: Tensor) -> tuple[None, ...]:
     return None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "fastmalade::standard_normal", _no_gradient, setup_context=_no_context, lib=_LIBRARY
-)
-torch.library.register_autograd(
-    "fastmalade::langevin_chain", _backward, setup_context=_setup_context, lib=_LIBRARY
-)
+torch.library.register_autograd("fastmalade::standard_normal", _no_gradient, setup_context=_no_context, lib=_LIBRARY)
+torch.library.register_autograd("fastmalade::langevin_chain", _backward, setup_context=_setup_context, lib=_LIBRARY)
 torch.library.register_autograd(
     "fastmalade::langevin_chain_backward", _no_second_derivative, setup_context=_no_context, lib=_LIBRARY
 )

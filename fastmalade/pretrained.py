@@ -1,7 +1,6 @@
 """Files of weights: safetensors with the configuration as JSON in the header.
 
-Loading reads numbers and JSON and nothing else: no code is run and no network is used. Saving writes beside
-    the
+Loading reads numbers and JSON and nothing else: no code is run and no network is used. Saving writes beside the
 target and renames, so that an interruption leaves the old file. Header format, version 1, under the key
 "fastmalade"::
 
@@ -82,9 +81,7 @@ def save_purifier(
     """
     autoencoder = purifier.autoencoder
     if type(autoencoder) is not Autoencoder:
-        raise TypeError(
-            f"autoencoder: expected a fastmalade.Autoencoder to save, got {type(autoencoder).__name__}"
-        )
+        raise TypeError(f"autoencoder: expected a fastmalade.Autoencoder to save, got {type(autoencoder).__name__}")
     header = {
         "kind": "purifier",
         "autoencoder": autoencoder.config(),
@@ -110,9 +107,7 @@ def load_purifier(name_or_path: str | os.PathLike[str], *, backend: str | None =
         low, high = header["value_range"]
         purifier = Purifier(autoencoder, chain, value_range=(low, high), backend=backend)
     except (KeyError, TypeError, ValueError) as error:
-        raise PretrainedError(
-            f"{path}: expected chain and value_range in the header, got: {error}"
-        ) from error
+        raise PretrainedError(f"{path}: expected chain and value_range in the header, got: {error}") from error
     return purifier.eval()
 
 
@@ -125,9 +120,7 @@ def save_autoencoder(
 ) -> None:
     """Write a Table 8 autoencoder without chain settings; else as :func:`save_purifier`."""
     if type(autoencoder) is not Autoencoder:
-        raise TypeError(
-            f"autoencoder: expected a fastmalade.Autoencoder to save, got {type(autoencoder).__name__}"
-        )
+        raise TypeError(f"autoencoder: expected a fastmalade.Autoencoder to save, got {type(autoencoder).__name__}")
     header = {"kind": "autoencoder", "autoencoder": autoencoder.config(), "training": dict(training or {})}
     _write(Path(path), autoencoder, header, dtype)
 
@@ -151,9 +144,7 @@ def save_classifier(
     """Write a classifier A-D (of ``build_classifier``); arguments and errors as for :func:`save_purifier`."""
     config = getattr(classifier, "config", None)
     if not callable(config):
-        raise TypeError(
-            f"classifier: expected a model of build_classifier to save, got {type(classifier).__name__}"
-        )
+        raise TypeError(f"classifier: expected a model of build_classifier to save, got {type(classifier).__name__}")
     header = {"kind": "classifier", "classifier": config(), "training": dict(training or {})}
     _write(Path(path), classifier, header, dtype)
 
@@ -208,17 +199,13 @@ def _read(path: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             text = (file.metadata() or {}).get(_HEADER_KEY)
             header = None if text is None else json.loads(text)
             if not isinstance(header, dict):
-                raise PretrainedError(
-                    f"{path}: expected a fastmalade header, got a safetensors file without one"
-                )
+                raise PretrainedError(f"{path}: expected a fastmalade header, got a safetensors file without one")
             if header.get("format_version") != FORMAT_VERSION:
                 raise PretrainedError(
                     f"{path}: expected format version {FORMAT_VERSION}, got {header.get('format_version')!r}"
                 )
             if header.get("kind") not in kinds:
-                raise PretrainedError(
-                    f"{path}: expected kind {' or '.join(kinds)}, got {header.get('kind')!r}"
-                )
+                raise PretrainedError(f"{path}: expected kind {' or '.join(kinds)}, got {header.get('kind')!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PretrainedError(f"{path}: expected a safetensors file of fastmalade, got: {error}") from error
@@ -232,9 +219,7 @@ def _fill(path: Path, part: str, header: dict[str, Any], tensors: dict[str, Tens
         with torch.device("meta"):
             model = Autoencoder(**header[part]) if part == "autoencoder" else build_classifier(**header[part])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise PretrainedError(
-            f"{path}: expected the arguments of the {part} in the header, got: {error}"
-        ) from error
+        raise PretrainedError(f"{path}: expected the arguments of the {part} in the header, got: {error}") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     got = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != got:

@@ -47,20 +47,14 @@ class Purifier(nn.Module):
     ) -> None:
         super().__init__()
         if not callable(autoencoder):
-            raise TypeError(
-                f"autoencoder: expected a module or callable r(x), got {type(autoencoder).__name__}"
-            )
+            raise TypeError(f"autoencoder: expected a module or callable r(x), got {type(autoencoder).__name__}")
         if not isinstance(chain, ChainConfig):
             raise TypeError(f"chain: expected a ChainConfig, got {type(chain).__name__}")
         low, high = (float(bound) for bound in value_range)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"value_range: expected finite (low, high) with low < high, got {tuple(value_range)}"
-            )
+            raise ValueError(f"value_range: expected finite (low, high) with low < high, got {tuple(value_range)}")
         if backend is not None and backend not in backends.BACKENDS:
-            raise ValueError(
-                f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}"
-            )
+            raise ValueError(f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}")
         self.autoencoder = autoencoder
         self.chain = chain
         self.value_range = (low, high)
@@ -81,9 +75,7 @@ class Purifier(nn.Module):
 
         return load_purifier(name_or_path, backend=backend)
 
-    def save_pretrained(
-        self, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None
-    ) -> None:
+    def save_pretrained(self, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None) -> None:
         """Write autoencoder, chain and value range to one safetensors file, whole or not at all.
 
         Args:
@@ -103,8 +95,7 @@ class Purifier(nn.Module):
         """Purify a batch, differentiably.
 
         The gradient is the exact derivative of this computation for the noise that it drew. Values are not
-        checked
-        against the range: that would cost a pass over the batch inside every step of an attack.
+        checked against the range: that would cost a pass over the batch inside every step of an attack.
 
         Args:
             x: (B, C, H, W) in ``value_range``, dtype and device of the autoencoder.
@@ -122,9 +113,7 @@ class Purifier(nn.Module):
         self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
     ) -> Tensor:
         """All states, (N + 1, B, C, H, W), entry 0 is ``x``; as :meth:`forward`, without gradients."""
-        return self._run(
-            x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise, trajectory=True
-        )
+        return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise, trajectory=True)
 
     def purify(
         self,
@@ -168,9 +157,7 @@ class Purifier(nn.Module):
             device=device,
         )
         with torch.no_grad():
-            result = self._run(
-                prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids
-            )
+            result = self._run(prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids)
             if config.clamp != "none" and config.n_steps > 0:
                 # The map back to the value range may round a value on its edge to the outside.
                 result = result.clamp(*self.value_range)

@@ -118,9 +118,7 @@ def autoencoder_activations(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor
     """Input and the five tanh outputs of the Table 8 autoencoder; the last entry is r(x)."""
     activations = [x]
     for index, layer in enumerate(TABLE8_LAYERS):
-        activations.append(
-            torch.tanh(_convolve(activations[-1], weights[2 * index], weights[2 * index + 1], layer))
-        )
+        activations.append(torch.tanh(_convolve(activations[-1], weights[2 * index], weights[2 * index + 1], layer)))
     return activations
 
 

@@ -72,8 +72,7 @@ class ChainConfig:
         """Lower and upper clamp bound of every step, N floats each; infinite where nothing is clamped."""
         low, high = value_range
         clamped = [
-            self.clamp == "every_step" or (self.clamp == "final" and t == self.n_steps - 1)
-            for t in range(self.n_steps)
+            self.clamp == "every_step" or (self.clamp == "final" and t == self.n_steps - 1) for t in range(self.n_steps)
         ]
         return [low if c else -math.inf for c in clamped], [high if c else math.inf for c in clamped]
 

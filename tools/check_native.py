@@ -90,9 +90,7 @@ def run_driver(program: Path, *arguments: str) -> str:
     """Output of the driver; raises where a comparison or a sanitizer found something."""
     result = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError(
-            f"{program.name} ended with status {result.returncode}\n{result.stdout}{result.stderr}"
-        )
+        raise RuntimeError(f"{program.name} ended with status {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout
 
 
@@ -106,9 +104,7 @@ def check_wide(folder: Path) -> None:
     if widest_isa() == "baseline":
         print("the 16-lane check needs AVX2 and FMA, which this processor lacks")
         raise SystemExit(2)
-    outputs = [
-        run_driver(build_driver(folder, isa, [], "-O1"), "dump").splitlines()[:-1] for isa in ("avx2", "wide")
-    ]
+    outputs = [run_driver(build_driver(folder, isa, [], "-O1"), "dump").splitlines()[:-1] for isa in ("avx2", "wide")]
     if outputs[0] != outputs[1] or not outputs[0]:
         raise RuntimeError("16 lanes and 8 lanes give different bits")
     print(f"{len(outputs[0])} results equal to the bit with 8 and with 16 lanes")
@@ -130,12 +126,8 @@ def check_symbols(folder: Path) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "checks", nargs="*", default=["address", "thread"], help="address, thread, wide, symbols"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checks", nargs="*", default=["address", "thread"], help="address, thread, wide, symbols")
     parser.add_argument("--isa", default=widest_isa(), help="instruction set for the sanitizers")
     arguments = parser.parse_args()
     for check in arguments.checks:

@@ -25,9 +25,7 @@ def available() -> dict[str, str | None]:
     return {"torch": None, "cpu": cpu.unavailable_reason()}
 
 
-def resolve(
-    requested: str | None, *, device: torch.device, dtype: torch.dtype, native_autoencoder: bool
-) -> str:
+def resolve(requested: str | None, *, device: torch.device, dtype: torch.dtype, native_autoencoder: bool) -> str:
     """The backend that computes a chain on tensors of this device and dtype.
 
     ``requested`` None means the environment variable FASTMALADE_BACKEND, and where that is unset or empty the

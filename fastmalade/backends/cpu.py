@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 _WEIGHT_NAMES = tuple(
-    f"{layer}.{kind}"
-    for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3")
-    for kind in ("weight", "bias")
+    f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
 )
 _extension: ModuleType | None = None
 
@@ -203,9 +201,7 @@ def _seed(seed: int) -> int:
 def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
     """``value`` as a contiguous CPU tensor after checking it; None in ``shape`` stands for any size."""
     expected = f"{dtype} on the cpu of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-    fits = value.dim() == len(shape) and all(
-        n is None or n == m for n, m in zip(shape, value.shape, strict=True)
-    )
+    fits = value.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
     if value.device.type != "cpu" or value.dtype != dtype or not fits:
         got = f"{value.dtype} on {value.device} of shape {tuple(value.shape)}"
         raise ValueError(f"{name}: expected {expected}, got {got}")

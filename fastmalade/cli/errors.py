@@ -34,7 +34,7 @@ def require_packages(extra: str, *modules: str) -> None:
 
 
 @contextmanager
-def exit_codes(on_interrupt: str = "interrupted") -> Iterator[None]:
+def exit_codes(on_interrupt: str = "interrupted", *, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Run a command's body: bad input ends it with exit code 2, an interruption with 128 + the signal.
 
     A CliError, an error of the file system, a damaged file of weights and a backend that cannot be had become
@@ -42,14 +42,16 @@ def exit_codes(on_interrupt: str = "interrupted") -> Iterator[None]:
 
     Args:
         on_interrupt: what to say when Ctrl-C, SIGTERM or SIGHUP ends the command.
+        also: more exceptions that mean bad input to this command.
     """
     from fastmalade.backends import BackendUnavailableError
     from fastmalade.pretrained import PretrainedError
 
+    bad_input: tuple[type[Exception], ...] = (CliError, BackendUnavailableError, PretrainedError, OSError, *also)
     try:
         with _catch_termination():
             yield
-    except (CliError, BackendUnavailableError, PretrainedError, OSError) as error:
+    except bad_input as error:
         typer.echo(f"error: {_one_line(error)}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
     except KeyboardInterrupt as error:

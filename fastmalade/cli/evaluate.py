@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import torch
 import typer
@@ -20,6 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from fastmalade.cli.errors import CliError, exit_codes
+from fastmalade.evaluation.attacks import AttackName
+from fastmalade.purifier import Purifier
 
 DEFAULT_ATTACKS = "fgsm:0.1,fgsm:0.2,fgsm:0.3,pgd:0.1,pgd:0.2,pgd:0.3"
 
@@ -46,67 +51,69 @@ def evaluate(
     The attacker of this protocol does not know the defence. The figures therefore say nothing about an attacker who
     does: see `fastmalade demo` for attacks through the purifier.
     """
-    from fastmalade.data import load_mnist
-    from fastmalade.evaluation import transfer_table, wilson_interval
-    from fastmalade.models import in_channels_last
-    from fastmalade.pretrained import load_classifier
-    from fastmalade.purifier import Purifier
+    with exit_codes("interrupted; with --cache-dir the same command goes on", also=(ValueError,)):
+        from fastmalade.data import load_mnist
+        from fastmalade.evaluation import transfer_table, wilson_interval
+        from fastmalade.models import in_channels_last
+        from fastmalade.pretrained import load_classifier
 
-    pairs = _parse_attacks(attacks)
-    if split not in ("test", "validation"):
-        raise typer.BadParameter(f"--split: expected test or validation, got {split!r}")
-    x, y = load_mnist(split, data_dir)  # type: ignore[arg-type]
-    x, y = x[:images], y[:images]
-    target = in_channels_last(load_classifier(classifier))
-    names = [name.strip() for name in models.split(",") if name.strip()]
-    purifiers = {name: _seeded(Purifier.from_pretrained(name), seed) for name in names}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    start = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {f"{name} {epsilon:g}": bar.add_task(f"{name} {epsilon:g}", total=len(x)) for name, epsilon in pairs}
-        rows = transfer_table(
-            target,
-            purifiers,
-            x,
-            y,
-            pairs,
-            steps=steps,
-            step_size=step_size,
-            seed=seed,
-            cache_dir=cache_dir,
-            progress=lambda what, done, _: bar.update(tasks[what], completed=done),
+        pairs = _parse_attacks(attacks)
+        if split not in ("test", "validation"):
+            raise CliError(f"--split: expected test or validation, got {split!r}")
+        x, y = load_mnist(split, data_dir)  # type: ignore[arg-type]
+        x, y = x[:images], y[:images]
+        target = in_channels_last(load_classifier(classifier))
+        names = [name.strip() for name in models.split(",") if name.strip()]
+        purifiers = {name: _seeded(Purifier.from_pretrained(name), seed) for name in names}
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )
-    table = Table(title=f"MNIST {split}, {len(x)} images, attacks on the bare {classifier}, seed {seed}")
-    for heading in ("attack", "eps", "bare", *names):
-        table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
-    for row in rows:
-        cells = [
-            _cell(row.correct[name], row.n, wilson_interval(row.correct[name], row.n)) for name in ("bare", *names)
-        ]
-        table.add_row(row.attack, f"{row.epsilon:g}", *cells)
-    Console(width=160).print(table)
-    if output is not None:
-        payload = {
-            "protocol": "transfer: attacks made against the bare classifier",
-            "split": split,
-            "images": len(x),
-            "seed": seed,
-            "pgd": {"steps": steps, "step_size": step_size, "random_start": True},
-            "seconds": round(time.perf_counter() - start, 1),
-            "rows": [{"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows],
-        }
-        partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(payload, indent=2) + "\n")
-        os.replace(partial, output)
+        start = time.perf_counter()
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            tasks = {
+                f"{name} {epsilon:g}": bar.add_task(f"{name} {epsilon:g}", total=len(x)) for name, epsilon in pairs
+            }
+            rows = transfer_table(
+                target,
+                purifiers,
+                x,
+                y,
+                pairs,
+                steps=steps,
+                step_size=step_size,
+                seed=seed,
+                cache_dir=cache_dir,
+                progress=lambda what, done, _: bar.update(tasks[what], completed=done),
+            )
+        table = Table(title=f"MNIST {split}, {len(x)} images, attacks on the bare {classifier}, seed {seed}")
+        for heading in ("attack", "eps", "bare", *names):
+            table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
+        for row in rows:
+            cells = [
+                _cell(row.correct[name], row.n, wilson_interval(row.correct[name], row.n)) for name in ("bare", *names)
+            ]
+            table.add_row(row.attack, f"{row.epsilon:g}", *cells)
+        Console(width=160).print(table)
+        if output is not None:
+            payload = {
+                "protocol": "transfer: attacks made against the bare classifier",
+                "split": split,
+                "images": len(x),
+                "seed": seed,
+                "pgd": {"steps": steps, "step_size": step_size, "random_start": True},
+                "seconds": round(time.perf_counter() - start, 1),
+                "rows": [{"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows],
+            }
+            partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+            partial.write_text(json.dumps(payload, indent=2) + "\n")
+            os.replace(partial, output)
 
 
-def _seeded(purifier, seed):  # type: ignore[no-untyped-def]
+def _seeded(purifier: Purifier, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """A deterministic purify function; the noise of image i depends on (seed, i) alone."""
 
     def purify(images: torch.Tensor) -> torch.Tensor:
@@ -121,17 +128,15 @@ def _cell(correct: int, n: int, interval: tuple[float, float]) -> str:
     return f"{100 * correct / n:.2f}% [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def _parse_attacks(text: str) -> list:  # type: ignore[type-arg]
-    from fastmalade.evaluation import AttackName
-
-    pairs = []
+def _parse_attacks(text: str) -> list[tuple[AttackName, float]]:
+    pairs: list[tuple[AttackName, float]] = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, epsilon = item.partition(":")
         try:
-            pair = (name, float(epsilon))
+            radius = float(epsilon)
         except ValueError:
-            pair = (name, -1.0)
-        if name not in get_args(AttackName) or not pair[1] >= 0:
-            raise typer.BadParameter(f"--attacks: expected {' or '.join(get_args(AttackName))}:EPSILON, got {item!r}")
-        pairs.append(pair)
+            radius = -1.0
+        if name not in get_args(AttackName) or not radius >= 0:
+            raise CliError(f"--attacks: expected {' or '.join(get_args(AttackName))}:EPSILON, got {item!r}")
+        pairs.append((cast(AttackName, name), radius))
     return pairs

@@ -10,7 +10,12 @@ import torch
 import typer
 from torch import Tensor
 
+from fastmalade.cli.errors import CliError, exit_codes
+
 train_app = typer.Typer(help="Train an autoencoder (DAE or sDAE) or a classifier.", no_args_is_help=True)
+
+# Settings, images, labels and checkpoints that do not fit are ValueErrors of the training functions.
+_ON_INTERRUPT = "interrupted; with --checkpoint the same command goes on from the last whole epoch"
 
 Output = Annotated[Path, typer.Argument(help="File to write (.safetensors).")]
 Images = Annotated[
@@ -52,29 +57,30 @@ def train_autoencoder_command(
     limit: Limit = None,
 ) -> None:
     """Train a DAE, or with --classifier an sDAE, and write a purifier that `fastmalade purify --model` takes."""
-    from fastmalade.pretrained import load_classifier, save_purifier
-    from fastmalade.purifier import Purifier
-    from fastmalade.schedules import ChainConfig
-    from fastmalade.training import train_autoencoder
+    with exit_codes(_ON_INTERRUPT, also=(ValueError,)):
+        from fastmalade.pretrained import load_classifier, save_purifier
+        from fastmalade.purifier import Purifier
+        from fastmalade.schedules import ChainConfig
+        from fastmalade.training import train_autoencoder
 
-    chain = ChainConfig(n_steps=steps, step_size=step_size, noise_scale=noise_scale)
-    (x, y), validation = _data(images, labels, data_dir, holdout, limit)
-    supervisor = None if classifier is None else load_classifier(classifier)
-    model, report = train_autoencoder(
-        x,
-        y,
-        classifier=supervisor,
-        validation=validation,
-        checkpoint=checkpoint,
-        sigma2=sigma2,
-        class_balanced=class_balanced,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-    save_purifier(Purifier(model, chain), output, training={**report.settings, **report.final})
-    _report(output, report.final, report.seconds)
+        chain = ChainConfig(n_steps=steps, step_size=step_size, noise_scale=noise_scale)
+        (x, y), validation = _data(images, labels, data_dir, holdout, limit)
+        supervisor = None if classifier is None else load_classifier(classifier)
+        model, report = train_autoencoder(
+            x,
+            y,
+            classifier=supervisor,
+            validation=validation,
+            checkpoint=checkpoint,
+            sigma2=sigma2,
+            class_balanced=class_balanced,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        save_purifier(Purifier(model, chain), output, training={**report.settings, **report.final})
+        _report(output, report.final, report.seconds)
 
 
 @train_app.command("classifier")
@@ -94,25 +100,26 @@ def train_classifier_command(
     limit: Limit = None,
 ) -> None:
     """Train a classifier and write its weights."""
-    from fastmalade.pretrained import save_classifier
-    from fastmalade.training import train_classifier
+    with exit_codes(_ON_INTERRUPT, also=(ValueError,)):
+        from fastmalade.pretrained import save_classifier
+        from fastmalade.training import train_classifier
 
-    (x, y), validation = _data(images, labels, data_dir, holdout, limit)
-    model, report = train_classifier(
-        name,
-        x,
-        y,
-        validation=validation,
-        checkpoint=checkpoint,
-        num_classes=int(max(y.max(), validation[1].max())) + 1,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_shift=max_shift,
-        seed=seed,
-    )
-    save_classifier(model, output, training={**report.settings, **report.final})
-    _report(output, report.final, report.seconds)
+        (x, y), validation = _data(images, labels, data_dir, holdout, limit)
+        model, report = train_classifier(
+            name,
+            x,
+            y,
+            validation=validation,
+            checkpoint=checkpoint,
+            num_classes=int(max(y.max(), validation[1].max())) + 1,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            max_shift=max_shift,
+            seed=seed,
+        )
+        save_classifier(model, output, training={**report.settings, **report.final})
+        _report(output, report.final, report.seconds)
 
 
 def _report(output: Path, scores: dict[str, float], seconds: float) -> None:
@@ -125,22 +132,22 @@ def _data(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and validation pairs: images (n, C, H, W) float32 in [0, 1], labels (n,) int64."""
     if (images is None) != (labels is None):
-        raise typer.BadParameter("expected --images and --labels together, got one of them")
+        raise CliError("expected --images and --labels together, got one of them")
     if images is None or labels is None:
         from fastmalade.data import load_mnist
 
         train, validation = load_mnist("train", data_dir), load_mnist("validation", data_dir)
     else:
         if not 0.0 < holdout < 1.0:
-            raise typer.BadParameter(f"--holdout: expected a share in (0, 1), got {holdout}")
+            raise CliError(f"--holdout: expected a share in (0, 1), got {holdout}")
         x, y = _images(images), torch.from_numpy(_array(labels)).long()
         if len(x) != len(y):
-            raise typer.BadParameter(f"expected as many labels as images, got {len(y)} and {len(x)}")
+            raise CliError(f"expected as many labels as images, got {len(y)} and {len(x)}")
         cut = len(x) - max(1, round(len(x) * holdout))
         train, validation = (x[:cut], y[:cut]), (x[cut:], y[cut:])
     if limit is not None:
         if limit < 1:
-            raise typer.BadParameter(f"--limit: expected at least 1, got {limit}")
+            raise CliError(f"--limit: expected at least 1, got {limit}")
         train = (train[0][:limit], train[1][:limit])
     return train, validation
 

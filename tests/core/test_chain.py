@@ -107,9 +107,7 @@ def test_equal_ids_get_equal_noise(make_autoencoder, make_images, backend):
 def test_explicit_noise_is_what_the_seed_draws(make_autoencoder, make_images, backend):
     model, x = make_autoencoder(), make_images(3, 1, 8, 8)
     seed, ids = 2**64 - 8, [0, 2**63 + 1, 2**32]
-    noise = torch.stack(
-        [fastmalade.standard_normal(seed, ids, t, (1, 8, 8), backend=backend) for t in range(3)]
-    )
+    noise = torch.stack([fastmalade.standard_normal(seed, ids, t, (1, 8, 8), backend=backend) for t in range(3)])
     explicit = langevin_chain(x, model, A, D, noise=noise, backend=backend)
     assert torch.equal(explicit, langevin_chain(x, model, A, D, seed=seed, sample_ids=ids, backend=backend))
 

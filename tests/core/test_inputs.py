@@ -175,9 +175,7 @@ class ArrayApiCapsule(Capsule):
     """The same with an array-API namespace that can take results back."""
 
     def __array_namespace__(self):
-        return type(
-            "Namespace", (), {"from_dlpack": lambda _, array: ArrayApiCapsule(torch.from_dlpack(array))}
-        )()
+        return type("Namespace", (), {"from_dlpack": lambda _, array: ArrayApiCapsule(torch.from_dlpack(array))})()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
@@ -233,9 +231,7 @@ def test_empty_batches(shape, dtype):
 def test_values_out_of_range(make_images, kind, value, message, dtype):
     x = make_images(2, 1, 8, 8).to(getattr(torch, dtype))
     x[1, 0, 3, 5] = value
-    with pytest.raises(
-        ValueError, match=message.replace("1.0001", "1.000").replace("0.0001", "(0.0001|9.9999)")
-    ):
+    with pytest.raises(ValueError, match=message.replace("1.0001", "1.000").replace("0.0001", "(0.0001|9.9999)")):
         GREY.purify(x if kind == "torch" else x.numpy())
 
 
@@ -289,9 +285,7 @@ def test_wrong_numpy_dtypes(dtype):
         GREY.purify(np.zeros((2, 8, 8), dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.int8, torch.int32, torch.int64, torch.complex64], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int32, torch.int64, torch.complex64], ids=str)
 def test_wrong_torch_dtypes(dtype):
     with pytest.raises(TypeError, match=rf"images: expected dtype uint8 .*got {dtype}"):
         GREY.purify(torch.zeros(2, 8, 8, dtype=dtype))

@@ -53,9 +53,7 @@ def test_samples_steps_seeds_and_neighbours_are_uncorrelated(backend):
 def test_noise_does_not_depend_on_the_batch(backend):
     ids = torch.tensor([5, 0, 2**40, -1, 17, 3, 9])
     batch = fastmalade.standard_normal(7, ids, 2, (3, 5, 7), backend=backend)
-    alone = torch.cat(
-        [fastmalade.standard_normal(7, ids[k : k + 1], 2, (3, 5, 7), backend=backend) for k in range(7)]
-    )
+    alone = torch.cat([fastmalade.standard_normal(7, ids[k : k + 1], 2, (3, 5, 7), backend=backend) for k in range(7)])
     assert torch.equal(batch, alone)
     prefix = fastmalade.standard_normal(7, ids, 2, (50,), backend=backend)
     assert torch.equal(prefix, batch.flatten(1)[:, :50])

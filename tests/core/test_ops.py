@@ -110,9 +110,7 @@ def test_gradcheck_of_the_operator(make_autoencoder, make_images):
     weights = make_autoencoder(1, (2, 3), dtype=torch.float64).weights()
     x = make_images(2, 1, 4, 4, dtype=torch.float64).requires_grad_()
     noise = (make_images(3, 2, 1, 4, 4, dtype=torch.float64, seed=2) - 0.5).requires_grad_()
-    torch.autograd.gradcheck(
-        lambda x, z, *w: call(x, w, TIGHT, "torch", noise=z), (x, noise, *weights), fast_mode=True
-    )
+    torch.autograd.gradcheck(lambda x, z, *w: call(x, w, TIGHT, "torch", noise=z), (x, noise, *weights), fast_mode=True)
 
 
 def test_only_what_requires_grad_gets_one(make_autoencoder, make_images, backend):
@@ -127,9 +125,7 @@ def test_clamp_gradient_on_the_closed_interval(make_autoencoder, backend):
     """Without a step size x stays as it is: pixels on a bound pass the gradient, pixels outside do not."""
     x = torch.tensor([-0.5, 0.0, 0.5, 1.0] * 4).reshape(1, 1, 4, 4).requires_grad_()
     unit = ([0.0] * 2, [1.0] * 2)
-    result = call(
-        x, make_autoencoder().requires_grad_(False).weights(), unit, backend, a=[0.0] * 2, d=[0.0] * 2
-    )
+    result = call(x, make_autoencoder().requires_grad_(False).weights(), unit, backend, a=[0.0] * 2, d=[0.0] * 2)
     (gradient,) = torch.autograd.grad(result.sum(), x)
     assert gradient.flatten().tolist() == [0.0, 1.0, 1.0, 1.0] * 4
 

@@ -41,9 +41,7 @@ def test_gradient_is_that_of_the_native_forward(purifier, make_images, backend, 
     assert not torch.equal(gradient(purifier), gradient(purifier))
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"]
-)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 def test_copies_are_equal_and_independent(purifier, make_images, duplicate):
     x = make_images(2, 1, 8, 8)
     before = purifier(x, seed=1)
@@ -126,9 +124,7 @@ def test_purify_randomness(purifier, make_images):
     torch.testing.assert_close(torch.cat(shards), whole, rtol=0, atol=1e-5)
     # Images in another order with their own ids: the same results in that order.
     order = [2, 0, 3, 1]
-    torch.testing.assert_close(
-        purifier.purify(x[order], seed=9, sample_ids=order), whole[order], rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(purifier.purify(x[order], seed=9, sample_ids=order), whole[order], rtol=0, atol=1e-5)
 
 
 def test_purify_gives_no_gradient_and_forward_does(purifier, make_images):

@@ -17,9 +17,7 @@ def test_reconstruction_by_definition(make_autoencoder, make_images, reconstruct
     model = make_autoencoder(channels, (3, 5), dtype=torch.float64)
     x = make_images(2, channels, height, width, dtype=torch.float64)
     expected = reconstruct(x.numpy(), model.weights())
-    np.testing.assert_allclose(
-        reference.autoencoder_forward(x, model.weights()).detach(), expected, atol=1e-13
-    )
+    np.testing.assert_allclose(reference.autoencoder_forward(x, model.weights()).detach(), expected, atol=1e-13)
     np.testing.assert_allclose(model(x).detach(), expected, atol=1e-13)
 
 
@@ -56,9 +54,7 @@ def test_chain_by_definition(make_autoencoder, make_images, chain_by_definition,
     d = [0.3 / (1 + t) for t in range(n_steps)]
     noise = np.stack(
         [
-            fastmalade.reference.standard_normal(
-                5, torch.arange(3), t, (1, 12, 8), dtype=torch.float64
-            ).numpy()
+            fastmalade.reference.standard_normal(5, torch.arange(3), t, (1, 12, 8), dtype=torch.float64).numpy()
             for t in range(n_steps)
         ]
         or [np.zeros((0,))]
@@ -109,9 +105,7 @@ class LinearAutoencoder(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        mixing = torch.tensor(
-            [[0.5, 0.2, 0.0, 0.1], [0.2, 0.3, 0.1, 0.0], [0.0, 0.1, -0.4, 0.2], [0.1, 0.0, 0.2, 0.1]]
-        )
+        mixing = torch.tensor([[0.5, 0.2, 0.0, 0.1], [0.2, 0.3, 0.1, 0.0], [0.0, 0.1, -0.4, 0.2], [0.1, 0.0, 0.2, 0.1]])
         self.register_buffer("matrix", mixing)
         self.register_buffer("offset", torch.tensor([0.3, -0.2, 0.5, 0.0]))
 
@@ -129,9 +123,7 @@ def test_stationary_distribution_of_a_linear_autoencoder():
     covariance = d**2 * np.linalg.inv(np.eye(4) - transition @ transition)
     # What is left of the start after n_steps is far below every standard error used here.
     assert np.abs(np.linalg.eigvalsh(transition)).max() ** n_steps * np.abs(mean).max() < 1e-6
-    x = fastmalade.langevin_chain(
-        torch.zeros(n_chains, 1, 2, 2), model, [a] * n_steps, [d] * n_steps, seed=2024
-    )
+    x = fastmalade.langevin_chain(torch.zeros(n_chains, 1, 2, 2), model, [a] * n_steps, [d] * n_steps, seed=2024)
     sample = x.double().flatten(1).numpy()
     # Standard error of a mean sqrt(S_ii / n); of a covariance sqrt((S_ii S_jj + S_ij^2) / (n - 1)), Isserlis.
     mean_error = np.sqrt(np.diag(covariance) / n_chains)

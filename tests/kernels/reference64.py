@@ -99,9 +99,7 @@ def normals(seed: int, sample_ids: list[int], step: int, n_elements: int) -> np.
         angle = (4.0 * u[..., first + 1] - quarter) * (np.pi / 2)
         q = quarter.astype(np.int64) % 4
         z[..., first] = radius * np.choose(q, [np.cos(angle), -np.sin(angle), -np.cos(angle), np.sin(angle)])
-        z[..., first + 1] = radius * np.choose(
-            q, [np.sin(angle), np.cos(angle), -np.sin(angle), -np.cos(angle)]
-        )
+        z[..., first + 1] = radius * np.choose(q, [np.sin(angle), np.cos(angle), -np.sin(angle), -np.cos(angle)])
     return z.reshape(len(sample_ids), -1)[:, :n_elements]
 
 

@@ -19,9 +19,7 @@ def images(batch: int, shape: tuple[int, int, int], seed: int = 1) -> torch.Tens
     return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def run(
-    x: torch.Tensor, weights, n_steps: int = 3, *, low=-INFINITY, high=INFINITY, noise_scale=0.1, **options
-):
+def run(x: torch.Tensor, weights, n_steps: int = 3, *, low=-INFINITY, high=INFINITY, noise_scale=0.1, **options):
     options.setdefault("seed", 77)
     options.setdefault("sample_ids", torch.arange(x.shape[0]))
     return cpu.langevin_chain(
@@ -47,9 +45,7 @@ def test_autoencoder_every_batch_size(isa: str, batch: int) -> None:
     weights = reference64.random_weights(1, 10, 25)
     x = images(batch, (1, 28, 28))
     result = cpu.autoencoder_forward(x, weights)
-    reference64.assert_within_rule(
-        result, reference64.forward(x, weights), reference64.forward(x.double(), weights)
-    )
+    reference64.assert_within_rule(result, reference64.forward(x, weights), reference64.forward(x.double(), weights))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 12, 4), (1, 4, 16)])
@@ -69,9 +65,7 @@ def test_every_tap_reaches_every_border(isa: str, shape) -> None:
                 weights[layer][..., ky, kx] = 4 * kept
                 exact, single = reference64.forward(x.double(), weights), reference64.forward(x, weights)
                 for form in FORMS:
-                    reference64.assert_within_rule(
-                        cpu.autoencoder_forward(x, weights, form=form), single, exact
-                    )
+                    reference64.assert_within_rule(cpu.autoencoder_forward(x, weights, form=form), single, exact)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 36)])
@@ -82,17 +76,12 @@ def test_chain_within_the_tolerance_rule(isa: str, shape, form: str) -> None:
     elements = shape[0] * shape[1] * shape[2]
     ids = [3, 10**12, -4, 0, 8]
     noise = torch.stack(
-        [
-            torch.from_numpy(reference64.normals(77, ids, t, elements)).reshape(5, *shape)
-            for t in range(n_steps)
-        ]
+        [torch.from_numpy(reference64.normals(77, ids, t, elements)).reshape(5, *shape) for t in range(n_steps)]
     )
     a, d = [0.3 / (t + 1) for t in range(n_steps)], [0.1] * n_steps
     exact = reference64.chain(x.double(), weights, a, d, noise, 0.0, 1.0)
     single = reference64.chain(x, weights, a, d, noise, 0.0, 1.0)
-    states = run(
-        x, weights, n_steps, low=0.0, high=1.0, sample_ids=torch.tensor(ids), form=form, trajectory=True
-    )
+    states = run(x, weights, n_steps, low=0.0, high=1.0, sample_ids=torch.tensor(ids), form=form, trajectory=True)
     assert states.shape == exact.shape
     assert torch.equal(states[0], x)
     for t in range(n_steps + 1):
@@ -133,9 +122,7 @@ def test_bits_do_not_depend_on_batch_position_or_threads(isa: str, form: str) ->
 def test_given_noise(isa: str, form: str) -> None:
     weights = reference64.random_weights(3, 7, 17)
     x = images(5, (3, 8, 12))
-    drawn = torch.stack(
-        [cpu.standard_normal(77, torch.arange(5), t, 288).reshape(5, 3, 8, 12) for t in range(3)]
-    )
+    drawn = torch.stack([cpu.standard_normal(77, torch.arange(5), t, 288).reshape(5, 3, 8, 12) for t in range(3)])
     assert torch.equal(run(x, weights, noise=drawn, form=form), run(x, weights, form=form))
     assert torch.equal(run(x, weights, noise=drawn, seed=1, form=form), run(x, weights, form=form))
     assert not torch.equal(run(x, weights, noise=2 * drawn, form=form), run(x, weights, form=form))

@@ -31,16 +31,11 @@ def test_flags_never_name_this_machine(setup_file: ModuleType) -> None:
 
 def test_kernels_know_neither_torch_nor_python() -> None:
     native = [
-        path
-        for folder in ("kernels", "csrc")
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".h", ".cpp"}
+        path for folder in ("kernels", "csrc") for path in (ROOT / folder).rglob("*") if path.suffix in {".h", ".cpp"}
     ]
     assert len(native) > 5
     for path in native:
-        includes = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#include")
-        ]
+        includes = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#include")]
         assert not any("torch" in line or "ATen" in line or "numpy" in line for line in includes), path
         if "kernels" in path.parts:
             assert not any("pybind11" in line or "Python.h" in line for line in includes), path

@@ -96,9 +96,7 @@ def native_tanh(isa: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_tanh_within_3_ulp(isa: str) -> None:
-    x = torch.cat(
-        [torch.linspace(-10, 10, 400_001), torch.logspace(-37, 1, 100_003), -torch.logspace(-37, 1, 17)]
-    )
+    x = torch.cat([torch.linspace(-10, 10, 400_001), torch.logspace(-37, 1, 100_003), -torch.logspace(-37, 1, 17)])
     y = native_tanh(isa, x)
     assert reference64.ulp_error(y.numpy(), np.tanh(x.double().numpy())).max() <= 3.0
     assert float(y.abs().max()) <= 1.0
