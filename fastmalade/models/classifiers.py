@@ -8,13 +8,14 @@ paper's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-class _TableClassifier(nn.Module):
+class _TableClassifier(nn.Module, ABC):
     """A stack of layers whose first linear layer is sized by a dry run on a zero image.
 
     Args:
@@ -43,8 +44,9 @@ class _TableClassifier(nn.Module):
             width = int(self.features(torch.zeros(1, in_channels, *self.image_size)).shape[1])
         self.head = self._head(width)
 
+    @abstractmethod
     def _features(self, in_channels: int) -> nn.Sequential:
-        raise NotImplementedError(f"{type(self).__name__} is abstract: use build_classifier('A'...'D')")
+        """Layers up to and including the flattening."""
 
     def _head(self, width: int) -> nn.Sequential:
         return nn.Sequential(
