@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from fastmalade.files import replacing
 from fastmalade.models import Autoencoder, build_classifier
 from fastmalade.purifier import Purifier
 from fastmalade.schedules import ChainConfig
@@ -182,15 +182,8 @@ def _write(path: Path, model: nn.Module, header: dict[str, Any], dtype: str) -> 
             raise ValueError(f"{name}: expected finite parameters that fit {dtype}, got NaN or infinity")
     text = json.dumps({"format_version": FORMAT_VERSION, **header}, allow_nan=False)
     content = save(tensors, metadata={_HEADER_KEY: text})
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def _read(path: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from fastmalade import Purifier, __version__
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.evaluation import ATTACK_CHUNK, accuracy, attacked, wilson_interval
+from fastmalade.files import replacing
 from fastmalade.models import Autoencoder, in_channels_last
 from fastmalade.pretrained import load_classifier, save_classifier, save_purifier
 from fastmalade.training import TrainingReport, train_autoencoder, train_classifier
@@ -163,9 +163,8 @@ def _attacked_validation(
             for index, (x, y) in enumerate(zip(images.split(ATTACK_CHUNK), labels.split(ATTACK_CHUNK), strict=True))
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.partial.npy")
-        np.save(partial, np.concatenate(parts))
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            np.save(partial, np.concatenate(parts))
     return torch.from_numpy(np.load(path))
 
 

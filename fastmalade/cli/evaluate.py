@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +11,12 @@ from typing import Annotated, cast, get_args
 import torch
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from fastmalade.cli.errors import CliError, exit_codes
 from fastmalade.evaluation.attacks import AttackName
+from fastmalade.files import replacing
+from fastmalade.progress import progress_bar
 from fastmalade.purifier import Purifier
 
 DEFAULT_ATTACKS = "fgsm:0.1,fgsm:0.2,fgsm:0.3,pgd:0.1,pgd:0.2,pgd:0.3"
@@ -65,15 +58,8 @@ def evaluate(
         target = in_channels_last(load_classifier(classifier))
         names = [name.strip() for name in models.split(",") if name.strip()]
         purifiers = {name: _seeded(Purifier.from_pretrained(name), seed) for name in names}
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         start = time.perf_counter()
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with progress_bar() as bar:
             tasks = {
                 f"{name} {epsilon:g}": bar.add_task(f"{name} {epsilon:g}", total=len(x)) for name, epsilon in pairs
             }
@@ -108,9 +94,8 @@ def evaluate(
                 "seconds": round(time.perf_counter() - start, 1),
                 "rows": [{"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows],
             }
-            partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-            partial.write_text(json.dumps(payload, indent=2) + "\n")
-            os.replace(partial, output)
+            with replacing(output) as partial:
+                partial.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
 
 
 def _seeded(purifier: Purifier, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -8,8 +8,6 @@ behind.
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 import zipfile
 import zlib
@@ -22,6 +20,7 @@ import numpy as np
 
 from fastmalade.cli.errors import CliError, require_packages
 from fastmalade.data import read_idx, write_idx
+from fastmalade.files import beside, replacing
 
 Write = Callable[[int, int, np.ndarray], None]
 _PNG_MODES = {1: "L", 3: "RGB"}
@@ -118,7 +117,7 @@ class NpyFile(_ArrayFile):
 
     @contextmanager
     def writer(self, out: Path) -> Iterator[Write]:
-        with _replacing(out) as partial:
+        with replacing(out) as partial:
             flags = self.values.flags
             target = np.lib.format.open_memmap(
                 partial,
@@ -150,7 +149,7 @@ class NpzFile(_ArrayFile):
         result = np.empty_like(self.values)
         yield self._write_into(result)
         with (
-            _replacing(out) as partial,
+            replacing(out) as partial,
             zipfile.ZipFile(self.path) as old,
             zipfile.ZipFile(partial, "x") as new,
         ):
@@ -211,7 +210,7 @@ class PngFolder:
     def writer(self, out: Path) -> Iterator[Write]:
         from PIL import Image
 
-        partial = _partial(out)
+        partial = beside(out)
         partial.mkdir()
 
         def write(start: int, stop: int, images: np.ndarray) -> None:
@@ -240,27 +239,12 @@ def _is_png(entry: Path) -> bool:
     return entry.suffix.lower() == ".png" and entry.is_file()
 
 
-def _partial(out: Path) -> Path:
-    # Beside the output, because a rename is atomic within one file system only.
-    return out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    partial = _partial(out)
-    try:
-        yield partial
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _rename_folder(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
     # A folder with files in it cannot be replaced in one call: move it aside, and back if the rename fails.
-    aside = _partial(out)
+    aside = beside(out)
     out.rename(aside)
     try:
         partial.rename(out)

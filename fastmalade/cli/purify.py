@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmalade.cli.errors import CliError, exit_codes
+from fastmalade.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,10 +110,6 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("purifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with progress_bar(enabled=not quiet) as progress:
         task = progress.add_task("purifying", total=total)
         yield lambda count: progress.update(task, advance=count)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fastmalade.files import replacing
+
 _DTYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),
     0x09: np.dtype(">i1"),
@@ -77,9 +79,5 @@ def write_idx(path: str | os.PathLike[str], values: np.ndarray) -> None:
     payload = header + np.ascontiguousarray(values).astype(_DTYPES[code]).tobytes()
     if path.name.endswith(".gz"):
         payload = gzip.compress(payload, mtime=0)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(payload)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmalade.files import replacing
 from fastmalade.purifier import Purifier
 
 RULE = (
@@ -155,12 +155,8 @@ def draw_figure(walks: Sequence[Walk], path: Path, *, caption: str) -> None:
                 axes.set_title(picture.title if row == 0 else "", fontsize=8, pad=2)
                 _probabilities(axes, one.label, picture)
     figure.text(0.5, 0.012, caption, ha="center", va="bottom", fontsize=8)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _pictures(classifier: nn.Module, title: str, images: Tensor, labels: Tensor) -> list[Picture]:

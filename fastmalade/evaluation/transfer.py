@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastmalade.evaluation.accuracy import accuracy
 from fastmalade.evaluation.attacks import ATTACK_CHUNK, AttackName, attacked
+from fastmalade.files import replacing
 
 Purify = Callable[[Tensor], Tensor]
 
@@ -133,9 +134,5 @@ def _cache_key(
 
 def _store(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.npy")
-    try:
+    with replacing(path) as partial:
         np.save(partial, values)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,16 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn
 from torch import Tensor, nn
+
+from fastmalade.files import replacing
+from fastmalade.progress import progress_bar
 
 _CHECKPOINT_FORMAT = 1
 
@@ -116,7 +111,7 @@ def run_epochs(
     if path is not None and path.exists():
         _resume(path, model, optimizer, report)
     steps_per_epoch = math.ceil(n_images / settings.batch_size)
-    with _progress_bar(progress) as bar:
+    with progress_bar(TextColumn("{task.fields[score]}"), enabled=progress) as bar:
         task = bar.add_task(label, total=settings.epochs * steps_per_epoch, score="")
         bar.update(task, completed=len(report.history) * steps_per_epoch)
         for epoch in range(len(report.history), settings.epochs):
@@ -171,18 +166,6 @@ def _one_epoch(
     return {"epoch": float(epoch + 1), "learning_rate": rate, "train_loss": mean}
 
 
-def _progress_bar(enabled: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[score]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True), disable=not enabled)
-
-
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: TrainingReport) -> None:
     state = {
         "format": _CHECKPOINT_FORMAT,
@@ -193,12 +176,8 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: Tra
         "optimizer": optimizer.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         torch.save(state, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: TrainingReport) -> None:
