@@ -183,10 +183,14 @@ def _run_callable(
     ).contiguous()
 
 
-@torch.compiler.assume_constant_result
 def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype, native: bool) -> str:
-    # Constant for torch.compile: a graph keeps the backend that was chosen when it was traced.
     return backends.resolve(backend, device=device, dtype=dtype, native_autoencoder=native)
+
+
+# Constant for torch.compile: a graph keeps the backend that was chosen when it was traced. This is all that
+# torch.compiler.assume_constant_result does, besides importing torch._dynamo, which would double the time of
+# `import fastmalade`; tests/core/test_chain.py compiles a chain and would show if the name changed.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_images(x: Tensor, autoencoder: Callable[[Tensor], Tensor]) -> None:

@@ -44,8 +44,9 @@ def invoke() -> Callable[..., object]:
 def spawn() -> Callable[..., subprocess.Popen[str]]:
     """Start the command as its own process, standard input closed, without a terminal."""
 
-    def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-        code = "from fastmalade.cli.app import main; main()"
+    main = "from fastmalade.cli.app import main; main()"
+
+    def start(*arguments: object, code: str = main, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
