@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,13 +41,14 @@ def invoke() -> Callable[..., object]:
 
 
 @pytest.fixture
-def spawn() -> Callable[..., subprocess.Popen[str]]:
-    """Start the command as its own process, standard input closed, without a terminal."""
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command as its own process, standard input closed, without a terminal; killed when the test ends."""
+    started: list[subprocess.Popen[str]] = []
 
     main = "from fastmalade.cli.app import main; main()"
 
     def start(*arguments: object, code: str = main, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -55,5 +56,10 @@ def spawn() -> Callable[..., subprocess.Popen[str]]:
             text=True,
             env={**os.environ, **environment},
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
