@@ -188,8 +188,8 @@ def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype, nati
 
 
 # Constant for torch.compile: a graph keeps the backend that was chosen when it was traced. This is all that
-# torch.compiler.assume_constant_result does, besides importing torch._dynamo, which would double the time of
-# `import fastmalade`; tests/core/test_chain.py compiles a chain and would show if the name changed.
+# torch.compiler.assume_constant_result does, besides importing torch._dynamo, which an `import fastmalade` should not
+# pay for; tests/core/test_ops.py compiles a chain and would show if the name changed.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
