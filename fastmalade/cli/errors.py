@@ -74,7 +74,9 @@ def _catch_termination() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise InterruptedBySignalError(number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A signal that whoever started the command told it to ignore (nohup does so with SIGHUP) stays ignored.
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:

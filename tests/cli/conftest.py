@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -47,7 +48,17 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     main = "from fastmalade.cli.app import main; main()"
 
-    def start(*arguments: object, code: str = main, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        *arguments: object,
+        code: str = main,
+        ignored: tuple[signal.Signals, ...] = (),
+        **environment: str,
+    ) -> subprocess.Popen[str]:
+        # Background jobs of a shell and nohup hand down ignored signals; tests of interruption start from the defaults.
+        def set_signals() -> None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -55,6 +66,7 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
+            preexec_fn=set_signals,
         )
         started.append(process)
         return process

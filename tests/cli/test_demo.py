@@ -183,7 +183,7 @@ def test_eager_side_adds_noise_of_the_right_size(digits):
 def test_timing_rows(small_purifier, digits):
     rows = timing_table(small_purifier, digits[0][:3], [1, 7], seconds_per_batch=0.01)
     assert [row.batch for row in rows] == [1, 7]
-    assert all(row.repeats == 3 for row in rows)
+    assert all(row.repeats >= 3 for row in rows)
     for row in rows:
         assert 0 < row.eager_fastest_us <= row.eager_us
     assert TimingRow(1, 3, 100.0, 25.0, 90.0, 20.0).ratio == 4.0

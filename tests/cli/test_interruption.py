@@ -91,3 +91,18 @@ def test_a_whole_run_in_a_process_without_terminal(slow_inputs, model_path, spaw
     assert "500 images purified" in stdout
     assert "seed 5" in stdout
     assert (slow_inputs / "out.idx.gz").stat().st_size > 0
+
+
+def test_an_ignored_hangup_stays_ignored(slow_inputs, tmp_path, model_path, spawn):
+    started = tmp_path / "flag"
+    process = spawn(
+        "purify", slow_inputs / "in.npy", slow_inputs / "out.npy", "--model", model_path, "--batch-size", 5, "--steps", 100,
+        code=SAYS_WHEN_PURIFYING, ignored=(signal.SIGHUP,), STARTED=str(started),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not started.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert (slow_inputs / "out.npy").exists()
