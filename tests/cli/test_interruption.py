@@ -96,7 +96,8 @@ def test_a_whole_run_in_a_process_without_terminal(slow_inputs, model_path, spaw
 def test_an_ignored_hangup_stays_ignored(slow_inputs, tmp_path, model_path, spawn):
     started = tmp_path / "flag"
     process = spawn(
-        "purify", slow_inputs / "in.npy", slow_inputs / "out.npy", "--model", model_path, "--batch-size", 5, "--steps", 100,
+        "purify", slow_inputs / "in.npy", slow_inputs / "out.npy", "--model", model_path,
+        "--batch-size", 5, "--steps", 100,
         code=SAYS_WHEN_PURIFYING, ignored=(signal.SIGHUP,), STARTED=str(started),
     )  # fmt: skip
     deadline = time.monotonic() + 120
