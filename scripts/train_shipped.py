@@ -14,6 +14,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def malade_stage(runs: Path, data: Path) -> None:
 def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingReport, runs: Path, data: Path) -> None:
     classifier = in_channels_last(load_classifier("mnist-c"))
     start = time.perf_counter()
-    tried = _tune(model, classifier, runs, data)
+    tried = search_chain(model, classifier, runs, data)
     best = tried[0]
     facts = _facts(data, report)
     facts["tuning"] = {
@@ -132,7 +133,10 @@ def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingR
     _card(name, title, facts)
 
 
-def _tune(model: Autoencoder, classifier: nn.Module, runs: Path, data: Path) -> list[TuningResult]:
+def search_chain(
+    model: Autoencoder, classifier: nn.Module, runs: Path, data: Path, **options: Any
+) -> list[TuningResult]:
+    """Chain settings for a model, best first, judged on clean and attacked validation images."""
     images, labels = (part[:TUNING_IMAGES] for part in load_mnist("validation", data))
     conditions = {"clean": (images, labels)}
     for attack, epsilon in TUNING_ATTACKS:
@@ -145,7 +149,7 @@ def _tune(model: Autoencoder, classifier: nn.Module, runs: Path, data: Path) -> 
         shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.accuracies.items())
         print(f"  {done}/{total} score {result.score:.4f}: {shown}  {result.chain}", flush=True)
 
-    return tune_chain(model, classifier, conditions, seed=SEED, progress=show)
+    return tune_chain(model, classifier, conditions, seed=SEED, progress=show, **options)
 
 
 def _attacked_validation(
