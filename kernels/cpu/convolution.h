@@ -25,14 +25,15 @@ struct TransposedOdd {  // output 2q+1: taps 1, 3, 5, 7 read inputs q+2 .. q-1
 
 // One convolution, or one phase of a transposed one. Sizes in pixels, strides in floats.
 struct Convolution {
-    const float* in;       // [in_channels][in_height][in_width][pixel]
+    const float* in;       // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/forms.h
     int64_t in_channels, in_height, in_width;
     const float* weights;  // packed, cpu/forms.h
     const float* bias;     // packed
     int64_t row_taps;
     float* out;            // pixel of position (0, 0) in channel 0
     int64_t out_channels, out_width;  // positions in a row
-    int64_t out_channel_stride, out_row_stride, out_step;
+    int64_t out_unit_stride, out_row_stride, out_step;  // a unit is what one accumulator holds, Form::unit channels
+    bool spread;  // latency form: write [channel][row][column], a vector's lanes apart, not [channel vector]...[LANES]
 };
 
 struct Tile {
@@ -42,8 +43,9 @@ struct Tile {
     int64_t weight_channel_stride;
     const float* bias;
     float* out;
-    int64_t out_channel_stride, out_step;
+    int64_t out_unit_stride, out_step;
     int64_t channels_left;  // output channels from the tile's first one on: the last vector may be partly padding
+    bool spread;
 };
 
 // Activation function and store of one tile, compiled once for all tiles of a form. sums: [units][positions] vectors
@@ -57,16 +59,16 @@ __attribute__((noinline)) void store_outputs(const Tile& t, int units, int posit
     }
     if (n < units * positions) sums[n] = tanh(sums[n]);
     for (int u = 0; u < units; ++u) {
-        float* out = t.out + u * Form::unit * t.out_channel_stride;
+        float* out = t.out + u * t.out_unit_stride;
         for (int p = 0; p < positions; ++p, out += t.out_step) {
             const Vec value = sums[u * positions + p];
-            if constexpr (Form::pixel == LANES) {
+            if (Form::unit == 1 || !t.spread) {
                 store(out, value);
             } else {
                 float lanes[LANES];
                 store(lanes, value);
-                const int64_t left = t.channels_left - u * LANES;
-                for (int l = 0; l < LANES && l < left; ++l) out[l * t.out_channel_stride] = lanes[l];
+                const int64_t left = t.channels_left - u * LANES, channel_stride = t.out_unit_stride / LANES;
+                for (int l = 0; l < LANES && l < left; ++l) out[l * channel_stride] = lanes[l];
             }
         }
     }
@@ -83,10 +85,9 @@ void tile(const Tile& t) {
 #pragma GCC unroll 8
         for (int p = 0; p < POSITIONS; ++p) sum[u][p] = bias;
     }
-    const float* channel_in = t.in;
     const float* channel_weights = t.weights;
     for (int64_t c = 0; c < t.in_channels; ++c) {
-        const float* in = channel_in;
+        const float* in = t.in + Form::channel(c, t.in_channel_stride);
         const float* w = channel_weights;
         for (int64_t row = 0; row < t.rows; ++row) {
 #pragma GCC unroll 8
@@ -111,7 +112,6 @@ void tile(const Tile& t) {
             in += t.in_row_step;
             w += Axis::columns * UNITS * Form::unit;
         }
-        channel_in += t.in_channel_stride;
         channel_weights += t.weight_channel_stride;
     }
     Vec sums[UNITS * POSITIONS];
@@ -132,7 +132,7 @@ void border_position(const Tile& t, int first_tap, int last_tap) {
     for (int64_t c = 0; c < t.in_channels; ++c) {
         for (int64_t row = 0; row < t.rows; ++row) {
             // t.in is the leftmost in-range column, which a backward axis reads last.
-            const float* in = t.in + c * t.in_channel_stride + row * t.in_row_step;
+            const float* in = t.in + Form::channel(c, t.in_channel_stride) + row * t.in_row_step;
             const float* w = t.weights + c * t.weight_channel_stride + row * (Axis::columns * UNITS * Form::unit);
             for (int j = first_tap; j <= last_tap; ++j) {
                 const Vec a = Form::activation(in + (Axis::direction > 0 ? j - first_tap : last_tap - j) * Form::pixel);
@@ -222,9 +222,10 @@ void convolve_row(const Convolution& c, int64_t q) {
         t.weights = c.weights + unit * Form::unit * c.in_channels * c.row_taps * Axis::columns +
                     first_tap * Axis::columns * width;
         t.bias = c.bias + unit * Form::unit;
-        t.out = c.out + q * c.out_row_stride + unit * Form::unit * c.out_channel_stride;
-        t.out_channel_stride = c.out_channel_stride;
+        t.out = c.out + q * c.out_row_stride + unit * c.out_unit_stride;
+        t.out_unit_stride = c.out_unit_stride;
         t.out_step = c.out_step;
+        t.spread = c.spread;
         t.channels_left = c.out_channels - unit * Form::unit;
         switch (units) {
             case 1: convolve_block<Form, Axis, 1>(c, t); break;

@@ -5,6 +5,8 @@
 #include "cpu/convolution.h"
 #include "cpu/forms.h"
 #include "cpu/noise.h"
+#include "cpu/packed_model.h"
+#include "cpu/spectral.h"
 #include "cpu/tail.h"
 
 #define FASTMALADE_STRING_OF(name) #name
@@ -13,26 +15,39 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
+// Vectors that hold `channels` channels of one pixel.
+template <class Form>
+inline int64_t vectors_of(int64_t channels) { return (channels + Form::unit - 1) / Form::unit; }
+
 // Working memory of one call, in floats from its start. `half` serves conv1's output and, once conv2 has read it,
 // deconv1's. The margins let a vector begin one float before a row and end a vector's length after it.
 template <class Form>
 struct Scratch {
     static constexpr int64_t margin = 16;
-    int64_t state, half, quarter, even, sums, noise, floats;
+    // The throughput form's state, deconv1's output and even pixels hold one vector for each pixel, the latency form's
+    // one float; conv1 and conv2 write vectors in both.
+    static constexpr bool single = Form::unit != 1;
+    static constexpr int64_t pixel = single ? 1 : LANES;
+    int64_t state, half, quarter, even, sums, noise, spectrum, products, floats;
 
     explicit Scratch(const AutoencoderShape& s) : floats(0) {
-        const int64_t plane = s.height * s.width * Form::pixel;
-        state = take(s.channels * plane);
-        half = take(s.hidden1 * plane / 4);
-        quarter = take(s.hidden2 * plane / 16);
-        even = take(s.channels * plane / 4);
-        const bool single = Form::pixel == 1;  // the throughput form keeps sums and noise in registers
-        sums = take(single ? s.channels * plane : 0);
+        const int64_t plane = s.height * s.width;
+        state = take(s.channels * plane * pixel);
+        half = take(vectors_of<Form>(s.hidden1) * LANES * plane / 4);
+        quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
+        even = take(s.channels * plane / 4 * pixel);
+        sums = take(single ? s.channels * plane : 4 * s.width * LANES);
         noise = take(single ? s.channels * plane : 0);
+        const int64_t numbers2 = conv2_plan(s).size * conv2_plan(s).size;
+        const int64_t numbers1 = deconv1_plan(s).size * deconv1_plan(s).size;
+        const int64_t units1 = vectors_of<Form>(s.hidden1), units2 = vectors_of<Form>(s.hidden2);
+        spectrum = take(larger(numbers2 * 4 * units1, numbers1 * units2) * LANES);
+        products = take(larger(numbers2 * units2, numbers1 * vectors_of<Form>(4 * s.hidden1)) * LANES);
         floats += margin;
     }
 
 private:
+    static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
     int64_t take(int64_t n) {
         const int64_t at = floats + margin;
         floats = (at + n + 15) / 16 * 16;
@@ -40,32 +55,21 @@ private:
     }
 };
 
-// state -> the even pixels of the last transposed convolution.
+// The transposed convolution by direct sums. Position (q, p) of phase (odd row, odd column) is output pixel
+// (2q + odd row, 2p + odd column).
 template <class Form>
-void autoencoder_body(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at,
-                      const Scratch<Form>& part, float* scratch) {
-    const int64_t half_h = s.height / 2, half_w = s.width / 2, quarter_h = s.height / 4, quarter_w = s.width / 4;
-    const int64_t half_stride = half_h * half_w * Form::pixel, quarter_stride = quarter_h * quarter_w * Form::pixel;
-    float* half = scratch + part.half;
-    float* quarter = scratch + part.quarter;
-
-    const Convolution conv1 = {scratch + part.state, s.channels, s.height, s.width, packed + at.conv1,
-                               packed + at.conv1_bias, 5, half, s.hidden1, half_w, half_stride,
-                               half_w * Form::pixel, Form::pixel};
-    for (int64_t q = 0; q < half_h; ++q) convolve_row<Form, ConvolutionStride2>(conv1, q);
-
-    const Convolution conv2 = {half, s.hidden1, half_h, half_w, packed + at.conv2, packed + at.conv2_bias, 5, quarter,
-                               s.hidden2, quarter_w, quarter_stride, quarter_w * Form::pixel, Form::pixel};
-    for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(conv2, q);
-
-    // Position (q, p) of phase (odd row, odd column) is output pixel (2q + odd row, 2p + odd column).
-    Convolution deconv1 = {quarter, s.hidden2, quarter_h, quarter_w, nullptr, packed + at.deconv1_bias, 0, nullptr,
-                           s.hidden1, quarter_w, half_stride, 2 * half_w * Form::pixel, 2 * Form::pixel};
+void direct_deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* quarter,
+                    float* half) {
+    constexpr int64_t pixel = Scratch<Form>::pixel;
+    const int64_t half_w = s.width / 2, half_plane = s.height / 2 * half_w, quarter_h = s.height / 4;
+    Convolution deconv1 = {quarter, s.hidden2, quarter_h, s.width / 4, nullptr, packed + at.deconv1_bias, 0, nullptr,
+                           s.hidden1, s.width / 4, half_plane * pixel * Form::unit, 2 * half_w * pixel, 2 * pixel,
+                           Scratch<Form>::single};
     for (int64_t q = 0; q < quarter_h; ++q) {
         for (int phase = 0; phase < 4; ++phase) {
             deconv1.weights = packed + at.deconv1[phase];
             deconv1.row_taps = 5 - phase / 2;
-            deconv1.out = half + (phase / 2 * half_w + phase % 2) * Form::pixel;
+            deconv1.out = half + (phase / 2 * half_w + phase % 2) * pixel;
             if (phase % 2 == 0) {
                 convolve_row<Form, TransposedEven>(deconv1, q);
             } else {
@@ -73,7 +77,77 @@ void autoencoder_body(const AutoencoderShape& s, const float* packed, const Pack
             }
         }
     }
-    even_pixels(s, packed, at, half, scratch + part.even);
+}
+
+template <class Form>
+void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
+             float* scratch) {
+    float* quarter = scratch + part.quarter;
+    if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, scratch + part.half);
+    const int64_t height = s.height / 4, width = s.width / 4;
+    const SpectralLayer layer = {{quarter}, 1, s.hidden2, vectors_of<Form>(s.hidden2), height * width * LANES,
+                                 width * LANES, LANES, height, width, packed + at.deconv1_spectrum,
+                                 packed + at.deconv1_bias, 4 * s.hidden1, vectors_of<Form>(4 * s.hidden1),
+                                 scratch + part.spectrum, scratch + part.products};
+    const PhasedOutput<Form> output = {scratch + part.half, s.hidden1, height, width};
+    switch (at.deconv1_size) {
+        case 9: return spectral_convolution<Form, 9, 2>(layer, output);
+        case 10: return spectral_convolution<Form, 10, 2>(layer, output);
+        default: return spectral_convolution<Form, 12, 2>(layer, output);
+    }
+}
+
+template <class Form>
+struct ImageForm { typedef Form type; };
+template <>
+struct ImageForm<Latency> { typedef LatencyFromImage type; };
+
+template <class Form>
+void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
+           float* scratch) {
+    const int64_t half_h = s.height / 2, half_w = s.width / 2;
+    const Convolution layer = {scratch + part.state, s.channels, s.height, s.width, packed + at.conv1,
+                               packed + at.conv1_bias, 5, scratch + part.half, s.hidden1, half_w,
+                               half_h * half_w * LANES, half_w * LANES, LANES, false};
+    for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
+}
+
+template <class Form>
+void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* half,
+                  float* quarter) {
+    const int64_t quarter_h = s.height / 4, quarter_w = s.width / 4;
+    const Convolution layer = {half, s.hidden1, s.height / 2, s.width / 2, packed + at.conv2, packed + at.conv2_bias, 5,
+                               quarter, s.hidden2, quarter_w, quarter_h * quarter_w * LANES, quarter_w * LANES, LANES,
+                               false};
+    for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(layer, q);
+}
+
+template <class Form>
+void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
+           float* scratch) {
+    const float* half = scratch + part.half;
+    if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, scratch + part.quarter);
+    const int64_t row = s.width / 2 * LANES;
+    const SpectralLayer layer = {{half, half + LANES, half + row, half + row + LANES}, 4, s.hidden1,
+                                 vectors_of<Form>(s.hidden1), s.height / 2 * row, 2 * row, 2 * LANES, s.height / 4,
+                                 s.width / 4, packed + at.conv2_spectrum, packed + at.conv2_bias, s.hidden2,
+                                 vectors_of<Form>(s.hidden2), scratch + part.spectrum, scratch + part.products};
+    const GridOutput output = {scratch + part.quarter, s.height / 4, s.width / 4};
+    switch (at.conv2_size) {
+        case 8: return spectral_convolution<Form, 8, 1>(layer, output);
+        case 9: return spectral_convolution<Form, 9, 1>(layer, output);
+        default: return spectral_convolution<Form, 12, 1>(layer, output);
+    }
+}
+
+// state -> the even pixels of the last transposed convolution.
+template <class Form>
+void autoencoder_body(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at,
+                      const Scratch<Form>& part, float* scratch) {
+    conv1(s, packed, at, part, scratch);
+    conv2(s, packed, at, part, scratch);
+    deconv1(s, packed, at, part, scratch);
+    even_pixels(s, packed, at, scratch + part.half, scratch + part.even);
 }
 
 // images: (count, pixels) -> state [pixels][LANES]; lanes beyond the last image repeat it, so that they hold nothing odd.
@@ -114,7 +188,7 @@ void chain_group(const AutoencoderShape& s, const float* packed, const ChainArgu
         noise.step = (uint32_t)t;
         noise.given = c.noise ? c.noise + (t * c.batch + first) * pixels : nullptr;
         autoencoder_body(s, packed, at, part, scratch);
-        finish_step(s, packed, at, scratch + part.even, state, step_update(c, t), noise);
+        finish_step(s, packed, at, scratch + part.even, state, step_update(c, t), noise, scratch + part.sums);
     }
     scatter(state, pixels, count, c.out + ((c.trajectory ? c.n_steps * c.batch : 0) + first) * pixels);
 }
@@ -126,7 +200,8 @@ void autoencoder_group(const AutoencoderShape& s, const float* packed, const flo
     float* state = scratch + part.state;
     gather(x + first * s.pixels(), s.pixels(), count, state);
     autoencoder_body(s, packed, at, part, scratch);
-    finish_step(s, packed, at, scratch + part.even, state, Update{true, 0.0f, 0.0f, 0.0f, 0.0f}, GroupNoise{});
+    finish_step(s, packed, at, scratch + part.even, state, Update{true, 0.0f, 0.0f, 0.0f, 0.0f}, GroupNoise{},
+                scratch + part.sums);
     scatter(state, s.pixels(), count, out + first * s.pixels());
 }
 

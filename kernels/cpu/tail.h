@@ -6,8 +6,8 @@
 #pragma once
 
 #include "cpu/elementary.h"
-#include "cpu/forms.h"
 #include "cpu/noise.h"
+#include "cpu/packed_model.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -52,28 +52,33 @@ FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packe
     }
 }
 
-// Adds the even pixels' share to the sums of four neighbouring output pixels 4k .. 4k+3 of one row.
-// in: even pixel of column 2k, first in-range row, channel 0. weights: (in channel, 5, 5) of the output channel.
-template <bool LEFT_BORDER, bool RIGHT_BORDER>
-FASTMALADE_INLINE void add_even_pixels(Vec sum[4], const float* in, int64_t channels, int64_t channel_stride,
+// Adds the even pixels' share to the sums of four neighbouring output pixels 4k .. 4k+3 of one row, in OUT channels.
+// in: even pixel of column 2k, first in-range row, channel 0. weights: (out channel, in channel, 5, 5) from the first of
+// the OUT channels on.
+template <int OUT, bool LEFT_BORDER, bool RIGHT_BORDER>
+FASTMALADE_INLINE void add_even_pixels(Vec sum[OUT][4], const float* in, int64_t channels, int64_t channel_stride,
                                        int64_t row_stride, const float* weights, int64_t first_tap, int64_t last_tap) {
     for (int64_t i = 0; i < channels; ++i) {
         const float* row = in + i * channel_stride;
         for (int64_t ky = first_tap; ky <= last_tap; ky += 2, row += row_stride) {
-            const float* w = weights + (i * 5 + ky) * 5;
-            const Vec here = load(row), next = load(row + LANES);
-            if (!LEFT_BORDER) sum[0] = fma(broadcast(w[0]), load(row - LANES), sum[0]);
-            sum[0] = fma(broadcast(w[2]), here, sum[0]);
-            sum[0] = fma(broadcast(w[4]), next, sum[0]);
-            sum[1] = fma(broadcast(w[1]), here, sum[1]);
-            sum[1] = fma(broadcast(w[3]), next, sum[1]);
-            sum[2] = fma(broadcast(w[0]), here, sum[2]);
-            sum[2] = fma(broadcast(w[2]), next, sum[2]);
-            sum[3] = fma(broadcast(w[1]), next, sum[3]);
-            if (!RIGHT_BORDER) {
-                const Vec after = load(row + 2 * LANES);
-                sum[2] = fma(broadcast(w[4]), after, sum[2]);
-                sum[3] = fma(broadcast(w[3]), after, sum[3]);
+            const Vec before = LEFT_BORDER ? Vec{} : load(row - LANES), here = load(row), next = load(row + LANES);
+            const Vec after = RIGHT_BORDER ? Vec{} : load(row + 2 * LANES);
+#pragma GCC unroll 3
+            for (int o = 0; o < OUT; ++o) {
+                const float* w = weights + ((o * channels + i) * 5 + ky) * 5;
+                Vec* s = sum[o];
+                if (!LEFT_BORDER) s[0] = fma(broadcast(w[0]), before, s[0]);
+                s[0] = fma(broadcast(w[2]), here, s[0]);
+                s[0] = fma(broadcast(w[4]), next, s[0]);
+                s[1] = fma(broadcast(w[1]), here, s[1]);
+                s[1] = fma(broadcast(w[3]), next, s[1]);
+                s[2] = fma(broadcast(w[0]), here, s[2]);
+                s[2] = fma(broadcast(w[2]), next, s[2]);
+                s[3] = fma(broadcast(w[1]), next, s[3]);
+                if (!RIGHT_BORDER) {
+                    s[2] = fma(broadcast(w[4]), after, s[2]);
+                    s[3] = fma(broadcast(w[3]), after, s[3]);
+                }
             }
         }
     }
@@ -91,41 +96,75 @@ struct RowTaps {
     }
 };
 
-// even: [C][H/2][W/2][LANES], state: [C][H][W][LANES], updated in place.
-FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
-                                   const float* even, float* state, const Update& update, const GroupNoise& noise) {
+// r(x) of one row, OUT channels from `first` on. out: [OUT][W][LANES]
+template <int OUT>
+FASTMALADE_INLINE void last_row(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
+                                const float* even, int64_t first, int64_t y, float* out) {
     const int64_t row_stride = s.width / 2 * LANES, channel_stride = s.height / 2 * row_stride;
     const int64_t quads = s.width / 4;
+    const RowTaps taps(y, s.height);
+    const float* weights = packed + at.conv3 + first * s.channels * 25;
+    const float* starts = packed + at.conv3_start + border_class(y, s.height) * 6 * s.channels + first;
+    const float* in = even + taps.row * row_stride;
+    for (int64_t k = 0; k < quads; ++k, in += 2 * LANES) {
+        Vec sum[OUT][4];
+#pragma GCC unroll 3
+        for (int o = 0; o < OUT; ++o) {
+            for (int p = 0; p < 4; ++p) {
+                sum[o][p] = broadcast(starts[border_class(4 * k + p, s.width) * s.channels + o]);
+            }
+        }
+        const int64_t c = s.channels, tap = taps.first, last = taps.last;
+        if (quads == 1) {
+            add_even_pixels<OUT, true, true>(sum, in, c, channel_stride, row_stride, weights, tap, last);
+        } else if (k == 0) {
+            add_even_pixels<OUT, true, false>(sum, in, c, channel_stride, row_stride, weights, tap, last);
+        } else if (k == quads - 1) {
+            add_even_pixels<OUT, false, true>(sum, in, c, channel_stride, row_stride, weights, tap, last);
+        } else {
+            add_even_pixels<OUT, false, false>(sum, in, c, channel_stride, row_stride, weights, tap, last);
+        }
+#pragma GCC unroll 3
+        for (int o = 0; o < OUT; ++o) {
+            for (int p = 0; p < 4; ++p) store(out + (o * s.width + 4 * k + p) * LANES, tanh(sum[o][p]));
+        }
+    }
+}
+
+// even: [C][H/2][W/2][LANES]; state: [C][H][W][LANES], updated in place; rows: [4][W][LANES] of working memory. Three
+// passes over a row instead of one: the noise alone is a longer chain of operations than a processor looks ahead.
+FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
+                                   const float* even, float* state, const Update& update, const GroupNoise& noise,
+                                   float* rows) {
     const bool noisy = !update.residual_only && update.noise_scale != 0.0f;
-    int64_t element = 0;  // a multiple of 4: rows are
-    for (int64_t c = 0; c < s.channels; ++c) {
-        const float* weights = packed + at.conv3 + c * s.channels * 25;
-        for (int64_t y = 0; y < s.height; ++y) {
-            const RowTaps taps(y, s.height);
-            const float* starts = packed + at.conv3_start + border_class(y, s.height) * 6 * s.channels + c;
-            const float* in = even + taps.row * row_stride;
-            for (int64_t k = 0; k < quads; ++k, element += 4, in += 2 * LANES) {
-                Vec sum[4];
-                for (int p = 0; p < 4; ++p) sum[p] = broadcast(starts[border_class(4 * k + p, s.width) * s.channels]);
-                if (quads == 1) {
-                    add_even_pixels<true, true>(sum, in, s.channels, channel_stride, row_stride, weights, taps.first, taps.last);
-                } else if (k == 0) {
-                    add_even_pixels<true, false>(sum, in, s.channels, channel_stride, row_stride, weights, taps.first, taps.last);
-                } else if (k == quads - 1) {
-                    add_even_pixels<false, true>(sum, in, s.channels, channel_stride, row_stride, weights, taps.first, taps.last);
-                } else {
-                    add_even_pixels<false, false>(sum, in, s.channels, channel_stride, row_stride, weights, taps.first, taps.last);
+    float* noise_row = rows + 3 * s.width * LANES;
+    for (int64_t y = 0; y < s.height; ++y) {
+        for (int64_t first = 0; first < s.channels; first += 3) {
+            const int64_t left = s.channels - first, count = left < 3 ? left : 3;
+            switch (count) {
+                case 1: last_row<1>(s, packed, at, even, first, y, rows); break;
+                case 2: last_row<2>(s, packed, at, even, first, y, rows); break;
+                default: last_row<3>(s, packed, at, even, first, y, rows); break;
+            }
+            for (int64_t c = 0; c < count; ++c) {
+                const int64_t element = ((first + c) * s.height + y) * s.width;
+                const float* r = rows + c * s.width * LANES;
+                float* x = state + element * LANES;
+                if (update.residual_only) {
+                    for (int64_t n = 0; n < s.width; ++n) store(x + n * LANES, load(r + n * LANES));
+                    continue;
                 }
-                Vec v[4];
-                for (int p = 0; p < 4; ++p) v[p] = updated(load(state + (element + p) * LANES), tanh(sum[p]), update);
                 if (noisy) {
-                    const Normals n = noise.at(element);
-                    for (int p = 0; p < 4; ++p) v[p] = fma(broadcast(update.noise_scale), n.z[p], v[p]);
+                    for (int64_t n = 0; n < s.width; n += 4) {
+                        const Normals z = noise.at(element + n);
+                        for (int p = 0; p < 4; ++p) store(noise_row + (n + p) * LANES, z.z[p]);
+                    }
                 }
-                if (!update.residual_only) {
-                    for (int p = 0; p < 4; ++p) v[p] = clamped(v[p], update);
+                for (int64_t n = 0; n < s.width; ++n) {
+                    Vec v = updated(load(x + n * LANES), load(r + n * LANES), update);
+                    if (noisy) v = fma(broadcast(update.noise_scale), load(noise_row + n * LANES), v);
+                    store(x + n * LANES, clamped(v, update));
                 }
-                for (int p = 0; p < 4; ++p) store(state + (element + p) * LANES, v[p]);
             }
         }
     }

@@ -63,6 +63,31 @@ FASTMALADE_INLINE Vec select(VecInt mask, Vec where_set, Vec where_clear) {
     return mask ? where_set : where_clear;
 }
 
+// The bound where v is beyond it, else v; NaN stays NaN.
+FASTMALADE_INLINE Vec at_most(Vec v, float bound) {
+#if defined(__AVX512F__) && FASTMALADE_LANES == 16
+    return (Vec)_mm512_maskz_min_ps(0xffff, (__m512)broadcast(bound), (__m512)v);
+#elif defined(__AVX__) && FASTMALADE_LANES == 8
+    return (Vec)_mm256_min_ps((__m256)broadcast(bound), (__m256)v);
+#elif defined(__SSE2__) && FASTMALADE_LANES == 4
+    return (Vec)_mm_min_ps((__m128)broadcast(bound), (__m128)v);
+#else
+    return select(v > bound, broadcast(bound), v);
+#endif
+}
+
+FASTMALADE_INLINE Vec at_least(Vec v, float bound) {
+#if defined(__AVX512F__) && FASTMALADE_LANES == 16
+    return (Vec)_mm512_maskz_max_ps(0xffff, (__m512)broadcast(bound), (__m512)v);
+#elif defined(__AVX__) && FASTMALADE_LANES == 8
+    return (Vec)_mm256_max_ps((__m256)broadcast(bound), (__m256)v);
+#elif defined(__SSE2__) && FASTMALADE_LANES == 4
+    return (Vec)_mm_max_ps((__m128)broadcast(bound), (__m128)v);
+#else
+    return select(v < bound, broadcast(bound), v);
+#endif
+}
+
 FASTMALADE_INLINE VecInt lane_indices() {
     VecInt v;
     for (int l = 0; l < LANES; ++l) v[l] = l;
@@ -124,14 +149,10 @@ FASTMALADE_INLINE VecLong multiply_low_halves(VecLong a, VecLong b) {
 #endif
 }
 
-// The 64-bit products of every 32-bit word with one multiplier, as high and low words. Even and odd words are
-// multiplied apart and put together again (little-endian: word 2i is the low half of 64-bit element i).
-FASTMALADE_INLINE void multiply_wide(VecWord v, uint32_t multiplier, VecWord* high, VecWord* low) {
-    const VecLong factor = multiplier + (VecLong){};
-    const VecLong even = multiply_low_halves((VecLong)v, factor);
-    const VecLong odd = multiply_low_halves((VecLong)v >> 32, factor);
-    *high = (VecWord)((even >> 32) | (odd & 0xffffffff00000000ull));
-    *low = (VecWord)((even & 0xffffffffull) | (odd << 32));
+// Low halves of `even` and `odd`, each element of `odd` after its neighbour in `even`: little-endian, so that word 2i is
+// the low half of 64-bit element i.
+FASTMALADE_INLINE VecWord interleave_low_halves(VecLong even, VecLong odd) {
+    return (VecWord)((even & 0xffffffffull) | (odd << 32));
 }
 
 }  // namespace

@@ -1,0 +1,414 @@
+// The two middle layers, nine tenths of the arithmetic, as products of discrete Fourier transforms.
+//
+// By parity of rows and columns, the 9x9 transposed convolution of stride 2 is four stride-1 convolutions of at most 5x5
+// taps over one input, and the 5x5 convolution of stride 2 is the sum of four of at most 3x3 taps over the phases of its
+// input. Both are thus one stride-1 convolution on a quarter-size grid, of taps that reach `margin` (2 or 1) to each side.
+// A cyclic convolution of size N x N computes a tile of it. A grid of N - margin rows or fewer needs one tile: the zeros
+// behind its end are also those in front of its start. A larger one is cut into tiles of N - 2 margin outputs, each from a
+// window with `margin` pixels of its neighbours on every side.
+//
+// At 28x28 this takes a third of the arithmetic of direct sums for the transposed layer and two thirds for the other, and
+// unlike transforms with real points (Winograd's) it is about as accurate as the sum itself, because all its factors are
+// cosines. docs/performance.md has the counts and errors.
+//
+// The real transform is kept in its real form: N numbers for N pixels along each axis, cosine and sine parts. A pair
+// (ky, kx), (ky, -kx) of complex bins is the sum and difference of four products of those.
+#pragma once
+
+#include "cpu/elementary.h"
+#include "cpu/forms.h"
+#include "cpu/spectral_layout.h"
+
+namespace fastmalade::cpu::FASTMALADE_ISA {
+namespace {
+
+// cos and sin of whole N-th parts of a turn, by their series in double and rounded once.
+template <int N>
+struct Turn {
+    float cosine[N], sine[N];
+    constexpr Turn() : cosine(), sine() {
+        for (int m = 0; m < N; ++m) {
+            cosine[m] = (float)cosine_of_turn(m, N);
+            sine[m] = (float)sine_of_turn(m, N);
+        }
+    }
+};
+
+// Transform of N vectors along one axis. cosine[k] = sum_j x[j] cos(2 pi j k / N), k = 0 .. N/2; sine[k] likewise,
+// k = 1 .. (N-1)/2 (sine[0] is not used).
+template <int N>
+struct Line {
+    static constexpr int pairs = (N - 1) / 2, last = N / 2;
+    static constexpr bool even = N % 2 == 0;
+    static constexpr Turn<N> turn = Turn<N>();
+    Vec cosine[last + 1];
+    Vec sine[pairs + 1];
+
+    // x: N vectors
+    FASTMALADE_INLINE Line forward(const Vec* x) {
+        Line f;
+        Vec sum[pairs + 1], difference[pairs + 1];
+#pragma GCC unroll 16
+        for (int j = 1; j <= pairs; ++j) {
+            sum[j] = x[j] + x[N - j];
+            difference[j] = x[j] - x[N - j];
+        }
+#pragma GCC unroll 16
+        for (int k = 0; k <= last; ++k) {
+            Vec total = x[0];
+            if (even) total = k % 2 == 0 ? total + x[last] : total - x[last];
+#pragma GCC unroll 16
+            for (int j = 1; j <= pairs; ++j) {
+                const float factor = turn.cosine[j * k % N];
+                if (factor == 0.0f) continue;
+                total = k == 0 ? total + sum[j] : fma(broadcast(factor), sum[j], total);
+            }
+            f.cosine[k] = total;
+        }
+#pragma GCC unroll 16
+        for (int k = 1; k <= pairs; ++k) {
+            Vec total = broadcast(turn.sine[k]) * difference[1];
+#pragma GCC unroll 16
+            for (int j = 2; j <= pairs; ++j) total = fma(broadcast(turn.sine[j * k % N]), difference[j], total);
+            f.sine[k] = total;
+        }
+        return f;
+    }
+
+    // x[j] = sum_k cosine[k] cos(2 pi j k / N) + sine[k] sin(2 pi j k / N). x: N vectors
+    inline __attribute__((always_inline)) void inverse(Vec* x) const {
+        x[0] = cosine[0];
+#pragma GCC unroll 16
+        for (int k = 1; k <= last; ++k) x[0] = x[0] + cosine[k];
+#pragma GCC unroll 16
+        for (int j = 1; j <= last; ++j) {
+            Vec symmetric = cosine[0];
+#pragma GCC unroll 16
+            for (int k = 1; k <= last; ++k) {
+                const float factor = turn.cosine[j * k % N];
+                if (factor != 0.0f) symmetric = fma(broadcast(factor), cosine[k], symmetric);
+            }
+            if (even && j == last) {
+                x[j] = symmetric;
+                continue;
+            }
+            Vec odd = broadcast(turn.sine[j]) * sine[1];
+#pragma GCC unroll 16
+            for (int k = 2; k <= pairs; ++k) odd = fma(broadcast(turn.sine[j * k % N]), sine[k], odd);
+            x[j] = symmetric + odd;
+            x[N - j] = symmetric - odd;
+        }
+    }
+};
+
+// One layer. Vectors hold LANES images of one channel (throughput) or LANES channels of one image (latency); a unit is a
+// vector of either kind. The input comes in `groups` grids (four phases, or one), of the same channels each.
+struct SpectralLayer {
+    const float* in[4];    // by group, vector of grid position (0, 0) in unit 0
+    int64_t groups, in_channels, in_units;  // channels and units of each group
+    int64_t in_unit_stride, in_row_stride, in_step;  // in floats
+    int64_t height, width;  // of the grid
+    const float* weights;  // pack_spectral
+    const float* bias;     // [output], padded to whole vectors
+    int64_t out_channels, out_units;
+    float* spectrum;       // [N * N][group][in unit][LANES]
+    float* products;       // [N * N][out unit][LANES]
+};
+
+// x: the N numbers p[j * step], zero where j is outside from .. to-1. Usually all but the last MARGIN are inside.
+template <int N, int MARGIN>
+FASTMALADE_INLINE void load_line(Vec* x, const float* p, int64_t step, int64_t from, int64_t to) {
+    if (from == 0 && to == N - MARGIN) {
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) x[j] = j < N - MARGIN ? load(p + j * step) : Vec{};
+    } else {
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) x[j] = j >= from && j < to ? load(p + j * step) : Vec{};
+    }
+}
+
+// Transforms one unit of the window whose pixel (0, 0) is grid position (top, left), zeros outside the grid.
+template <int N, int MARGIN>
+__attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t group, int64_t unit, int64_t top, int64_t left) {
+    using B = Bins<N>;
+    constexpr int pairs = Line<N>::pairs, last = N / 2;
+    const float* in = s.in[group] + unit * s.in_unit_stride + top * s.in_row_stride + left * s.in_step;
+    const int64_t from_row = top < 0 ? -top : 0, to_row = s.height - top < N ? s.height - top : N;
+    const int64_t from_column = left < 0 ? -left : 0, to_column = s.width - left < N ? s.width - left : N;
+    alignas(64) float rows[N * N * LANES];  // [number of the row's transform][row]
+    for (int64_t y = from_row; y < to_row; ++y) {
+        Vec x[N];
+        load_line<N, MARGIN>(x, in + y * s.in_row_stride, s.in_step, from_column, to_column);
+        const Line<N> line = Line<N>::forward(x);
+#pragma GCC unroll 16
+        for (int k = 0; k <= last; ++k) store(rows + (k * N + y) * LANES, line.cosine[k]);
+#pragma GCC unroll 16
+        for (int k = 1; k <= pairs; ++k) store(rows + ((last + k) * N + y) * LANES, line.sine[k]);
+    }
+    float* out = s.spectrum + (group * s.in_units + unit) * LANES;
+    const int64_t plane = s.groups * s.in_units * LANES;
+    for (int kx = 0; kx <= last; kx += Line<N>::even ? last : last + 1) {
+        Vec x[N];
+        load_line<N, MARGIN>(x, rows + kx * N * LANES, LANES, from_row, to_row);
+        const Line<N> line = Line<N>::forward(x);
+        store(out + B::real_index(kx, 0) * plane, line.cosine[0]);
+        if (Line<N>::even) store(out + B::real_index(kx, last) * plane, line.cosine[last]);
+        float* bin = out + B::in_real_column(kx, 1) * plane;
+#pragma GCC unroll 16
+        for (int ky = 1; ky <= pairs; ++ky, bin += 2 * plane) {
+            store(bin, line.cosine[ky]);
+            store(bin + plane, line.sine[ky]);
+        }
+    }
+    for (int kx = 1; kx <= pairs; ++kx) {
+        Vec x[N];
+        load_line<N, MARGIN>(x, rows + kx * N * LANES, LANES, from_row, to_row);
+        const Line<N> c = Line<N>::forward(x);
+        load_line<N, MARGIN>(x, rows + (last + kx) * N * LANES, LANES, from_row, to_row);
+        const Line<N> s_line = Line<N>::forward(x);
+        float* lone = out + B::lone(kx, 0) * plane;
+        store(lone, c.cosine[0]);
+        store(lone + plane, s_line.cosine[0]);
+        if (Line<N>::even) {
+            store(lone + 2 * plane, c.cosine[last]);
+            store(lone + 3 * plane, s_line.cosine[last]);
+        }
+        float* twin = out + B::twin(kx, 1) * plane;
+#pragma GCC unroll 16
+        for (int ky = 1; ky <= pairs; ++ky, twin += 4 * plane) {
+            store(twin, c.cosine[ky] - s_line.sine[ky]);
+            store(twin + plane, c.sine[ky] + s_line.cosine[ky]);
+            store(twin + 2 * plane, c.cosine[ky] + s_line.sine[ky]);
+            store(twin + 3 * plane, c.sine[ky] - s_line.cosine[ky]);
+        }
+    }
+}
+
+// Products of one bin for UNITS output vectors, summed over groups and input channels in their order.
+// in: [re, -im][group][in unit][LANES] of the bin; weights: [group][in channel][unit][re, im][Form::unit];
+// out: [re, -im][out unit][LANES]
+template <class Form, int UNITS>
+FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in, const float* w, float* out) {
+    const int64_t in_plane = s.groups * s.in_units * LANES, out_plane = s.out_units * LANES;
+    Vec re[UNITS], im[UNITS];
+#pragma GCC unroll 8
+    for (int u = 0; u < UNITS; ++u) re[u] = im[u] = Vec{};
+    for (int64_t group = 0; group < s.groups; ++group) {
+        const float* x = in + group * s.in_units * LANES;
+        for (int64_t c = 0; c < s.in_channels; ++c, x += LANES / Form::unit, w += 2 * UNITS * Form::unit) {
+            const Vec a = Form::activation(x), b = Form::activation(x + in_plane), minus_a = -a;
+#pragma GCC unroll 8
+            for (int u = 0; u < UNITS; ++u) {
+                const Vec p = Form::weight(w + 2 * u * Form::unit), q = Form::weight(w + (2 * u + 1) * Form::unit);
+                re[u] = fma(p, a, re[u]);
+                im[u] = fma(p, b, im[u]);
+                re[u] = fma(q, b, re[u]);
+                im[u] = fma(q, minus_a, im[u]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < UNITS; ++u) {
+        store(out + u * LANES, re[u]);
+        store(out + out_plane + u * LANES, im[u]);
+    }
+}
+
+// The same for a real bin: [group][in unit][LANES], [group][in channel][unit][Form::unit], [out unit][LANES].
+template <class Form, int UNITS>
+FASTMALADE_INLINE void multiply_real(const SpectralLayer& s, const float* in, const float* w, float* out) {
+    Vec re[UNITS];
+#pragma GCC unroll 8
+    for (int u = 0; u < UNITS; ++u) re[u] = Vec{};
+    for (int64_t group = 0; group < s.groups; ++group) {
+        const float* x = in + group * s.in_units * LANES;
+        for (int64_t c = 0; c < s.in_channels; ++c, x += LANES / Form::unit, w += UNITS * Form::unit) {
+            const Vec a = Form::activation(x);
+#pragma GCC unroll 8
+            for (int u = 0; u < UNITS; ++u) re[u] = fma(Form::weight(w + u * Form::unit), a, re[u]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < UNITS; ++u) store(out + u * LANES, re[u]);
+}
+
+template <class Form, int UNITS>
+FASTMALADE_INLINE void multiply_block(const SpectralLayer& s, bool complex, const float* in, const float* w, float* out) {
+    if (complex) {
+        multiply_complex<Form, UNITS>(s, in, w, out);
+    } else {
+        multiply_real<Form, UNITS>(s, in, w, out);
+    }
+}
+
+template <class Form, int N>
+__attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
+    const Blocks<Form> blocks(s.out_channels);
+    const float* w = s.weights;
+    for (int plane = 0; plane < N * N;) {
+        const bool complex = plane >= Bins<N>::real;
+        const int numbers = complex ? 2 : 1;
+        const float* in = s.spectrum + plane * s.groups * s.in_units * LANES;
+        float* out = s.products + plane * s.out_units * LANES;
+        for (int64_t block = 0; block < blocks.count; ++block) {
+            const int64_t units = blocks.size(block);
+            switch (units) {
+                case 1: multiply_block<Form, 1>(s, complex, in, w, out); break;
+                case 2: multiply_block<Form, 2>(s, complex, in, w, out); break;
+                case 3: multiply_block<Form, 3>(s, complex, in, w, out); break;
+                case 4: multiply_block<Form, 4>(s, complex, in, w, out); break;
+                default: multiply_block<Form, MAX_UNITS>(s, complex, in, w, out); break;
+            }
+            w += numbers * units * Form::unit * s.groups * s.in_channels;
+            out += units * LANES;
+        }
+        plane += numbers;
+    }
+}
+
+// Gives put(position row, position column, tanh(bias + sum)) for positions first .. first+rows-1, likewise columns, of the
+// cyclic result.
+template <int N, class Put>
+FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bias, int64_t first, int64_t rows,
+                                    int64_t columns, Put put) {
+    using B = Bins<N>;
+    constexpr int pairs = Line<N>::pairs, last = N / 2;
+    const float* in = s.products + unit * LANES;
+    const int64_t plane = s.out_units * LANES;
+    alignas(64) float lines[N * N * LANES];  // [row][number of the row's transform]
+    for (int kx = 0; kx <= last; kx += Line<N>::even ? last : last + 1) {
+        Line<N> line;
+        line.cosine[0] = load(in + B::real_index(kx, 0) * plane);
+        if (Line<N>::even) line.cosine[last] = load(in + B::real_index(kx, last) * plane);
+        const float* bin = in + B::in_real_column(kx, 1) * plane;
+#pragma GCC unroll 16
+        for (int ky = 1; ky <= pairs; ++ky, bin += 2 * plane) {
+            line.cosine[ky] = load(bin);
+            line.sine[ky] = load(bin + plane);
+        }
+        Vec y[N];
+        line.inverse(y);
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) store(lines + (j * N + kx) * LANES, y[j]);
+    }
+    for (int kx = 1; kx <= pairs; ++kx) {
+        Line<N> c, s_line;
+        const float* lone = in + B::lone(kx, 0) * plane;
+        c.cosine[0] = load(lone);
+        s_line.cosine[0] = load(lone + plane);
+        if (Line<N>::even) {
+            c.cosine[last] = load(lone + 2 * plane);
+            s_line.cosine[last] = load(lone + 3 * plane);
+        }
+        const float* twin = in + B::twin(kx, 1) * plane;
+#pragma GCC unroll 16
+        for (int ky = 1; ky <= pairs; ++ky, twin += 4 * plane) {
+            const Vec re = load(twin), im = load(twin + plane), re2 = load(twin + 2 * plane), im2 = load(twin + 3 * plane);
+            c.cosine[ky] = re + re2;
+            s_line.sine[ky] = re2 - re;
+            c.sine[ky] = im + im2;
+            s_line.cosine[ky] = im - im2;
+        }
+        Vec y[N];
+        c.inverse(y);
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) store(lines + (j * N + kx) * LANES, y[j]);
+        s_line.inverse(y);
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) store(lines + (j * N + last + kx) * LANES, y[j]);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* numbers = lines + (first + row) * N * LANES;
+        Line<N> line;
+#pragma GCC unroll 16
+        for (int k = 0; k <= last; ++k) line.cosine[k] = load(numbers + k * LANES);
+#pragma GCC unroll 16
+        for (int k = 1; k <= pairs; ++k) line.sine[k] = load(numbers + (last + k) * LANES);
+        line.cosine[0] = line.cosine[0] + bias;
+        alignas(64) Vec x[N];
+        line.inverse(x);
+        int64_t column = 0;
+        for (; column + 2 <= columns; column += 2) {
+            const Vec v = tanh(x[first + column]), next = tanh(x[first + column + 1]);
+            put(row, column, v);
+            put(row, column + 1, next);
+        }
+        if (column < columns) put(row, column, tanh(x[first + column]));
+    }
+}
+
+// The transposed layer writes half-size images [hidden1][2 height][2 width]: pixels are vectors of LANES images in the
+// throughput form, floats in the latency form. Outputs are numbered phase by phase.
+template <class Form>
+struct PhasedOutput {
+    float* out;
+    int64_t hidden1, height, width;  // of the grid
+
+    inline int64_t pixel(int64_t output, int64_t row, int64_t column) const {
+        const int64_t phase = output / hidden1, channel = output % hidden1;
+        return (channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2;
+    }
+    // Outputs of one unit from grid position (row, column) on, given by each(put).
+    template <class Each>
+    inline void write(int64_t unit, int64_t row, int64_t column, Each each) const {
+        const int64_t row_step = 4 * width;
+        if constexpr (Form::unit == 1) {
+            float* tile = out + pixel(unit, row, column) * LANES;
+            each([&](int64_t q, int64_t p, Vec v) { store(tile + (q * row_step + 2 * p) * LANES, v); });
+        } else {
+            float* tile[LANES];
+            int count = 0;
+            for (; count < LANES && unit * LANES + count < 4 * hidden1; ++count) {
+                tile[count] = out + pixel(unit * LANES + count, row, column);
+            }
+            each([&](int64_t q, int64_t p, Vec v) {
+                float lanes[LANES];
+                store(lanes, v);
+                for (int l = 0; l < count; ++l) tile[l][q * row_step + 2 * p] = lanes[l];
+            });
+        }
+    }
+};
+
+// The other layer writes vectors: [unit][height][width][LANES].
+struct GridOutput {
+    float* out;
+    int64_t height, width;
+
+    template <class Each>
+    inline void write(int64_t unit, int64_t row, int64_t column, Each each) const {
+        float* tile = out + ((unit * height + row) * width + column) * LANES;
+        each([&](int64_t q, int64_t p, Vec v) { store(tile + (q * width + p) * LANES, v); });
+    }
+};
+
+template <class Form, int N, class Output>
+__attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, int64_t column, int64_t first, int64_t rows,
+                                           int64_t columns, const Output& output) {
+    for (int64_t unit = 0; unit < s.out_units; ++unit) {
+        const Vec bias = Form::weight(s.bias + unit * Form::unit);
+        output.write(unit, row, column, [&](auto put) { inverse_unit<N>(s, unit, bias, first, rows, columns, put); });
+    }
+}
+
+template <class Form, int N, int MARGIN, class Output>
+void spectral_convolution(const SpectralLayer& s, const Output& output) {
+    const bool whole = s.height <= N - MARGIN && s.width <= N - MARGIN;
+    const int64_t step = whole ? N - MARGIN : N - 2 * MARGIN, margin = whole ? 0 : MARGIN;
+    for (int64_t row = 0; row < s.height; row += step) {
+        const int64_t rows = s.height - row < step ? s.height - row : step;
+        for (int64_t column = 0; column < s.width; column += step) {
+            const int64_t columns = s.width - column < step ? s.width - column : step;
+            for (int64_t group = 0; group < s.groups; ++group) {
+                for (int64_t unit = 0; unit < s.in_units; ++unit) {
+                    forward_unit<N, MARGIN>(s, group, unit, row - margin, column - margin);
+                }
+            }
+            multiply_bins<Form, N>(s);
+            inverse_all<Form, N>(s, row, column, margin, rows, columns, output);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace fastmalade::cpu::FASTMALADE_ISA
