@@ -43,6 +43,13 @@ struct LatencyFromImage : Latency {
     FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c * stride; }
 };
 
+// The latency form's transposed layer: a plane for each phase and channel of it, [4 hidden1][height][row] floats of the
+// quarter-size grid. Rows have a margin, so that whole vectors may be stored.
+struct PhasePlanes {
+    int64_t row, plane;
+    PhasePlanes(int64_t height, int64_t width) : row(width + LANES), plane(height * row) {}
+};
+
 // Output channels are cut into blocks of at most MAX_UNITS accumulators, of sizes that differ by one at most.
 constexpr int MAX_UNITS = 5;
 

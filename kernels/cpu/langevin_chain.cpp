@@ -33,7 +33,8 @@ struct Scratch {
     explicit Scratch(const AutoencoderShape& s) : floats(0) {
         const int64_t plane = s.height * s.width;
         state = take(s.channels * plane * pixel);
-        half = take(vectors_of<Form>(s.hidden1) * LANES * plane / 4);
+        const int64_t planes = 4 * s.hidden1 * PhasePlanes(s.height / 4, s.width / 4).plane;
+        half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, single ? planes : 0));
         quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
         even = take(s.channels * plane / 4 * pixel);
         sums = take(single ? s.channels * plane : 4 * s.width * LANES);
@@ -60,16 +61,22 @@ private:
 template <class Form>
 void direct_deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* quarter,
                     float* half) {
-    constexpr int64_t pixel = Scratch<Form>::pixel;
-    const int64_t half_w = s.width / 2, half_plane = s.height / 2 * half_w, quarter_h = s.height / 4;
-    Convolution deconv1 = {quarter, s.hidden2, quarter_h, s.width / 4, nullptr, packed + at.deconv1_bias, 0, nullptr,
-                           s.hidden1, s.width / 4, half_plane * pixel * Form::unit, 2 * half_w * pixel, 2 * pixel,
-                           Scratch<Form>::single};
-    for (int64_t q = 0; q < quarter_h; ++q) {
+    const int64_t height = s.height / 4, width = s.width / 4;
+    const PhasePlanes planes(height, width);
+    Convolution deconv1 = {quarter, s.hidden2, height, width, nullptr, packed + at.deconv1_bias, 0, nullptr, s.hidden1,
+                           width, 4 * height * width * LANES, 4 * width * LANES, 2 * LANES, false};
+    if (Scratch<Form>::single) {
+        deconv1.out_unit_stride = planes.plane * LANES;
+        deconv1.out_row_stride = planes.row;
+        deconv1.out_step = 1;
+        deconv1.spread = true;
+    }
+    for (int64_t q = 0; q < height; ++q) {
         for (int phase = 0; phase < 4; ++phase) {
             deconv1.weights = packed + at.deconv1[phase];
             deconv1.row_taps = 5 - phase / 2;
-            deconv1.out = half + (phase / 2 * half_w + phase % 2) * pixel;
+            deconv1.out = half + (Scratch<Form>::single ? phase * s.hidden1 * planes.plane
+                                                        : (phase / 2 * 2 * width + phase % 2) * LANES);
             if (phase % 2 == 0) {
                 convolve_row<Form, TransposedEven>(deconv1, q);
             } else {

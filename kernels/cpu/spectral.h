@@ -266,8 +266,8 @@ __attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
     }
 }
 
-// Gives put(position row, position column, tanh(bias + sum)) for positions first .. first+rows-1, likewise columns, of the
-// cyclic result.
+// Gives put(row, tanh(bias + sum) of its columns) for rows first .. first+rows-1 of the cyclic result and likewise columns,
+// both counted from 0.
 template <int N, class Put>
 FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bias, int64_t first, int64_t rows,
                                     int64_t columns, Put put) {
@@ -325,46 +325,42 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
 #pragma GCC unroll 16
         for (int k = 1; k <= pairs; ++k) line.sine[k] = load(numbers + (last + k) * LANES);
         line.cosine[0] = line.cosine[0] + bias;
-        alignas(64) Vec x[N];
+        Vec x[N];
         line.inverse(x);
-        int64_t column = 0;
-        for (; column + 2 <= columns; column += 2) {
-            const Vec v = tanh(x[first + column]), next = tanh(x[first + column + 1]);
-            put(row, column, v);
-            put(row, column + 1, next);
-        }
-        if (column < columns) put(row, column, tanh(x[first + column]));
+        for (int64_t n = first; n < first + columns; ++n) x[n] = tanh(x[n]);
+        put(row, x + first);
     }
 }
 
-// The transposed layer writes half-size images [hidden1][2 height][2 width]: pixels are vectors of LANES images in the
-// throughput form, floats in the latency form. Outputs are numbered phase by phase.
+// Where the transposed layer's outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height]
+// [2 width][LANES]. Latency: PhasePlanes (cpu/forms.h).
 template <class Form>
 struct PhasedOutput {
     float* out;
     int64_t hidden1, height, width;  // of the grid
 
-    inline int64_t pixel(int64_t output, int64_t row, int64_t column) const {
-        const int64_t phase = output / hidden1, channel = output % hidden1;
-        return (channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2;
-    }
-    // Outputs of one unit from grid position (row, column) on, given by each(put).
+    // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
     template <class Each>
-    inline void write(int64_t unit, int64_t row, int64_t column, Each each) const {
-        const int64_t row_step = 4 * width;
+    inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
         if constexpr (Form::unit == 1) {
-            float* tile = out + pixel(unit, row, column) * LANES;
-            each([&](int64_t q, int64_t p, Vec v) { store(tile + (q * row_step + 2 * p) * LANES, v); });
+            const int64_t phase = unit / hidden1, channel = unit % hidden1, row_step = 4 * width;
+            float* tile = out + ((channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2) * LANES;
+            each([&](int64_t q, const Vec* values) {
+                for (int64_t p = 0; p < columns; ++p) store(tile + (q * row_step + 2 * p) * LANES, values[p]);
+            });
         } else {
-            float* tile[LANES];
-            int count = 0;
-            for (; count < LANES && unit * LANES + count < 4 * hidden1; ++count) {
-                tile[count] = out + pixel(unit * LANES + count, row, column);
-            }
-            each([&](int64_t q, int64_t p, Vec v) {
-                float lanes[LANES];
-                store(lanes, v);
-                for (int l = 0; l < count; ++l) tile[l][q * row_step + 2 * p] = lanes[l];
+            const PhasePlanes planes(height, width);
+            const int64_t left = 4 * hidden1 - unit * LANES, count = left < LANES ? left : LANES;
+            float* tile = out + unit * LANES * planes.plane + row * planes.row + column;
+            each([&](int64_t q, const Vec* values) {
+                for (int64_t p = 0; p < columns; p += LANES) {
+                    Vec square[LANES];
+                    for (int l = 0; l < LANES; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
+                    transpose(square);
+                    // What lies beyond `columns` falls on columns that come later, or on the row's margin.
+                    float* to = tile + q * planes.row + p;
+                    for (int64_t l = 0; l < count; ++l, to += planes.plane) store(to, square[l]);
+                }
             });
         }
     }
@@ -376,9 +372,11 @@ struct GridOutput {
     int64_t height, width;
 
     template <class Each>
-    inline void write(int64_t unit, int64_t row, int64_t column, Each each) const {
+    inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
         float* tile = out + ((unit * height + row) * width + column) * LANES;
-        each([&](int64_t q, int64_t p, Vec v) { store(tile + (q * width + p) * LANES, v); });
+        each([&](int64_t q, const Vec* values) {
+            for (int64_t p = 0; p < columns; ++p) store(tile + (q * width + p) * LANES, values[p]);
+        });
     }
 };
 
@@ -387,7 +385,7 @@ __attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, 
                                            int64_t columns, const Output& output) {
     for (int64_t unit = 0; unit < s.out_units; ++unit) {
         const Vec bias = Form::weight(s.bias + unit * Form::unit);
-        output.write(unit, row, column, [&](auto put) { inverse_unit<N>(s, unit, bias, first, rows, columns, put); });
+        output.write(unit, row, column, columns, [&](auto put) { inverse_unit<N>(s, unit, bias, first, rows, columns, put); });
     }
 }
 

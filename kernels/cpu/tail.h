@@ -170,19 +170,28 @@ FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* packe
     }
 }
 
-// in: [hidden1][H/2 * W/2], out: [C][H/2 * W/2]; a vector is LANES neighbouring positions.
+// in: PhasePlanes, out: [C][H/2][W/2]; a vector is LANES neighbouring positions of one phase.
 FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLayout<Latency>& at,
                                    const float* in, float* out) {
-    const int64_t positions = s.height / 2 * (s.width / 2);
+    const int64_t height = s.height / 4, width = s.width / 4;
+    const PhasePlanes planes(height, width);
     for (int64_t c = 0; c < s.channels; ++c) {
         const float* weights = packed + at.deconv2 + c * s.hidden1;
-        for (int64_t n = 0; n < positions; n += LANES) {
-            const int64_t count = positions - n < LANES ? positions - n : LANES;
-            Vec sum = broadcast(packed[at.deconv2_bias + c]);
-            for (int64_t i = 0; i < s.hidden1; ++i) {
-                sum = fma(broadcast(weights[i]), load_some(in + i * positions + n, count), sum);
+        const Vec bias = broadcast(packed[at.deconv2_bias + c]);
+        for (int64_t phase = 0; phase < 4; ++phase) {
+            for (int64_t row = 0; row < height; ++row) {
+                const float* from = in + phase * s.hidden1 * planes.plane + row * planes.row;
+                float* to = out + ((c * height + row) * 2 + phase / 2) * 2 * width + phase % 2;
+                for (int64_t column = 0; column < width; column += LANES) {
+                    Vec sum = bias;
+                    for (int64_t i = 0; i < s.hidden1; ++i) {
+                        sum = fma(broadcast(weights[i]), load(from + i * planes.plane + column), sum);
+                    }
+                    float lanes[LANES];
+                    store(lanes, tanh(sum));
+                    for (int64_t l = 0; l < LANES && column + l < width; ++l) to[2 * (column + l)] = lanes[l];
+                }
             }
-            store_some(out + c * positions + n, tanh(sum), count);
         }
     }
 }

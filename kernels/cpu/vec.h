@@ -94,6 +94,57 @@ FASTMALADE_INLINE VecInt lane_indices() {
     return v;
 }
 
+// Lane l of rows[k] becomes lane k of rows[l].
+FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
+#if (defined(__AVX512F__) && FASTMALADE_LANES == 16) || (defined(__AVX2__) && FASTMALADE_LANES == 8)
+    // Inside each 128-bit quarter or half, 4 x 4 blocks are transposed; then the blocks change places.
+#pragma GCC unroll 4
+    for (int k = 0; k < LANES; k += 4) {
+#if FASTMALADE_LANES == 16
+        const __m512 r0 = (__m512)rows[k], r1 = (__m512)rows[k + 1], r2 = (__m512)rows[k + 2], r3 = (__m512)rows[k + 3];
+        const __m512 a = _mm512_maskz_unpacklo_ps(0xffff, r0, r1), b = _mm512_maskz_unpackhi_ps(0xffff, r0, r1);
+        const __m512 c = _mm512_maskz_unpacklo_ps(0xffff, r2, r3), d = _mm512_maskz_unpackhi_ps(0xffff, r2, r3);
+        rows[k] = (Vec)_mm512_maskz_shuffle_ps(0xffff, a, c, 0x44);
+        rows[k + 1] = (Vec)_mm512_maskz_shuffle_ps(0xffff, a, c, 0xee);
+        rows[k + 2] = (Vec)_mm512_maskz_shuffle_ps(0xffff, b, d, 0x44);
+        rows[k + 3] = (Vec)_mm512_maskz_shuffle_ps(0xffff, b, d, 0xee);
+#else
+        const __m256 r0 = (__m256)rows[k], r1 = (__m256)rows[k + 1], r2 = (__m256)rows[k + 2], r3 = (__m256)rows[k + 3];
+        const __m256 a = _mm256_unpacklo_ps(r0, r1), b = _mm256_unpackhi_ps(r0, r1);
+        const __m256 c = _mm256_unpacklo_ps(r2, r3), d = _mm256_unpackhi_ps(r2, r3);
+        rows[k] = (Vec)_mm256_shuffle_ps(a, c, 0x44);
+        rows[k + 1] = (Vec)_mm256_shuffle_ps(a, c, 0xee);
+        rows[k + 2] = (Vec)_mm256_shuffle_ps(b, d, 0x44);
+        rows[k + 3] = (Vec)_mm256_shuffle_ps(b, d, 0xee);
+#endif
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+#if FASTMALADE_LANES == 16
+        const __m512 r0 = (__m512)rows[k], r1 = (__m512)rows[k + 4], r2 = (__m512)rows[k + 8], r3 = (__m512)rows[k + 12];
+        const __m512 a = _mm512_maskz_shuffle_f32x4(0xffff, r0, r1, 0x88);  // blocks 0, 2 of both
+        const __m512 b = _mm512_maskz_shuffle_f32x4(0xffff, r0, r1, 0xdd);  // blocks 1, 3
+        const __m512 c = _mm512_maskz_shuffle_f32x4(0xffff, r2, r3, 0x88);
+        const __m512 d = _mm512_maskz_shuffle_f32x4(0xffff, r2, r3, 0xdd);
+        rows[k] = (Vec)_mm512_maskz_shuffle_f32x4(0xffff, a, c, 0x88);
+        rows[k + 8] = (Vec)_mm512_maskz_shuffle_f32x4(0xffff, a, c, 0xdd);
+        rows[k + 4] = (Vec)_mm512_maskz_shuffle_f32x4(0xffff, b, d, 0x88);
+        rows[k + 12] = (Vec)_mm512_maskz_shuffle_f32x4(0xffff, b, d, 0xdd);
+#else
+        const __m256 upper = (__m256)rows[k], lower = (__m256)rows[k + 4];
+        rows[k] = (Vec)_mm256_permute2f128_ps(upper, lower, 0x20);
+        rows[k + 4] = (Vec)_mm256_permute2f128_ps(upper, lower, 0x31);
+#endif
+    }
+#else
+    Vec columns[LANES];
+    for (int k = 0; k < LANES; ++k) {
+        for (int l = 0; l < LANES; ++l) columns[l][k] = rows[k][l];
+    }
+    for (int k = 0; k < LANES; ++k) rows[k] = columns[k];
+#endif
+}
+
 // a b + c: rounded once where the instruction set has a fused multiply-add, twice on plain x86-64. The build switches
 // contraction off, so no other expression is ever fused.
 FASTMALADE_INLINE Vec fma(Vec a, Vec b, Vec c) {
