@@ -1,4 +1,4 @@
-"""Rounding errors of three ways to compute the 9x9 transposed convolution: torch, Winograd's transforms, the native kernel.
+"""Rounding errors of three ways to the 9x9 transposed convolution: torch, Winograd's transforms, the native kernel.
 
     python benchmarks/transform_errors.py [--images 64]
 
@@ -98,7 +98,8 @@ def direct(w: list[Tensor]) -> Layer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
-    x = embedded_digits()[0][: parser.parse_args().images]
+    digits = embedded_digits()[0][: parser.parse_args().images]
+    x = torch.as_tensor(np.asarray(digits), dtype=torch.float32)
     networks = {"malade-mnist": Purifier.from_pretrained("malade-mnist").autoencoder}
     for seed in range(3):
         networks[f"untrained, seed {seed}"] = Autoencoder(generator=torch.Generator().manual_seed(seed))
