@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     digits = embedded_digits()[0][: parser.parse_args().images]
-    x = torch.as_tensor(np.asarray(digits), dtype=torch.float32)
+    x = torch.from_numpy(digits[:, None] / np.float32(255))
     networks = {"malade-mnist": Purifier.from_pretrained("malade-mnist").autoencoder}
     for seed in range(3):
         networks[f"untrained, seed {seed}"] = Autoencoder(generator=torch.Generator().manual_seed(seed))
