@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -147,18 +147,19 @@ class Purifier(nn.Module):
             BackendUnavailableError: the backend asked for cannot run here.
         """
         config = self.chain.replace(**chain_overrides) if chain_overrides else self.chain
-        dtype, device = self._dtype_and_device()
+        autoencoder = self.autoencoder
+        dtype, device = _dtype_and_device(autoencoder)
         prepared = prepare(
             images,
-            channels=getattr(self.autoencoder, "in_channels", None),
-            multiple=4 if isinstance(self.autoencoder, Autoencoder) else 1,
+            channels=getattr(autoencoder, "in_channels", None),
+            multiple=4 if isinstance(autoencoder, Autoencoder) else 1,
             value_range=self.value_range,
             dtype=dtype,
             device=device,
         )
         with torch.no_grad():
             result = self._run(prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids)
-            if config.clamp != "none" and config.n_steps > 0:
+            if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
                 # The map back to the value range may round a value on its edge to the outside.
                 result = result.clamp(*self.value_range)
         return prepared.restore(result)
@@ -180,13 +181,13 @@ class Purifier(nn.Module):
     ) -> Tensor:
         low, high = self.value_range
         is_unit = self.value_range == (0.0, 1.0)
-        lows, highs = config.clamp_bounds()
+        # Inside a compiled graph the settings are constants, and the cache is none of its business.
+        compiling = torch.compiler.is_compiling()
+        settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
         result = chain.run(
             x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low),
             self.autoencoder,
-            *config.schedule(),
-            lows,
-            highs,
+            *settings,
             seed=seed,
             sample_ids=sample_ids,
             noise=noise,
@@ -195,9 +196,14 @@ class Purifier(nn.Module):
         )
         return result if is_unit else result * (high - low) + low
 
-    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        parameters = self.autoencoder.parameters() if isinstance(self.autoencoder, nn.Module) else iter(())
-        for parameter in parameters:
-            if parameter.is_floating_point():
-                return parameter.dtype, parameter.device
-        return torch.float32, torch.device("cpu")
+
+def _dtype_and_device(autoencoder: Callable[[Tensor], Tensor]) -> tuple[torch.dtype, torch.device]:
+    parameters: Iterable[Tensor] = ()
+    if isinstance(autoencoder, Autoencoder):
+        parameters = autoencoder.weights()
+    elif isinstance(autoencoder, nn.Module):
+        parameters = autoencoder.parameters()
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    return torch.float32, torch.device("cpu")
