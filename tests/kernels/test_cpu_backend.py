@@ -136,16 +136,13 @@ def test_extension_refuses_an_instruction_set_it_cannot_run(native) -> None:
 
 def test_resolve_requests(native, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTMALADE_BACKEND", raising=False)
-    fitting = {"device": CPU, "dtype": torch.float32, "native_autoencoder": True}
+    fitting = {"device": CPU, "dtype": torch.float32}
     assert backends.resolve(None, **fitting) == "cpu"
     assert backends.resolve("torch", **fitting) == "torch"
     assert backends.resolve(None, **{**fitting, "dtype": torch.float64}) == "torch"
-    assert backends.resolve(None, **{**fitting, "native_autoencoder": False}) == "torch"
     assert backends.resolve(None, **{**fitting, "device": torch.device("meta")}) == "torch"
     with pytest.raises(BackendUnavailableError, match=r"expected dtype torch\.float32, got torch\.float64"):
         backends.resolve("cpu", **{**fitting, "dtype": torch.float64})
-    with pytest.raises(BackendUnavailableError, match="another residual model"):
-        backends.resolve("cpu", **{**fitting, "native_autoencoder": False})
     with pytest.raises(ValueError, match="expected one of torch, cpu, got 'gpu'"):
         backends.resolve("gpu", **fitting)
     monkeypatch.setenv("FASTMALADE_BACKEND", "torch")
@@ -167,7 +164,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason is not None
     assert "cannot be loaded" in reason
     assert backends.available() == {"torch": None, "cpu": reason}
-    fitting = {"device": CPU, "dtype": torch.float32, "native_autoencoder": True}
+    fitting = {"device": CPU, "dtype": torch.float32}
     assert backends.resolve(None, **fitting) == "torch"
     with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
         backends.resolve("cpu", **fitting)
