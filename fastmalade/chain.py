@@ -121,8 +121,12 @@ def run(
     noise: Tensor | None = None,
     backend: str | None = None,
     trajectory: bool = False,
+    gradients: bool = True,
 ) -> Tensor:
-    """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states, without gradients."""
+    """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states.
+
+    Without ``gradients``, and for a ``trajectory``, nothing is recorded for autograd.
+    """
     weights = None
     if is_native_autoencoder(autoencoder):
         assert isinstance(autoencoder, Autoencoder)
@@ -136,10 +140,11 @@ def run(
         seed = check_seed(seed)
     ids = None if sample_ids is None else check_sample_ids(sample_ids, x.shape[0], x.device)
     settings = (step_sizes, noise_scales, lows, highs)
+    recorded = gradients and not trajectory and torch.is_grad_enabled()
     if weights is None:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not trajectory):
+        with torch.set_grad_enabled(recorded):
             return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory)
-    if name == "cpu" and ops.is_unobserved(x, noise, *weights):
+    if name == "cpu" and ops.is_unobserved(x, noise, *weights, recorded=recorded):
         return backends.cpu.langevin_chain(
             x,
             weights,
@@ -152,10 +157,10 @@ def run(
     if ids is None:
         ids = check_sample_ids(None, x.shape[0], x.device)
     arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name)
-    if not trajectory:
+    with torch.set_grad_enabled(recorded):
+        if trajectory:
+            return ops.run_chain(*arguments, trajectory=True)
         return torch.ops.fastmalade.langevin_chain.default(*arguments)
-    with torch.no_grad():
-        return ops.run_chain(*arguments, trajectory=True)
 
 
 def _run_callable(
@@ -209,7 +214,7 @@ def _run_callable(
         z = None if noise is None else noise[step]
         reconstruction = checked(x)
         arguments: Any = (x, reconstruction, a, d, low, high, seed_bits, ids, step, z, backend)
-        direct = ops.is_unobserved(x, reconstruction, z)
+        direct = ops.is_unobserved(x, reconstruction, z, recorded=torch.is_grad_enabled())
         x = ops.run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
         if trajectory:
             states.append(x)

@@ -77,7 +77,7 @@ def prepare(
         values = _converted(tensor, dtype, device)
 
     def restore(result: Tensor) -> Any:
-        result = from_nchw(result.detach())
+        result = from_nchw(result)
         largest = torch.finfo(result.dtype).max
         if not _within(result, -largest, largest):
             raise FloatingPointError(
@@ -181,8 +181,8 @@ def _within(values: Tensor, low: float, high: float) -> bool:
     """Whether all values are at least ``low`` and at most ``high``; NaN is not. True for no values."""
     if values.numel() == 0:
         return True
-    plain = values.dtype is torch.float32 and values.is_cpu and values.is_contiguous() and not values.is_neg()
-    if plain and backends.cpu.unavailable_reason() is None:
-        return backends.cpu.first_outside(values, low, high) < 0
+    offending = backends.cpu.first_outside(values, low, high)
+    if offending is not None:
+        return offending < 0
     smallest, largest = torch.aminmax(values.float() if values.itemsize < 4 else values)
     return float(smallest) >= low and float(largest) <= high

@@ -60,12 +60,14 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def is_unobserved(*tensors: Tensor | None) -> bool:
+def is_unobserved(*tensors: Tensor | None, recorded: bool) -> bool:
     """Whether an operator on these could as well be called below the dispatcher: nothing would notice.
 
     That is: autograd records nothing, the tensors are plain ones, and no compiler, tracer, mode,
     transformation or profiler is at work. A call through the dispatcher into Python costs about as much as
     a tenth of a whole chain on one image.
+
+    ``recorded``: whether autograd records what happens to tensors that require a gradient.
     """
     if (
         torch.compiler.is_compiling()
@@ -76,7 +78,6 @@ def is_unobserved(*tensors: Tensor | None) -> bool:
         or is_transformed()
     ):
         return False
-    recorded = torch.is_grad_enabled()
     for tensor in tensors:
         if tensor is not None and (type(tensor) not in _PLAIN_TYPES or (recorded and tensor.requires_grad)):
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -157,11 +157,12 @@ class Purifier(nn.Module):
             dtype=dtype,
             device=device,
         )
-        with torch.no_grad():
-            result = self._run(prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids)
-            if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
-                # The map back to the value range may round a value on its edge to the outside.
-                result = result.clamp(*self.value_range)
+        result = self._run(
+            prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids, gradients=False
+        )
+        if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
+            # The map back to the value range may round a value on its edge to the outside.
+            result = result.clamp(*self.value_range)
         return prepared.restore(result)
 
     def extra_repr(self) -> str:
@@ -178,6 +179,7 @@ class Purifier(nn.Module):
         sample_ids: Any,
         noise: Tensor | None = None,
         trajectory: bool = False,
+        gradients: bool = True,
     ) -> Tensor:
         low, high = self.value_range
         is_unit = self.value_range == (0.0, 1.0)
@@ -193,17 +195,16 @@ class Purifier(nn.Module):
             noise=noise,
             backend=backend,
             trajectory=trajectory,
+            gradients=gradients,
         )
         return result if is_unit else result * (high - low) + low
 
 
 def _dtype_and_device(autoencoder: Callable[[Tensor], Tensor]) -> tuple[torch.dtype, torch.device]:
-    parameters: Iterable[Tensor] = ()
     if isinstance(autoencoder, Autoencoder):
-        parameters = autoencoder.weights()
-    elif isinstance(autoencoder, nn.Module):
-        parameters = autoencoder.parameters()
-    for parameter in parameters:
+        weight = autoencoder.conv1.weight
+        return weight.dtype, weight.device
+    for parameter in autoencoder.parameters() if isinstance(autoencoder, nn.Module) else ():
         if parameter.is_floating_point():
             return parameter.dtype, parameter.device
     return torch.float32, torch.device("cpu")

@@ -193,19 +193,15 @@ def langevin_update(
     return out
 
 
-def first_outside(values: Tensor, low: float, high: float) -> int:
-    """Index, in memory order, of the first of ``values`` that is not within [low, high], or -1.
+def first_outside(values: Tensor, low: float, high: float) -> int | None:
+    """Index, in memory order, of the first of ``values`` that is not within [low, high], -1 for none.
 
-    NaN is within no bounds. ``values`` is float32, contiguous and on the CPU; the bounds are rounded to
-    float32. Raises ValueError for another tensor.
+    NaN is within no bounds; the bounds are rounded to float32. None where this pass cannot read the values:
+    it takes contiguous float32 tensors on the CPU, and the extension.
     """
-    extension = _load()
-    if not _is_plain(values, torch.float32):
-        raise ValueError(
-            f"values: expected a contiguous torch.float32 tensor on the cpu, got {values.dtype} on {values.device} "
-            f"of strides {values.stride()}"
-        )
-    return int(extension.check_range(values.data_ptr(), values.numel(), low, high))
+    if not _is_plain(values, torch.float32) or unavailable_reason() is not None:
+        return None
+    return int(_load().check_range(values.data_ptr(), values.numel(), low, high))
 
 
 def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
@@ -276,7 +272,7 @@ def _is_plain(value: Tensor, dtype: torch.dtype) -> bool:
 
 def _like(x: Tensor) -> Tensor:
     """An uninitialised tensor like ``x``, which is contiguous, without gradient."""
-    return torch.empty_like(x, requires_grad=False, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor:
