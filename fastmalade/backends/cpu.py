@@ -22,6 +22,8 @@ _WEIGHT_NAMES = tuple(
     f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
 )
 _IMAGES = (None, None, None, None)  # (B, C, H, W)
+# DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call.
+_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 _extension: ModuleType | None = None
 _supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of isas_supported, and whose it is
 
@@ -97,10 +99,9 @@ def langevin_chain(
     ValueError for arguments that do not fit and BackendUnavailableError without the extension.
     """
     extension = _load()
-    x = _tensor("x", x, torch.float32, _IMAGES)
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
     batch = x.shape[0]
     ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
-    arrays, shape = _weights(weights, x)
     n_steps = len(step_sizes)
     if noise is not None:
         noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
@@ -110,8 +111,8 @@ def langevin_chain(
         form=form,
         batch=batch,
         shape=shape,
-        weights=[array.data_ptr() for array in arrays],
-        x=x.data_ptr(),
+        weights=addresses,
+        x=address,
         step_sizes=step_sizes,
         noise_scales=noise_scales,
         lows=lows,
@@ -129,16 +130,15 @@ def langevin_chain(
 def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
     """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
     extension = _load()
-    x = _tensor("x", x, torch.float32, _IMAGES)
-    arrays, shape = _weights(weights, x)
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
     out = torch.empty(x.shape, dtype=torch.float32)
     extension.autoencoder_forward(
         isa=isa_in_use(),
         form=form,
         batch=x.shape[0],
         shape=shape,
-        weights=[array.data_ptr() for array in arrays],
-        x=x.data_ptr(),
+        weights=addresses,
+        x=address,
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -292,6 +292,22 @@ def _misfit(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | 
     return ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
 
 
+def _model(
+    extension: ModuleType, x: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, int, list[int], list[int], object]:
+    """x, its address, the sizes (channels, height, width, hidden1, hidden2), the addresses of the weights.
+
+    The last entry keeps alive what the addresses point to.
+    """
+    if _EXCHANGE is not None and True not in map(Tensor.is_neg, (x, *weights)):
+        found = extension.read_model(_EXCHANGE, x, weights)
+        if found is not None:
+            return x, *found, weights
+    x = _tensor("x", x, torch.float32, _IMAGES)
+    arrays, shape = _weights(weights, x)
+    return x, x.data_ptr(), shape, [array.data_ptr() for array in arrays], arrays
+
+
 def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
     """The ten arrays, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
     if len(weights) != len(_WEIGHT_NAMES):
@@ -301,12 +317,9 @@ def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[i
     hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
     hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
     arrays = [
-        # Compared before the general check: ten tensors at every call.
-        weight if weight.shape == shape and weight.dtype is torch.float32 and weight.is_cpu
-        and weight.is_contiguous() and not weight.is_neg()
-        else _tensor(name, weight, torch.float32, shape)
+        _tensor(name, weight, torch.float32, shape)
         for name, weight, shape in zip(_WEIGHT_NAMES, weights, _weight_shapes(channels, hidden1, hidden2), strict=True)
-    ]  # fmt: skip
+    ]
     return arrays, [channels, height, width, hidden1, hidden2]
 
 
