@@ -14,19 +14,23 @@ FASTMALADE_INLINE Normals in_memory_order(const Normals& n) {
 #if defined(__AVX512F__) && FASTMALADE_LANES == 16
     const __m512 a = (__m512)n.z[0], b = (__m512)n.z[1], c = (__m512)n.z[2], d = (__m512)n.z[3];
     // The masked forms with a full mask: the plain ones are written with an undefined operand in some compilers' headers.
-    const __mmask16 every = 0xffff;
-    const __m512 ab_low = _mm512_maskz_unpacklo_ps(every, a, b), ab_high = _mm512_maskz_unpackhi_ps(every, a, b);
-    const __m512 cd_low = _mm512_maskz_unpacklo_ps(every, c, d), cd_high = _mm512_maskz_unpackhi_ps(every, c, d);
+    const __mmask16 all = 0xffff;
+    const __m512 ab_low = _mm512_maskz_unpacklo_ps(all, a, b), ab_high = _mm512_maskz_unpackhi_ps(all, a, b);
+    const __m512 cd_low = _mm512_maskz_unpacklo_ps(all, c, d), cd_high = _mm512_maskz_unpackhi_ps(all, c, d);
     // Quarter q of row i: counter 4q + i.
-    const __m512 row0 = _mm512_maskz_shuffle_ps(every, ab_low, cd_low, 0x44), row1 = _mm512_maskz_shuffle_ps(every, ab_low, cd_low, 0xee);
-    const __m512 row2 = _mm512_maskz_shuffle_ps(every, ab_high, cd_high, 0x44), row3 = _mm512_maskz_shuffle_ps(every, ab_high, cd_high, 0xee);
+    const __m512 row0 = _mm512_maskz_shuffle_ps(all, ab_low, cd_low, 0x44);
+    const __m512 row1 = _mm512_maskz_shuffle_ps(all, ab_low, cd_low, 0xee);
+    const __m512 row2 = _mm512_maskz_shuffle_ps(all, ab_high, cd_high, 0x44);
+    const __m512 row3 = _mm512_maskz_shuffle_ps(all, ab_high, cd_high, 0xee);
     // The 4 x 4 transposition of the quarters.
-    const __m512 low01 = _mm512_maskz_shuffle_f32x4(every, row0, row1, 0x44), high01 = _mm512_maskz_shuffle_f32x4(every, row0, row1, 0xee);
-    const __m512 low23 = _mm512_maskz_shuffle_f32x4(every, row2, row3, 0x44), high23 = _mm512_maskz_shuffle_f32x4(every, row2, row3, 0xee);
-    ordered.z[0] = (Vec)_mm512_maskz_shuffle_f32x4(every, low01, low23, 0x88);
-    ordered.z[1] = (Vec)_mm512_maskz_shuffle_f32x4(every, low01, low23, 0xdd);
-    ordered.z[2] = (Vec)_mm512_maskz_shuffle_f32x4(every, high01, high23, 0x88);
-    ordered.z[3] = (Vec)_mm512_maskz_shuffle_f32x4(every, high01, high23, 0xdd);
+    const __m512 low01 = _mm512_maskz_shuffle_f32x4(all, row0, row1, 0x44);
+    const __m512 high01 = _mm512_maskz_shuffle_f32x4(all, row0, row1, 0xee);
+    const __m512 low23 = _mm512_maskz_shuffle_f32x4(all, row2, row3, 0x44);
+    const __m512 high23 = _mm512_maskz_shuffle_f32x4(all, row2, row3, 0xee);
+    ordered.z[0] = (Vec)_mm512_maskz_shuffle_f32x4(all, low01, low23, 0x88);
+    ordered.z[1] = (Vec)_mm512_maskz_shuffle_f32x4(all, low01, low23, 0xdd);
+    ordered.z[2] = (Vec)_mm512_maskz_shuffle_f32x4(all, high01, high23, 0x88);
+    ordered.z[3] = (Vec)_mm512_maskz_shuffle_f32x4(all, high01, high23, 0xdd);
 #elif defined(__AVX__) && FASTMALADE_LANES == 8
     const __m256 a = (__m256)n.z[0], b = (__m256)n.z[1], c = (__m256)n.z[2], d = (__m256)n.z[3];
     const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
@@ -39,8 +43,9 @@ FASTMALADE_INLINE Normals in_memory_order(const Normals& n) {
     ordered.z[2] = (Vec)_mm256_permute2f128_ps(row0, row1, 0x31);
     ordered.z[3] = (Vec)_mm256_permute2f128_ps(row2, row3, 0x31);
 #elif defined(__SSE2__) && FASTMALADE_LANES == 4
-    const __m128 ab_low = _mm_unpacklo_ps((__m128)n.z[0], (__m128)n.z[1]), ab_high = _mm_unpackhi_ps((__m128)n.z[0], (__m128)n.z[1]);
-    const __m128 cd_low = _mm_unpacklo_ps((__m128)n.z[2], (__m128)n.z[3]), cd_high = _mm_unpackhi_ps((__m128)n.z[2], (__m128)n.z[3]);
+    const __m128 a = (__m128)n.z[0], b = (__m128)n.z[1], c = (__m128)n.z[2], d = (__m128)n.z[3];
+    const __m128 ab_low = _mm_unpacklo_ps(a, b), ab_high = _mm_unpackhi_ps(a, b);
+    const __m128 cd_low = _mm_unpacklo_ps(c, d), cd_high = _mm_unpackhi_ps(c, d);
     ordered.z[0] = (Vec)_mm_movelh_ps(ab_low, cd_low);
     ordered.z[1] = (Vec)_mm_movehl_ps(cd_low, ab_low);
     ordered.z[2] = (Vec)_mm_movelh_ps(ab_high, cd_high);

@@ -113,7 +113,8 @@ private:
         for (Call* other : calls_) {
             if (surplus <= 0) return;
             if (!other->mask.overlaps(arrived.mask)) continue;
-            const int staying = other->workers.load(std::memory_order_relaxed) - other->tasks.leave.load(std::memory_order_relaxed);
+            const int asked = other->tasks.leave.load(std::memory_order_relaxed);
+            const int staying = other->workers.load(std::memory_order_relaxed) - asked;
             const int leaving = std::clamp(surplus, 0, std::max(staying, 0));
             other->tasks.leave.fetch_add(leaving, std::memory_order_relaxed);
             surplus -= leaving;
