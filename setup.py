@@ -32,7 +32,8 @@ X86_ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
 }
 KERNEL_SOURCE = "kernels/cpu/langevin_chain.cpp"
-EXTENSION_SOURCES = ["csrc/cpu_module.cpp", "kernels/cpu/engine.cpp"]
+ENGINE_SOURCES = ["kernels/cpu/engine.cpp", "kernels/cpu/packed.cpp", "kernels/cpu/pool.cpp"]
+EXTENSION_SOURCES = ["csrc/cpu_module.cpp", *ENGINE_SOURCES]
 
 
 def isa_flags() -> dict[str, list[str]]:

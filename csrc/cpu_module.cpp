@@ -4,11 +4,17 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <exception>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
+#include "exchange.h"
+
 #include "cpu/engine.h"
+#include "cpu/packed.h"
+#include "cpu/pool.h"
 
 namespace py = pybind11;
 namespace cpu = fastmalade::cpu;
@@ -87,6 +93,29 @@ T* pointer(const char* what, uintptr_t address, bool needed) {
     return reinterpret_cast<T*>(address);
 }
 
+// Runs `work` without the interpreter lock. Not pybind11's guard: where the interpreter is shutting down, taking the
+// lock back ends a daemon thread by unwinding its stack, which may pass through a function but not through a destructor.
+template <class F>
+void without_interpreter_lock(F work) {
+    PyThreadState* state = PyEval_SaveThread();
+    std::exception_ptr failure;
+    try {
+        work();
+    } catch (const std::exception&) {
+        failure = std::current_exception();
+    }
+    PyEval_RestoreThread(state);
+    if (failure) std::rethrow_exception(failure);
+}
+
+// sample_ids: (batch,), or 0 .. batch-1 where there is no address; kept in `own` then.
+const int64_t* sample_ids_or_default(uintptr_t address, int64_t batch, std::vector<int64_t>& own) {
+    if (address != 0 || batch <= 0) return pointer<const int64_t>("sample_ids", address, false);
+    own.resize((size_t)batch);
+    std::iota(own.begin(), own.end(), (int64_t)0);
+    return own.data();
+}
+
 // sizes: (channels, height, width, hidden1, hidden2)
 AutoencoderShape check_shape(const std::vector<int64_t>& sizes) {
     if (sizes.size() != 5) fail("shape", "5 sizes (channels, height, width, hidden1, hidden2)", std::to_string(sizes.size()));
@@ -113,6 +142,36 @@ AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
     return AutoencoderWeights{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
 }
 
+// x and the ten weights of a call as (address of x, sizes, addresses of the weights), where every one is a plain array of
+// the right shape; else None, and the caller finds out which is not. capsule: see exchange.h
+py::object read_model(const py::capsule& capsule, py::handle x, const py::sequence& weights) {
+    namespace exchange = fastmalade::exchange;
+    const exchange::Table* table = exchange::table_of(capsule);
+    exchange::Tensor images, array;
+    if (!table || weights.size() != 10 || !exchange::read_plain(*table, x, 4, &images)) return py::none();
+    const int64_t channels = images.shape[1];
+    const uintptr_t images_at = exchange::address(images);
+    const py::list sizes(5), addresses(10);
+    for (size_t n = 0; n < 3; ++n) sizes[n] = images.shape[n + 1];
+    int64_t hidden1 = 0, hidden2 = 0;
+    for (size_t n = 0; n < 10; ++n) {
+        const bool is_bias = n % 2 == 1;
+        if (!exchange::read_plain(*table, weights[n], is_bias ? 1 : 4, &array)) return py::none();
+        if (n == 0) hidden1 = array.shape[0];
+        if (n == 2) hidden2 = array.shape[0];
+        const int64_t expected[10][4] = {{hidden1, channels, 5, 5}, {hidden1}, {hidden2, hidden1, 5, 5}, {hidden2},
+                                         {hidden2, hidden1, 9, 9}, {hidden1}, {hidden1, channels, 1, 1}, {channels},
+                                         {channels, channels, 5, 5}, {channels}};
+        for (int32_t axis = 0; axis < array.ndim; ++axis) {
+            if (array.shape[axis] != expected[n][axis]) return py::none();
+        }
+        addresses[n] = exchange::address(array);
+    }
+    sizes[3] = hidden1;
+    sizes[4] = hidden2;
+    return py::make_tuple(images_at, sizes, addresses);
+}
+
 std::vector<float> check_numbers(const char* what, const std::vector<double>& values, size_t count) {
     if (values.size() != count) {
         fail(what, std::to_string(count) + " values, one per step", std::to_string(values.size()));
@@ -134,7 +193,8 @@ void check_step(int64_t step) {
     }
 }
 
-// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,), out: as ChainArguments::out.
+// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0 for 0 .. batch-1, out: as
+// ChainArguments::out.
 void langevin_chain(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
                     const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
                     const std::vector<double>& noise_scales, const std::vector<double>& lows,
@@ -158,6 +218,7 @@ void langevin_chain(const std::string& isa, const std::string& form, int64_t bat
             fail("clamp bounds", "low <= high", std::to_string(low[t]) + " and " + std::to_string(high[t]));
         }
     }
+    std::vector<int64_t> own_ids;
     const ChainArguments arguments{batch,
                                    (int64_t)n_steps,
                                    pointer<const float>("x", x, batch > 0),
@@ -166,12 +227,11 @@ void langevin_chain(const std::string& isa, const std::string& form, int64_t bat
                                    low.data(),
                                    high.data(),
                                    seed,
-                                   pointer<const int64_t>("sample_ids", sample_ids, batch > 0),
+                                   sample_ids_or_default(sample_ids, batch, own_ids),
                                    pointer<const float>("noise", noise, false),
                                    pointer<float>("out", out, batch > 0),
                                    trajectory};
-    const py::gil_scoped_release release;
-    cpu::langevin_chain(kernels, shape, weights, arguments, chosen, threads);
+    without_interpreter_lock([&] { cpu::langevin_chain(kernels, shape, weights, arguments, chosen, threads); });
 }
 
 // x, out: (batch, C, H, W)
@@ -186,8 +246,9 @@ void autoencoder_forward(const std::string& isa, const std::string& form, int64_
     check_least("threads", threads, 1);
     const float* images = pointer<const float>("x", x, batch > 0);
     float* result = pointer<float>("out", out, batch > 0);
-    const py::gil_scoped_release release;
-    cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads);
+    without_interpreter_lock([&] {
+        cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads);
+    });
 }
 
 // z: (batch, elements), sample_ids: (batch,)
@@ -201,8 +262,9 @@ void standard_normal(const std::string& isa, uint64_t seed, uintptr_t sample_ids
     const bool any = batch > 0 && elements > 0;
     const int64_t* ids = pointer<const int64_t>("sample_ids", sample_ids, any);
     float* result = pointer<float>("z", z, any);
-    const py::gil_scoped_release release;
-    cpu::standard_normal(kernels, seed, ids, batch, (uint32_t)step, elements, result, threads);
+    without_interpreter_lock([&] {
+        cpu::standard_normal(kernels, seed, ids, batch, (uint32_t)step, elements, result, threads);
+    });
 }
 
 // words: (batch, 4 counters), sample_ids: (batch,)
@@ -216,8 +278,9 @@ void philox_words(const std::string& isa, uint64_t seed, uintptr_t sample_ids, i
     const bool any = batch > 0 && counters > 0;
     const int64_t* ids = pointer<const int64_t>("sample_ids", sample_ids, any);
     int64_t* result = pointer<int64_t>("words", words, any);
-    const py::gil_scoped_release release;
-    cpu::philox_words(kernels, seed, ids, batch, (uint32_t)step, counters, result, threads);
+    without_interpreter_lock([&] {
+        cpu::philox_words(kernels, seed, ids, batch, (uint32_t)step, counters, result, threads);
+    });
 }
 
 // x, y: (n,)
@@ -226,8 +289,79 @@ void tanh_of_array(const std::string& isa, uintptr_t x, int64_t n, uintptr_t y) 
     check_least("n", n, 0);
     const float* in = pointer<const float>("x", x, n > 0);
     float* result = pointer<float>("y", y, n > 0);
-    const py::gil_scoped_release release;
-    kernels.tanh(in, n, result);
+    without_interpreter_lock([&] { kernels.tanh(in, n, result); });
+}
+
+// x, reconstruction, noise or 0, out: (batch, elements), sample_ids: (batch,) or 0 for 0 .. batch-1
+void langevin_update(const std::string& isa, int64_t batch, int64_t elements, uintptr_t x, uintptr_t reconstruction,
+                     double step_size, double noise_scale, double low, double high, uint64_t seed,
+                     uintptr_t sample_ids, int64_t step, uintptr_t noise, uintptr_t out, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    check_step(step);
+    check_least("batch", batch, 0);
+    check_least("elements", elements, 0);
+    check_least("threads", threads, 1);
+    check_finite("step_size", {(float)step_size});
+    check_finite("noise_scale", {(float)noise_scale});
+    if (!(low <= high)) fail("clamp bounds", "low <= high", std::to_string(low) + " and " + std::to_string(high));
+    const bool any = batch > 0 && elements > 0;
+    std::vector<int64_t> own_ids;
+    const cpu::UpdateArguments arguments{batch,
+                                         elements,
+                                         pointer<const float>("x", x, any),
+                                         pointer<const float>("reconstruction", reconstruction, any),
+                                         (float)step_size,
+                                         (float)noise_scale,
+                                         (float)low,
+                                         (float)high,
+                                         seed,
+                                         sample_ids_or_default(sample_ids, batch, own_ids),
+                                         (uint32_t)step,
+                                         pointer<const float>("noise", noise, false),
+                                         pointer<float>("out", out, any)};
+    without_interpreter_lock([&] { cpu::langevin_update(kernels, arguments, threads); });
+}
+
+// values: (n,)
+int64_t check_range(uintptr_t values, int64_t n, double low, double high) {
+    check_least("n", n, 0);
+    const float* numbers = pointer<const float>("values", values, n > 0);
+    // Short arrays are scanned faster than the lock changes hands.
+    if (n < 65536) return cpu::first_outside(numbers, n, (float)low, (float)high);
+    int64_t first = -1;
+    without_interpreter_lock([&] { first = cpu::first_outside(numbers, n, (float)low, (float)high); });
+    return first;
+}
+
+double fma_ceiling(const std::string& isa, double seconds) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    if (!(seconds > 0 && seconds <= 60)) fail("seconds", "more than 0 and at most 60", std::to_string(seconds));
+    double rate = 0.0;
+    without_interpreter_lock([&] { rate = cpu::multiply_add_rate(kernels, seconds); });
+    return rate;
+}
+
+py::dict pool_info() {
+    const cpu::PoolInfo info = cpu::pool_info();
+    py::dict facts;
+    facts["cpus"] = info.cpus;
+    facts["workers"] = info.workers;
+    facts["calls"] = info.calls;
+    facts["joins"] = info.joins;
+    facts["most_at_work"] = info.most_at_work;
+    return facts;
+}
+
+py::dict packed_cache_info() {
+    const cpu::PackedCacheInfo info = cpu::packed_cache_info();
+    py::dict facts;
+    facts["entries"] = info.entries;
+    facts["most_entries"] = info.most_entries;
+    facts["bytes"] = info.bytes;
+    facts["most_entry_bytes"] = info.most_entry_bytes;
+    facts["hits"] = info.hits;
+    facts["misses"] = info.misses;
+    return facts;
 }
 
 int64_t scratch_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
@@ -244,6 +378,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isas_supported", &isas_supported);
     m.def("lanes", &lanes, py::arg("isa"));
     m.def("scratch_bytes", &scratch_bytes, py::arg("isa"), py::arg("shape"));
+    m.def("read_model", &read_model, py::arg("table"), py::arg("x"), py::arg("weights"));
     m.def("langevin_chain", &langevin_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
           py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
           py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"),
@@ -254,5 +389,13 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("batch"), py::arg("step"), py::arg("elements"), py::arg("z"), py::arg("threads"));
     m.def("philox_words", &philox_words, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),
           py::arg("batch"), py::arg("step"), py::arg("counters"), py::arg("words"), py::arg("threads"));
+    m.def("langevin_update", &langevin_update, py::kw_only(), py::arg("isa"), py::arg("batch"), py::arg("elements"),
+          py::arg("x"), py::arg("reconstruction"), py::arg("step_size"), py::arg("noise_scale"), py::arg("low"),
+          py::arg("high"), py::arg("seed"), py::arg("sample_ids"), py::arg("step"), py::arg("noise"), py::arg("out"),
+          py::arg("threads"));
+    m.def("check_range", &check_range, py::arg("values"), py::arg("n"), py::arg("low"), py::arg("high"));
+    m.def("fma_ceiling", &fma_ceiling, py::arg("isa"), py::arg("seconds"));
+    m.def("pool_info", &pool_info);
+    m.def("packed_cache_info", &packed_cache_info);
     m.def("tanh", &tanh_of_array, py::kw_only(), py::arg("isa"), py::arg("x"), py::arg("n"), py::arg("y"));
 }

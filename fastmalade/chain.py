@@ -1,7 +1,7 @@
 """The Langevin chain: argument checks, choice of the backend, and one call.
 
-A Table 8 ``Autoencoder`` runs as one operator, all N steps of the whole batch; any other callable r(x) runs
-step by step in torch with the same noise.
+A Table 8 ``Autoencoder`` runs as one operator, all N steps of the whole batch. Any other callable r(x) runs step
+by step: its forward in torch, the Langevin update that follows as one operator, with the same noise.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastmalade import backends, ops, reference
 from fastmalade.models import Autoencoder
-from fastmalade.noise import check_sample_ids, check_seed
+from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
 
 ClampSteps = Literal["every", "final"]
 
@@ -41,8 +41,9 @@ def langevin_chain(
     Args:
         x: floating (B, C, H, W), in the autoencoder's dtype and on its device. For a Table 8 autoencoder H
             and W are multiples of 4. Never written to.
-        autoencoder: r, (B, C, H, W) -> (B, C, H, W). An :class:`fastmalade.Autoencoder` can run on every
-            backend; any other callable runs on "torch".
+        autoencoder: r, (B, C, H, W) -> (B, C, H, W). An :class:`fastmalade.Autoencoder` runs on the backend;
+            any other callable runs in torch, and the backend computes the Langevin update. An output of
+            another floating dtype, as under ``torch.autocast``, is converted to that of ``x``.
         step_sizes: N finite floats a_t; they multiply the residual r(x) - x directly (alpha / sigma^2).
         noise_scales: N finite floats d_t >= 0, standard deviations. Where one is 0 no noise is drawn.
         seed: 0 <= seed < 2**64; None draws a fresh one from the operating system at every call. With
@@ -120,26 +121,46 @@ def run(
     noise: Tensor | None = None,
     backend: str | None = None,
     trajectory: bool = False,
+    gradients: bool = True,
 ) -> Tensor:
-    """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states, without gradients."""
-    native = is_native_autoencoder(autoencoder)
-    _check_images(x, autoencoder)
-    _check_noise(x, step_sizes, noise_scales, noise, seed=seed, sample_ids=sample_ids)
-    name = _resolve(backend, x.device, x.dtype, native)
-    seed_bits = ops.seed_tensor(0 if noise is not None else None if seed is None else check_seed(seed))
-    ids = check_sample_ids(sample_ids, x.shape[0], x.device)
-    if native:
+    """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states.
+
+    Without ``gradients``, and for a ``trajectory``, nothing is recorded for autograd.
+    """
+    weights = None
+    if is_native_autoencoder(autoencoder):
         assert isinstance(autoencoder, Autoencoder)
-        weights = list(autoencoder.weights())
-        arguments = (x, weights, step_sizes, noise_scales, lows, highs, seed_bits, ids, noise, name)
-        if not trajectory:
-            return torch.ops.fastmalade.langevin_chain.default(*arguments)
-        with torch.no_grad():
-            return ops.run_chain(*arguments, trajectory=True)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not trajectory):
-        return _run_callable(
-            x, autoencoder, step_sizes, noise_scales, lows, highs, seed_bits, ids, noise, name, trajectory
+        weights = autoencoder.weights()
+    _check_images(x, autoencoder, weights)
+    _check_noise(x, step_sizes, noise_scales, noise, seed=seed, sample_ids=sample_ids)
+    name = _resolve(backend, x.device, x.dtype)
+    if noise is not None:
+        seed = 0  # not read
+    elif seed is not None:
+        seed = check_seed(seed)
+    ids = None if sample_ids is None else check_sample_ids(sample_ids, x.shape[0], x.device)
+    settings = (step_sizes, noise_scales, lows, highs)
+    recorded = gradients and not trajectory and torch.is_grad_enabled()
+    if weights is None:
+        with torch.set_grad_enabled(recorded):
+            return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory)
+    if name == "cpu" and ops.is_unobserved(x, noise, *weights, recorded=recorded):
+        return backends.cpu.langevin_chain(
+            x,
+            weights,
+            *settings,
+            seed=fresh_seed() if seed is None else seed,
+            sample_ids=ids,
+            noise=noise,
+            trajectory=trajectory,
         )
+    if ids is None:
+        ids = check_sample_ids(None, x.shape[0], x.device)
+    arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name)
+    with torch.set_grad_enabled(recorded):
+        if trajectory:
+            return ops.run_chain(*arguments, trajectory=True)
+        return torch.ops.fastmalade.langevin_chain.default(*arguments)
 
 
 def _run_callable(
@@ -149,8 +170,8 @@ def _run_callable(
     noise_scales: Sequence[float],
     lows: Sequence[float],
     highs: Sequence[float],
-    seed: Tensor,
-    sample_ids: Tensor,
+    seed: int | None,
+    sample_ids: Tensor | None,
     noise: Tensor | None,
     backend: str,
     trajectory: bool,
@@ -158,9 +179,8 @@ def _run_callable(
     if x.shape[0] == 0 or len(step_sizes) == 0:
         # A module of the user's need not cope with an empty batch.
         return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
-
-    def drawn(step: int) -> Tensor:
-        return torch.ops.fastmalade.standard_normal(seed, sample_ids, step, x, backend)
+    seed_bits = ops.seed_tensor(seed)
+    ids = check_sample_ids(None, x.shape[0], x.device) if sample_ids is None else sample_ids
 
     def checked(state: Tensor) -> Tensor:
         reconstruction = autoencoder(state)
@@ -169,22 +189,40 @@ def _run_callable(
                 f"autoencoder: expected an output of the shape of its input {tuple(state.shape)}, "
                 f"got {tuple(reconstruction.shape)}"
             )
-        return reconstruction
+        if not reconstruction.is_floating_point():
+            raise TypeError(f"autoencoder: expected a floating output, got {reconstruction.dtype}")
+        return reconstruction if reconstruction.dtype == state.dtype else reconstruction.to(state.dtype)
 
-    return reference.langevin_chain(
-        x,
-        checked,
-        step_sizes,
-        noise_scales,
-        lows=lows,
-        highs=highs,
-        noise=drawn if noise is None else noise,
-        trajectory=trajectory,
-    ).contiguous()
+    if backend == "torch" or (not torch.compiler.is_compiling() and ops.is_transformed()):
+        # Forward-mode differentiation, vmap and the like go through torch's own operations.
+        def drawn(step: int) -> Tensor:
+            return torch.ops.fastmalade.standard_normal(seed_bits, ids, step, x, backend)
+
+        return reference.langevin_chain(
+            x,
+            checked,
+            step_sizes,
+            noise_scales,
+            lows=lows,
+            highs=highs,
+            noise=drawn if noise is None else noise,
+            trajectory=trajectory,
+        ).contiguous()
+
+    states = [x]
+    for step, (a, d, low, high) in enumerate(zip(step_sizes, noise_scales, lows, highs, strict=True)):
+        z = None if noise is None else noise[step]
+        reconstruction = checked(x)
+        arguments: Any = (x, reconstruction, a, d, low, high, seed_bits, ids, step, z, backend)
+        direct = ops.is_unobserved(x, reconstruction, z, recorded=torch.is_grad_enabled())
+        x = ops.run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
+        if trajectory:
+            states.append(x)
+    return torch.stack(states) if trajectory else x
 
 
-def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype, native: bool) -> str:
-    return backends.resolve(backend, device=device, dtype=dtype, native_autoencoder=native)
+def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    return backends.resolve(backend, device=device, dtype=dtype)
 
 
 # Constant for torch.compile: a graph keeps the backend that was chosen when it was traced. This is all that
@@ -193,7 +231,9 @@ def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype, nati
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _check_images(x: Tensor, autoencoder: Callable[[Tensor], Tensor]) -> None:
+def _check_images(
+    x: Tensor, autoencoder: Callable[[Tensor], Tensor], weights: tuple[Tensor, ...] | None = None
+) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -201,11 +241,11 @@ def _check_images(x: Tensor, autoencoder: Callable[[Tensor], Tensor]) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: expected shape (B, C, H, W), got {tuple(x.shape)}")
     if isinstance(autoencoder, Autoencoder):
-        autoencoder.check_shape(tuple(x.shape))
+        autoencoder.check_shape(x.shape)
     if isinstance(autoencoder, nn.Module):
         # The first parameter stands for all: they share a device, and torch itself reports mixed dtypes. The
         # dtypes inside a module of the user's are its own business.
-        first = next(autoencoder.parameters(), None)
+        first = weights[0] if weights else next(autoencoder.parameters(), None)
         own_dtype = isinstance(autoencoder, Autoencoder)
         if first is not None and (first.device != x.device or (own_dtype and first.dtype != x.dtype)):
             raise TypeError(
@@ -226,7 +266,7 @@ def _check_noise(
 ) -> None:
     if len(step_sizes) != len(noise_scales):
         raise ValueError(f"expected as many step sizes as noise scales, got {len(step_sizes)} and {len(noise_scales)}")
-    if any(d < 0 for d in noise_scales):
+    if len(noise_scales) > 0 and min(noise_scales) < 0:
         raise ValueError(f"noise_scales: expected values >= 0, got {min(noise_scales)}")
     if noise is None:
         return

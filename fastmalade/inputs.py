@@ -5,21 +5,22 @@ Nothing here writes to its input, and no result shares memory with it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastmalade import backends
 
 _EXPECTED_DTYPES = "uint8 (0..255), float16, bfloat16, float32 or float64"
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_DTYPES = ("uint8", "float16", "float32", "float64")
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Images ready for a chain, and the way back.
 
     Attributes:
@@ -73,25 +74,29 @@ def prepare(
             values = values * (high - low) + low
     else:
         _check_values(tensor, low, high)
-        values = tensor.to(device=device, dtype=dtype)
+        values = _converted(tensor, dtype, device)
 
     def restore(result: Tensor) -> Any:
-        result = from_nchw(result.detach())
-        if not bool(torch.isfinite(result).all()):
+        result = from_nchw(result)
+        largest = torch.finfo(result.dtype).max
+        if not _within(result, -largest, largest):
             raise FloatingPointError(
                 "the chain diverged: expected finite results, got NaN or infinity; check step_size and noise_scale"
             )
         if tensor.dtype == torch.uint8:
             unit = result if value_range == (0.0, 1.0) else (result - low) / (high - low)
             result = (unit * 255).round().clamp(0, 255)
-        result = result.to(device=tensor.device, dtype=tensor.dtype)
+        result = _converted(result, tensor.dtype, tensor.device)
         dense_last = (
             tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
         )
-        result = result.contiguous(memory_format=torch.channels_last if dense_last else torch.contiguous_format)
-        return rebuild(result)
+        return rebuild(result.contiguous(memory_format=torch.channels_last) if dense_last else result.contiguous())
 
     return Prepared(to_nchw(values), restore)
+
+
+def _converted(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return values if values.dtype is dtype and values.device == device else values.to(device=device, dtype=dtype)
 
 
 def _as_tensor(images: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -151,10 +156,10 @@ def _check_values(images: Tensor, low: float, high: float) -> None:
     if images.numel() == 0:
         return
     # Bounds rounded to the dtype of the images: one that the dtype cannot hold is still in range.
-    low_held, high_held = torch.tensor([low, high], dtype=images.dtype).tolist()
-    smallest, largest = (float(v) for v in torch.aminmax(images.float() if images.itemsize < 4 else images))
-    if smallest >= low_held and largest <= high_held:
+    low_held, high_held = _held(low, high, images.dtype)
+    if _within(images, low_held, high_held):
         return
+    smallest, largest = (float(v) for v in torch.aminmax(images.float() if images.itemsize < 4 else images))
     if smallest != smallest or largest != largest:
         raise ValueError(f"images: expected finite values in [{low}, {high}], got NaN")
     if max(-smallest, largest) == float("inf"):
@@ -163,3 +168,21 @@ def _check_values(images: Tensor, low: float, high: float) -> None:
         f"images: expected {images.dtype} values in [{low}, {high}], "
         f"got values from {smallest} to {largest}; rescale them, or set value_range on the Purifier"
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _held(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The two bounds rounded to a dtype."""
+    low_held, high_held = torch.tensor([low, high], dtype=dtype).tolist()
+    return low_held, high_held
+
+
+def _within(values: Tensor, low: float, high: float) -> bool:
+    """Whether all values are at least ``low`` and at most ``high``; NaN is not. True for no values."""
+    if values.numel() == 0:
+        return True
+    offending = backends.cpu.first_outside(values, low, high)
+    if offending is not None:
+        return offending < 0
+    smallest, largest = torch.aminmax(values.float() if values.itemsize < 4 else values)
+    return float(smallest) >= low and float(largest) <= high

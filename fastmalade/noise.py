@@ -130,7 +130,7 @@ def standard_normal(
         raise ValueError(f"shape: expected non-negative sizes and at most 2**34 elements, got {size}")
     device = sample_ids.device if isinstance(sample_ids, Tensor) else torch.device("cpu")
     ids = check_sample_ids(sample_ids, len(sample_ids), device)
-    name = backends.resolve(backend, device=device, dtype=torch.float32, native_autoencoder=True)
+    name = backends.resolve(backend, device=device, dtype=torch.float32)
     return draw(seed, ids, step, size, dtype=torch.float32, device=device, backend=name)
 
 

@@ -147,20 +147,22 @@ class Purifier(nn.Module):
             BackendUnavailableError: the backend asked for cannot run here.
         """
         config = self.chain.replace(**chain_overrides) if chain_overrides else self.chain
-        dtype, device = self._dtype_and_device()
+        autoencoder = self.autoencoder
+        dtype, device = _dtype_and_device(autoencoder)
         prepared = prepare(
             images,
-            channels=getattr(self.autoencoder, "in_channels", None),
-            multiple=4 if isinstance(self.autoencoder, Autoencoder) else 1,
+            channels=getattr(autoencoder, "in_channels", None),
+            multiple=4 if isinstance(autoencoder, Autoencoder) else 1,
             value_range=self.value_range,
             dtype=dtype,
             device=device,
         )
-        with torch.no_grad():
-            result = self._run(prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids)
-            if config.clamp != "none" and config.n_steps > 0:
-                # The map back to the value range may round a value on its edge to the outside.
-                result = result.clamp(*self.value_range)
+        result = self._run(
+            prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids, gradients=False
+        )
+        if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
+            # The map back to the value range may round a value on its edge to the outside.
+            result = result.clamp(*self.value_range)
         return prepared.restore(result)
 
     def extra_repr(self) -> str:
@@ -177,27 +179,32 @@ class Purifier(nn.Module):
         sample_ids: Any,
         noise: Tensor | None = None,
         trajectory: bool = False,
+        gradients: bool = True,
     ) -> Tensor:
         low, high = self.value_range
         is_unit = self.value_range == (0.0, 1.0)
-        lows, highs = config.clamp_bounds()
+        # Inside a compiled graph the settings are constants, and the cache is none of its business.
+        compiling = torch.compiler.is_compiling()
+        settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
         result = chain.run(
             x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low),
             self.autoencoder,
-            *config.schedule(),
-            lows,
-            highs,
+            *settings,
             seed=seed,
             sample_ids=sample_ids,
             noise=noise,
             backend=backend,
             trajectory=trajectory,
+            gradients=gradients,
         )
         return result if is_unit else result * (high - low) + low
 
-    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        parameters = self.autoencoder.parameters() if isinstance(self.autoencoder, nn.Module) else iter(())
-        for parameter in parameters:
-            if parameter.is_floating_point():
-                return parameter.dtype, parameter.device
-        return torch.float32, torch.device("cpu")
+
+def _dtype_and_device(autoencoder: Callable[[Tensor], Tensor]) -> tuple[torch.dtype, torch.device]:
+    if isinstance(autoencoder, Autoencoder):
+        weight = autoencoder.conv1.weight
+        return weight.dtype, weight.device
+    for parameter in autoencoder.parameters() if isinstance(autoencoder, nn.Module) else ():
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    return torch.float32, torch.device("cpu")

@@ -216,6 +216,36 @@ def langevin_step(
     return v
 
 
+def langevin_update(
+    x: Tensor,
+    reconstruction: Tensor,
+    step_size: float,
+    noise_scale: float,
+    low: float,
+    high: float,
+    *,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    step: int = 0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """:func:`langevin_step` that draws its noise: that of step ``step`` of a chain.
+
+    Args:
+        x, reconstruction, step_size, noise_scale, low, high: see :func:`langevin_step`.
+        seed, sample_ids, step: the noise of :func:`standard_normal`; not read if ``noise`` is given or
+            ``noise_scale`` is 0. ``sample_ids`` defaults to 0..B-1.
+        noise: explicit (B, C, H, W) noise.
+
+    Returns:
+        (B, C, H, W).
+    """
+    z = noise
+    if noise is None and noise_scale != 0.0:
+        z = _drawn(seed, torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids, x, step)
+    return langevin_step(x, reconstruction, step_size, noise_scale, z, low=low, high=high)
+
+
 def _drawn(seed: int, sample_ids: Tensor, like: Tensor, step: int) -> Tensor:
     return standard_normal(seed, sample_ids, step, like.shape[1:], dtype=like.dtype, device=like.device)
 

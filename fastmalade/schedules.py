@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -75,6 +76,17 @@ class ChainConfig:
             self.clamp == "every_step" or (self.clamp == "final" and t == self.n_steps - 1) for t in range(self.n_steps)
         ]
         return [low if c else -math.inf for c in clamped], [high if c else math.inf for c in clamped]
+
+    @functools.cached_property
+    def settings(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Step sizes, noise scales, lower and upper bounds on [0, 1], N floats each, computed once."""
+        a, d = self.schedule()
+        lows, highs = self.clamp_bounds()
+        return tuple(a), tuple(d), tuple(lows), tuple(highs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was computed from the fields is no part of the value.
+        return self.to_dict()
 
     def replace(self, **overrides: Any) -> ChainConfig:
         """A copy with some fields changed and everything validated again.

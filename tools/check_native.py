@@ -22,7 +22,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = ROOT / "kernels" / "cpu" / "langevin_chain.cpp"
-DRIVER = [ROOT / "tools" / "native_driver.cpp", ROOT / "kernels" / "cpu" / "engine.cpp"]
+DRIVER = ROOT / "tools" / "native_driver.cpp"
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
@@ -79,8 +79,9 @@ def build_driver(folder: Path, isa: str, extra: list[str], optimisation: str) ->
     """The test driver linked with the kernels of one instruction set."""
     kernel = compile_kernel(folder, isa, extra, optimisation)
     program = folder / f"driver_{isa}"
+    sources = [DRIVER, *(ROOT / source for source in load_setup().ENGINE_SOURCES)]
     command = [find_compiler(), "-std=c++17", "-O1", "-g", "-pthread", "-Wall", "-Wextra", *extra,
-               f"-DFASTMALADE_ISA={isa}", f"-I{ROOT / 'kernels'}", *map(str, DRIVER), str(kernel),
+               f"-DFASTMALADE_ISA={isa}", f"-I{ROOT / 'kernels'}", *map(str, sources), str(kernel),
                "-o", str(program)]  # fmt: skip
     subprocess.run(command, check=True)
     return program

@@ -4,6 +4,8 @@
 //
 // usage: native_driver          checks, exit status 1 on a difference
 //        native_driver dump     also prints the bits of every result, to be compared between builds
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -14,6 +16,8 @@
 
 #include "common/philox.h"
 #include "cpu/engine.h"
+#include "cpu/packed.h"
+#include "cpu/pool.h"
 
 #ifndef FASTMALADE_ISA
 #error "FASTMALADE_ISA names the instruction set the kernels were compiled as"
@@ -29,7 +33,7 @@ using namespace fastmalade;
 
 const cpu::Kernels& kernels() { return cpu::FASTMALADE_ISA::kernels; }
 
-int failures = 0;
+std::atomic<int> failures{0};
 bool dump = false;
 
 void expect(bool condition, const char* what) {
@@ -122,6 +126,61 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     print_bits(reconstruction);
 }
 
+// The update of one step against the noise and the arithmetic of the other kernels, cut in every way.
+void check_update() {
+    for (const int64_t elements : {1, 3, 16, 63, 65, 300, 8191, 20001}) {
+        const int64_t batch = elements < 100 ? 33 : 3;
+        const std::vector<float> x = values(batch * elements, 1.0f, 20), r = values(batch * elements, 1.0f, 21);
+        std::vector<int64_t> ids;
+        for (int64_t b = 0; b < batch; ++b) ids.push_back(b * 1000000007 - 3);
+        std::vector<float> z((size_t)(batch * elements));
+        cpu::standard_normal(kernels(), 5, ids.data(), batch, 3, elements, z.data(), 1);
+        std::vector<float> first;
+        for (const float* noise : {(const float*)nullptr, (const float*)z.data()}) {
+            for (const int threads : {1, 2, 3}) {
+                std::vector<float> out(x.size(), std::numeric_limits<float>::quiet_NaN());
+                const cpu::UpdateArguments arguments{batch, elements, x.data(), r.data(), 0.3f, 0.2f, -0.5f, 0.5f, 5,
+                                                     ids.data(), 3, noise, out.data()};
+                cpu::langevin_update(kernels(), arguments, threads);
+                if (first.empty()) first = out;
+                expect(same_bits(first, out), "the update depends on threads or on where its noise comes from");
+            }
+        }
+        for (size_t n = 0; n < first.size(); ++n) {
+            const double exact = x[n] + 0.3 * ((double)r[n] - x[n]) + 0.2 * (double)z[n];
+            const double bounded = exact < -0.5 ? -0.5 : exact > 0.5 ? 0.5 : exact;
+            expect(std::fabs(first[n] - bounded) <= 1e-6, "the update is not x + a (r - x) + d z, clamped");
+        }
+        print_bits(first);
+    }
+    const std::vector<float> inside = values(5000, 1.0f, 22);
+    expect(cpu::first_outside(inside.data(), 5000, -1.0f, 1.0f) == -1, "a value within its bounds is reported");
+    for (const int64_t at : {0, 1, 1023, 1024, 4999}) {
+        std::vector<float> odd = inside;
+        odd[(size_t)at] = std::numeric_limits<float>::quiet_NaN();
+        expect(cpu::first_outside(odd.data(), 5000, -1.0f, 1.0f) == at, "a NaN is not reported where it is");
+    }
+}
+
+// Callers with and without company, on the pool that all share.
+void check_concurrent_callers(const AutoencoderShape* shapes, int64_t count) {
+    std::vector<std::thread> callers;
+    for (int64_t n = 0; n < 6; ++n) callers.emplace_back([shapes, count, n] {
+        std::vector<float> z(400);
+        const int64_t ids[4] = {1, 2, 3, 4};
+        for (int round = 0; round < 50; ++round) {
+            cpu::standard_normal(kernels(), 9, ids, 4, 0, 100, z.data(), 1 + (int)n % 3);
+        }
+        check_chain(shapes[n % count], 9, false);
+    });
+    for (std::thread& caller : callers) caller.join();
+    const cpu::PoolInfo pool = cpu::pool_info();
+    expect(pool.workers <= std::max<int64_t>(pool.cpus, std::thread::hardware_concurrency()) - 1,
+           "more workers than CPUs beside a caller");
+    const cpu::PackedCacheInfo cache = cpu::packed_cache_info();
+    expect(cache.hits > 0 && cache.misses > 0 && cache.entries <= cache.most_entries, "the packed models are not shared");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -135,16 +194,8 @@ int main(int argc, char** argv) {
             check_chain(shape, batch, true);
         }
     }
-    // Two callers at once, as from two Python threads.
-    std::thread other([&] { check_chain(shapes[2], 9, false); });
-    other.join();
-    std::vector<std::thread> callers;
-    for (int n = 0; n < 3; ++n) callers.emplace_back([&] {
-        std::vector<float> z(400);
-        const int64_t ids[4] = {1, 2, 3, 4};
-        cpu::standard_normal(kernels(), 9, ids, 4, 0, 100, z.data(), 2);
-    });
-    for (std::thread& caller : callers) caller.join();
-    std::printf("%s: %d failed\n", kernels().isa, failures);
+    check_update();
+    if (!dump) check_concurrent_callers(shapes, 7);  // their results would come in any order
+    std::printf("%s: %d failed\n", kernels().isa, failures.load());
     return failures == 0 ? 0 : 1;
 }

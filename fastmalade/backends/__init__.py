@@ -25,13 +25,13 @@ def available() -> dict[str, str | None]:
     return {"torch": None, "cpu": cpu.unavailable_reason()}
 
 
-def resolve(requested: str | None, *, device: torch.device, dtype: torch.dtype, native_autoencoder: bool) -> str:
+def resolve(requested: str | None, *, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that computes a chain on tensors of this device and dtype.
 
     ``requested`` None means the environment variable FASTMALADE_BACKEND, and where that is unset or empty the
-    automatic choice: "cpu" for float32 tensors on the CPU with a Table 8 autoencoder (paper 000) when the
-    extension loads, else "torch". ``native_autoencoder`` says whether the residual model is such an
-    autoencoder.
+    automatic choice: "cpu" for float32 tensors on the CPU when the extension loads, else "torch". What a
+    backend computes depends on r(x): all of a chain for a Table 8 autoencoder (paper 000), the Langevin
+    update for any other.
 
     Raises ValueError for an unknown name and BackendUnavailableError, saying why, for a request that cannot
     be met.
@@ -44,18 +44,16 @@ def resolve(requested: str | None, *, device: torch.device, dtype: torch.dtype, 
         raise ValueError(f"backend ({source}): expected one of {', '.join(BACKENDS)}, got {requested!r}")
     if requested == "torch":
         return "torch"
-    obstacle = _cpu_obstacle(device, dtype, native_autoencoder)
+    obstacle = _cpu_obstacle(device, dtype)
     if requested == "cpu" and obstacle is not None:
         raise BackendUnavailableError(f"backend 'cpu' ({source}) cannot compute this: {obstacle}")
     return "torch" if obstacle is not None else "cpu"
 
 
-def _cpu_obstacle(device: torch.device, dtype: torch.dtype, native_autoencoder: bool) -> str | None:
+def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the cpu backend cannot serve this call, or None."""
     if device.type != "cpu":
         return f"expected tensors on the cpu, got {device}"
     if dtype != torch.float32:
         return f"expected dtype torch.float32, got {dtype}"
-    if not native_autoencoder:
-        return "expected a Table 8 Autoencoder, got another residual model, whose forward runs in torch"
     return cpu.unavailable_reason()

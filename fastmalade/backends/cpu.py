@@ -7,6 +7,7 @@ FASTMALADE_CPU_ISA, read at each call, forces one. Threads follow ``torch.get_nu
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -20,7 +21,11 @@ from torch import Tensor
 _WEIGHT_NAMES = tuple(
     f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
 )
+_IMAGES = (None, None, None, None)  # (B, C, H, W)
+# DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call.
+_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 _extension: ModuleType | None = None
+_supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of isas_supported, and whose it is
 
 
 class BackendUnavailableError(RuntimeError):
@@ -43,7 +48,11 @@ def isas_built() -> list[str]:
 
 def isas_supported() -> list[str]:
     """Those of ``isas_built()`` that this processor and operating system run."""
-    return list(_load().isas_supported())
+    global _supported
+    extension = _load()
+    if _supported[0] is not extension:
+        _supported = (extension, list(extension.isas_supported()))
+    return list(_supported[1])
 
 
 def isa_in_use() -> str:
@@ -73,7 +82,7 @@ def langevin_chain(
     highs: Sequence[float],
     *,
     seed: int,
-    sample_ids: Tensor,
+    sample_ids: Tensor | None,
     noise: Tensor | None = None,
     trajectory: bool = False,
     form: str = "auto",
@@ -82,34 +91,34 @@ def langevin_chain(
 
     ``x`` float32 (B, C, H, W) of any strides, H and W multiples of 4; ``weights`` the ten float32 tensors of
     ``Autoencoder.weights()``; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to 2^64
-    - 1; ``sample_ids`` int64 (B,); ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is
-    0 no noise is drawn. ``form`` "throughput" or "latency" forces one of the two kernels, which give the same
-    bits.
+    - 1; ``sample_ids`` int64 (B,), None for 0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn
+    one. Where d_t is 0 no noise is drawn. ``form`` "throughput" or "latency" forces one of the two kernels,
+    which give the same bits.
 
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
     ValueError for arguments that do not fit and BackendUnavailableError without the extension.
     """
     extension = _load()
-    x = _tensor("x", x, torch.float32, (None, None, None, None))
-    ids = _tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
-    arrays, shape = _weights(weights, x)
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
+    batch = x.shape[0]
+    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
     n_steps = len(step_sizes)
     if noise is not None:
         noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
-    out = torch.empty((n_steps + 1, *x.shape) if trajectory else x.shape, dtype=torch.float32)
+    out = torch.empty((n_steps + 1, *x.shape), dtype=torch.float32) if trajectory else _like(x)
     extension.langevin_chain(
         isa=isa_in_use(),
         form=form,
-        batch=x.shape[0],
+        batch=batch,
         shape=shape,
-        weights=[array.data_ptr() for array in arrays],
-        x=x.data_ptr(),
-        step_sizes=[float(a) for a in step_sizes],
-        noise_scales=[float(d) for d in noise_scales],
-        lows=[float(low) for low in lows],
-        highs=[float(high) for high in highs],
+        weights=addresses,
+        x=address,
+        step_sizes=step_sizes,
+        noise_scales=noise_scales,
+        lows=lows,
+        highs=highs,
         seed=_seed(seed),
-        sample_ids=ids.data_ptr(),
+        sample_ids=0 if ids is None else ids.data_ptr(),
         noise=0 if noise is None else noise.data_ptr(),
         out=out.data_ptr(),
         trajectory=trajectory,
@@ -121,20 +130,78 @@ def langevin_chain(
 def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
     """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
     extension = _load()
-    x = _tensor("x", x, torch.float32, (None, None, None, None))
-    arrays, shape = _weights(weights, x)
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
     out = torch.empty(x.shape, dtype=torch.float32)
     extension.autoencoder_forward(
         isa=isa_in_use(),
         form=form,
         batch=x.shape[0],
         shape=shape,
-        weights=[array.data_ptr() for array in arrays],
-        x=x.data_ptr(),
+        weights=addresses,
+        x=address,
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
     return out
+
+
+def langevin_update(
+    x: Tensor,
+    reconstruction: Tensor,
+    step_size: float,
+    noise_scale: float,
+    low: float,
+    high: float,
+    *,
+    seed: int,
+    sample_ids: Tensor | None,
+    step: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
+
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; a and d finite; ``seed``,
+    ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise it is to the bit; ``noise``, of
+    the shape of ``x``, in place of the drawn one. Where d is 0 no noise is drawn. Returns float32 of the
+    shape of ``x``. Raises ValueError for arguments that do not fit.
+    """
+    extension = _load()
+    x = _tensor("x", x, torch.float32, x.shape)
+    reconstruction = _tensor("reconstruction", reconstruction, torch.float32, x.shape)
+    batch = x.shape[0]
+    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
+    if noise is not None:
+        noise = _tensor("noise", noise, torch.float32, x.shape)
+    out = _like(x)
+    extension.langevin_update(
+        isa=isa_in_use(),
+        batch=batch,
+        elements=x.numel() // batch if batch else 0,
+        x=x.data_ptr(),
+        reconstruction=reconstruction.data_ptr(),
+        step_size=step_size,
+        noise_scale=noise_scale,
+        low=low,
+        high=high,
+        seed=_seed(seed),
+        sample_ids=0 if ids is None else ids.data_ptr(),
+        step=step,
+        noise=0 if noise is None else noise.data_ptr(),
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def first_outside(values: Tensor, low: float, high: float) -> int | None:
+    """Index, in memory order, of the first of ``values`` that is not within [low, high], -1 for none.
+
+    NaN is within no bounds; the bounds are rounded to float32. None where this pass cannot read the values:
+    it takes contiguous float32 tensors on the CPU, and the extension.
+    """
+    if not _is_plain(values, torch.float32) or unavailable_reason() is not None:
+        return None
+    return int(_load().check_range(values.data_ptr(), values.numel(), low, high))
 
 
 def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
@@ -198,14 +265,47 @@ def _seed(seed: int) -> int:
     return int(seed)
 
 
-def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
+def _is_plain(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether memory holds the values as they are and in order."""
+    return value.dtype is dtype and value.is_cpu and value.is_contiguous() and not value.is_neg()
+
+
+def _like(x: Tensor) -> Tensor:
+    """An uninitialised tensor like ``x``, which is contiguous, without gradient."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor:
     """``value`` as a contiguous CPU tensor after checking it; None in ``shape`` stands for any size."""
+    found = value.shape
+    if len(found) != len(shape) or not all(n is None or n == m for n, m in zip(shape, found, strict=True)):
+        raise _misfit(name, value, dtype, shape)
+    if _is_plain(value, dtype):
+        return value
+    if value.device.type != "cpu" or value.dtype != dtype:
+        raise _misfit(name, value, dtype, shape)
+    return value.detach().resolve_neg().contiguous()
+
+
+def _misfit(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> ValueError:
     expected = f"{dtype} on the cpu of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-    fits = value.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
-    if value.device.type != "cpu" or value.dtype != dtype or not fits:
-        got = f"{value.dtype} on {value.device} of shape {tuple(value.shape)}"
-        raise ValueError(f"{name}: expected {expected}, got {got}")
-    return value.detach().contiguous()
+    return ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
+
+
+def _model(
+    extension: ModuleType, x: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, int, list[int], list[int], object]:
+    """x, its address, the sizes (channels, height, width, hidden1, hidden2), the addresses of the weights.
+
+    The last entry keeps alive what the addresses point to.
+    """
+    if _EXCHANGE is not None and True not in map(Tensor.is_neg, (x, *weights)):
+        found = extension.read_model(_EXCHANGE, x, weights)
+        if found is not None:
+            return x, *found, weights
+    x = _tensor("x", x, torch.float32, _IMAGES)
+    arrays, shape = _weights(weights, x)
+    return x, x.data_ptr(), shape, [array.data_ptr() for array in arrays], arrays
 
 
 def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
@@ -213,18 +313,22 @@ def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[i
     if len(weights) != len(_WEIGHT_NAMES):
         names = ", ".join(_WEIGHT_NAMES)
         raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
-    channels, height, width = (int(n) for n in x.shape[1:])
+    channels, height, width = x.shape[1:]
     hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
     hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
-    shapes: tuple[tuple[int, ...], ...] = (
+    arrays = [
+        _tensor(name, weight, torch.float32, shape)
+        for name, weight, shape in zip(_WEIGHT_NAMES, weights, _weight_shapes(channels, hidden1, hidden2), strict=True)
+    ]
+    return arrays, [channels, height, width, hidden1, hidden2]
+
+
+@functools.lru_cache(maxsize=64)
+def _weight_shapes(channels: int, hidden1: int, hidden2: int) -> tuple[tuple[int, ...], ...]:
+    return (
         (hidden1, channels, 5, 5), (hidden1,),
         (hidden2, hidden1, 5, 5), (hidden2,),
         (hidden2, hidden1, 9, 9), (hidden1,),
         (hidden1, channels, 1, 1), (channels,),
         (channels, channels, 5, 5), (channels,),
     )  # fmt: skip
-    arrays = [
-        _tensor(name, weight, torch.float32, shape)
-        for name, weight, shape in zip(_WEIGHT_NAMES, weights, shapes, strict=True)
-    ]
-    return arrays, [channels, height, width, hidden1, hidden2]

@@ -103,7 +103,7 @@ def run(scale: Scale, output: Path, seed: int) -> None:
 
     started = time.perf_counter()
     try:
-        backends.resolve(None, device=torch.device("cpu"), dtype=torch.float32, native_autoencoder=True)
+        backends.resolve(None, device=torch.device("cpu"), dtype=torch.float32)
     except ValueError as error:
         # A misspelt FASTMALADE_BACKEND; better said now than after the attacks.
         raise CliError(str(error)) from error

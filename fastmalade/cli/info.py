@@ -39,9 +39,7 @@ def collect() -> dict[str, Any]:
     from fastmalade import backends
 
     reasons = backends.available()
-    automatic = _or_error(
-        lambda: backends.resolve(None, device=torch.device("cpu"), dtype=torch.float32, native_autoencoder=True)
-    )
+    automatic = _or_error(lambda: backends.resolve(None, device=torch.device("cpu"), dtype=torch.float32))
     facts: dict[str, Any] = {
         "versions": {
             "fastmalade": fastmalade.__version__,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _TANH_GAIN = 5.0 / 3.0
+_LAYERS = ("conv1", "conv2", "deconv1", "deconv2", "conv3")
 
 
 class Autoencoder(nn.Module):
@@ -85,7 +87,7 @@ class Autoencoder(nn.Module):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless ``shape`` is (B, in_channels, H, W) with H and W positive multiples of 4."""
         fits = len(shape) == 4 and shape[1] == self.in_channels
-        if not fits or any(side < 4 or side % 4 for side in shape[2:]):
+        if not fits or shape[2] < 4 or shape[2] % 4 or shape[3] < 4 or shape[3] % 4:
             raise ValueError(
                 f"expected images of shape (B, {self.in_channels}, H, W) with H and W positive multiples of 4, "
                 f"got {tuple(shape)}"
@@ -96,8 +98,18 @@ class Autoencoder(nn.Module):
 
         Conv2d weights are (out, in, kh, kw), ConvTranspose2d weights (in, out, kh, kw).
         """
-        layers = (self.conv1, self.conv2, self.deconv1, self.deconv2, self.conv3)
-        return tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None)
+        if not torch.compiler.is_compiling():
+            # Attributes of modules are found by a search that would be a tenth of a call on one image.
+            modules: Any = self._modules
+            layers = [modules[name]._parameters for name in _LAYERS]
+            found = [
+                tensor for layer in layers for tensor in (layer.get("weight"), layer.get("bias")) if tensor is not None
+            ]
+            if len(found) == 2 * len(layers):
+                return tuple(found)
+        # Parametrised, pruned or replicated layers keep the tensors elsewhere.
+        convolutions = (self.conv1, self.conv2, self.deconv1, self.deconv2, self.conv3)
+        return tuple(tensor for layer in convolutions for tensor in (layer.weight, layer.bias) if tensor is not None)
 
     def config(self) -> dict[str, object]:
         """Arguments that rebuild this architecture, for file headers."""

@@ -2,29 +2,16 @@
 #include "cpu/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
-#include <new>
 
+#include "cpu/memory.h"
+#include "cpu/packed.h"
 #include "cpu/parallel.h"
 
 namespace fastmalade::cpu {
 namespace {
-
-constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
-
-struct FreeDeleter {
-    void operator()(float* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float, FreeDeleter>;
-
-Buffer allocate(int64_t floats) {
-    const int64_t bytes = (floats * (int64_t)sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-    float* memory = static_cast<float*>(std::aligned_alloc(kAlignment, std::max(bytes, kAlignment)));
-    if (!memory) throw std::bad_alloc();
-    return Buffer(memory);
-}
 
 // The batch as `groups` groups, then single images.
 struct Plan {
@@ -65,35 +52,31 @@ Plan choose_plan(const Kernels& kernels, int64_t batch, Form form, int threads) 
     return best;
 }
 
-Buffer pack(const FormKernels& form, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool wanted) {
-    if (!wanted) return Buffer();
-    Buffer packed = allocate(form.packed_floats(shape));
-    form.pack(shape, weights, packed.get());
-    return packed;
-}
-
 // Calls run(form, packed, first image, images, scratch) for every task of the plan.
 template <class Run>
 void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, int64_t batch,
               Form form, int threads, Run run) {
-    const int workers = std::max(threads, 1);
+    if (batch <= 0) return;
+    // The threads that the call may get, or a small batch would be cut for threads that do not come.
+    const int workers = usable_threads(threads);
     const Plan plan = choose_plan(kernels, batch, form, workers);
-    const Buffer throughput = pack(kernels.throughput, shape, weights, plan.groups > 0);
-    const Buffer latency = pack(kernels.latency, shape, weights, plan.singles > 0);
+    const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
+    const float* throughput = plan.groups > 0 ? model->throughput() : nullptr;
+    const float* latency = plan.singles > 0 ? model->latency() : nullptr;
     const int64_t scratch_floats = std::max(plan.groups > 0 ? kernels.throughput.scratch_floats(shape) : 0,
                                             plan.singles > 0 ? kernels.latency.scratch_floats(shape) : 0);
     parallel_for(plan.tasks(), workers, [&](TaskSource& tasks) {
-        Buffer scratch;  // allocated by the thread that uses it, and only if it gets a task
+        float* scratch = nullptr;  // taken by the thread that uses it, and only if it gets a task
         for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
-            if (!scratch) scratch = allocate(scratch_floats);
+            if (!scratch) scratch = thread_scratch().take(scratch_floats);
             if (task < plan.groups) {
                 const int64_t first = task * kernels.lanes;
-                run(kernels.throughput, throughput.get(), first, std::min(kernels.lanes, plan.grouped - first),
-                    scratch.get());
+                run(kernels.throughput, throughput, first, std::min(kernels.lanes, plan.grouped - first), scratch);
             } else {
-                run(kernels.latency, latency.get(), plan.grouped + task - plan.groups, (int64_t)1, scratch.get());
+                run(kernels.latency, latency, plan.grouped + task - plan.groups, (int64_t)1, scratch);
             }
         }
+        thread_scratch().trim();
     });
 }
 
@@ -131,6 +114,63 @@ void philox_words(const Kernels& kernels, uint64_t seed, const int64_t* sample_i
             kernels.philox_words(seed, (uint64_t)sample_ids[b], step, counters, words + 4 * b * counters);
         }
     });
+}
+
+void langevin_update(const Kernels& kernels, const UpdateArguments& arguments, int threads) {
+    if (arguments.batch <= 0 || arguments.elements <= 0) return;
+    // Some ten microseconds of work: large images are cut into pieces, small ones are put together.
+    constexpr int64_t piece = 8192;  // a multiple of 64, so that every piece starts a vector of counters
+    const int64_t pieces = (arguments.elements + piece - 1) / piece;
+    const int64_t images = std::max<int64_t>(1, piece / arguments.elements);
+    const int64_t bundles = (arguments.batch + images - 1) / images;
+    parallel_for(bundles * pieces, threads, [&](TaskSource& tasks) {
+        for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
+            const int64_t begin = task / pieces * images, first = task % pieces * piece;
+            const int64_t end = std::min(arguments.batch, begin + images);
+            for (int64_t image = begin; image < end; ++image) {
+                kernels.langevin_update(arguments, image, first, std::min(piece, arguments.elements - first));
+            }
+        }
+    });
+}
+
+int64_t first_outside(const float* values, int64_t n, float low, float high) {
+    constexpr int64_t block = 1024;
+    for (int64_t start = 0; start < n; start += block) {
+        const int64_t end = std::min(n, start + block);
+        int bad = 0;  // no early exit: that leaves a loop the compiler turns into vectors
+        for (int64_t i = start; i < end; ++i) bad |= !((values[i] >= low) & (values[i] <= high));
+        if (!bad) continue;
+        for (int64_t i = start; i < end; ++i) {
+            if (!(values[i] >= low && values[i] <= high)) return i;
+        }
+    }
+    return -1;
+}
+
+double multiply_add_rate(const Kernels& kernels, double seconds) {
+    using Clock = std::chrono::steady_clock;
+    const auto elapsed = [](Clock::time_point since) {
+        return std::chrono::duration<double>(Clock::now() - since).count();
+    };
+    volatile float result;
+    float sink = 0.0f;
+    double best = 0.0;
+    int64_t rounds = 1000;
+    const Clock::time_point start = Clock::now();
+    do {
+        const Clock::time_point begin = Clock::now();
+        const int64_t operations = kernels.multiply_adds(rounds, &sink);
+        const double took = elapsed(begin);
+        if (took < 1e-3) {
+            rounds *= 2;  // too short to be timed well, and not counted
+        } else {
+            best = std::max(best, (double)operations / took);
+        }
+    } while (best == 0.0 || elapsed(start) < seconds);
+    result = sink;
+    (void)result;
+    return best;
 }
 
 int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape) {

@@ -11,8 +11,7 @@ namespace fastmalade::cpu {
 // Both forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
 enum class Form { automatic, throughput, latency };
 
-// Runs one chain over the whole batch on at most `threads` threads, the calling one included. Never more threads than
-// tasks; threads live for one call, so that a forked child starts clean.
+// Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/pool.h says which.
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, Form form, int threads);
 
@@ -27,6 +26,16 @@ void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sampl
 // words: (batch, 4 counters) non-negative. sample_ids: (batch,)
 void philox_words(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
                   int64_t counters, int64_t* words, int threads);
+
+// One step for any r. Images and pieces of images are shared out over the threads; the bits do not depend on how.
+void langevin_update(const Kernels& kernels, const UpdateArguments& arguments, int threads);
+
+// Index of the first value that is not within [low, high], NaN included, or -1. values: (n,)
+int64_t first_outside(const float* values, int64_t n, float low, float high);
+
+// Multiply-adds of one core out of registers, in floating-point operations per second: the highest rate of the
+// millisecond-long pieces that `seconds` hold, since interruptions by others only lower it.
+double multiply_add_rate(const Kernels& kernels, double seconds);
 
 // Bytes of working memory that one thread takes for this shape, whatever the batch and the number of steps.
 int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape);

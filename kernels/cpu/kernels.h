@@ -12,7 +12,7 @@ namespace fastmalade::cpu {
 struct FormKernels {
     int64_t images;  // most images of one call
     int64_t (*packed_floats)(const AutoencoderShape& shape);
-    // packed: (packed_floats,), 64-byte aligned
+    // packed: (packed_floats,), 64-byte aligned. Height and width have no influence: cpu/packed.h relies on it.
     void (*pack)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
     // Working memory of one call: it depends on the image's shape, never on the batch or the number of steps.
     int64_t (*scratch_floats)(const AutoencoderShape& shape);
@@ -22,6 +22,20 @@ struct FormKernels {
     // out = r(x). x, out: (batch, C, H, W)
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
                                 int64_t first, int64_t count, float* scratch);
+};
+
+// One step for any r: out = clamp(x + a (r - x) + d z), a = step_size, d = noise_scale. No noise is drawn or read where
+// d is 0. out may be x or r.
+struct UpdateArguments {
+    int64_t batch, elements;      // B, elements of one image
+    const float* x;               // (B, elements)
+    const float* reconstruction;  // (B, elements)  r(x)
+    float step_size, noise_scale, low, high;
+    uint64_t seed;                // Philox key
+    const int64_t* sample_ids;    // (B,)  read as unsigned 64-bit
+    uint32_t step;                // t
+    const float* noise;           // (B, elements), or null: z comes from Philox
+    float* out;                   // (B, elements)
 };
 
 struct Kernels {
@@ -37,6 +51,11 @@ struct Kernels {
     void (*standard_normal)(uint64_t seed, uint64_t sample_id, uint32_t step, int64_t elements, float* z);
     // y = tanh(x), (n,) each: the activation function by itself, for accuracy tests
     void (*tanh)(const float* x, int64_t n, float* y);
+    // Elements first .. first+count-1 of one image; first is a multiple of 64.
+    void (*langevin_update)(const UpdateArguments& arguments, int64_t image, int64_t first, int64_t count);
+    // Runs independent multiply-adds out of registers and returns their number of floating-point operations. The result
+    // is stored in sink, (1,), so that it has to be computed.
+    int64_t (*multiply_adds)(int64_t rounds, float* sink);
 };
 
 namespace baseline { extern const Kernels kernels; }

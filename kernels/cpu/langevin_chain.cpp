@@ -2,8 +2,10 @@
 // Everything but the table at the end has internal linkage.
 #include "cpu/kernels.h"
 
+#include "cpu/ceiling.h"
 #include "cpu/convolution.h"
 #include "cpu/forms.h"
+#include "cpu/langevin_update.h"
 #include "cpu/noise.h"
 #include "cpu/packed_model.h"
 #include "cpu/spectral.h"
@@ -278,7 +280,7 @@ extern const Kernels kernels = {
     FASTMALADE_STRING(FASTMALADE_ISA), LANES, LANES * 0.5,
     {LANES, packed_floats<Throughput>, pack_model<Throughput>, scratch_floats<Throughput>, chain_group, autoencoder_group},
     {1, packed_floats<Latency>, pack_model<Latency>, scratch_floats<Latency>, chain_image, autoencoder_image},
-    philox_words, standard_normal, tanh_of_array,
+    philox_words, standard_normal, tanh_of_array, langevin_update, multiply_adds,
 };
 
 }  // namespace fastmalade::cpu::FASTMALADE_ISA

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fastmalade
-from fastmalade import BackendUnavailableError, ChainConfig, Purifier
+from fastmalade import ChainConfig, Purifier, backends
 
 
 def test_forward_is_the_chain(purifier, make_images, backend):
@@ -159,8 +159,8 @@ def test_user_module(make_images):
     torch.testing.assert_close(purifier.purify(x), 1.0 - x, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"expected shape \(B, C, H, W\).*got \(5, 7\)"):
         purifier.purify(x[0, 0])
-    with pytest.raises(BackendUnavailableError):
-        purifier.purify(x, backend="cpu")
+    if backends.available()["cpu"] is None:
+        torch.testing.assert_close(purifier.purify(x, backend="cpu"), 1.0 - x, rtol=0, atol=1e-6)
     with pytest.raises(TypeError, match=r"expected a fastmalade\.Autoencoder to save, got Shift"):
         purifier.save_pretrained("never-written.safetensors")
 

@@ -71,6 +71,50 @@ def test_wrong_dtypes(native) -> None:
         cpu.philox_words(0, torch.arange(2), 0, -4)
 
 
+@pytest.mark.parametrize("odd", [None, "strides", "negated", "view"])
+def test_tensors_are_read_alike_with_and_without_the_exchange_table(native, monkeypatch, odd: str | None) -> None:
+    # None is the form that the table reads; the others, and a torch without the table, go through attributes.
+    x, weights = torch.rand(5, 1, 8, 12), [w.clone() for w in WEIGHTS]
+    expected = chain(x, weights=weights)
+    if odd == "strides":
+        weights[2] = weights[2].contiguous(memory_format=torch.channels_last)
+        x = torch.empty(5, 1, 12, 8).copy_(x.transpose(2, 3)).transpose(2, 3)
+    elif odd == "negated":
+        weights[2], x = torch._neg_view(-weights[2]), torch._neg_view(-x)
+    elif odd == "view":
+        weights[2] = torch.cat([torch.zeros(1), weights[2].flatten()])[1:].view(weights[2].shape)
+        x = torch.cat([torch.full_like(x, 9.0), x])[5:]
+    assert torch.equal(chain(x, weights=weights), expected)
+    recorded = [w.requires_grad_() for w in weights]
+    assert torch.equal(chain(x, weights=recorded), expected)
+    monkeypatch.setattr(cpu, "_EXCHANGE", None)
+    assert torch.equal(chain(x, weights=weights), expected)
+
+
+def test_what_the_exchange_table_refuses(native) -> None:
+    if cpu._EXCHANGE is None:
+        pytest.skip("this version of torch has no table")
+    extension = importlib.import_module("fastmalade._cpu")
+    x = torch.rand(2, 1, 8, 12)
+
+    def read(x=x, weights=WEIGHTS):
+        return extension.read_model(cpu._EXCHANGE, x, weights)
+
+    address, sizes, addresses = read()
+    assert (address, sizes) == (x.data_ptr(), [1, 8, 12, 3, 4])
+    assert addresses == [w.data_ptr() for w in WEIGHTS]
+    for other in (x.double(), x[0], x[:0], x.transpose(2, 3), x.to("meta"), torch.rand(2, 2, 8, 12)):
+        assert read(x=other) is None
+    for n, w in enumerate(WEIGHTS):
+        for other in (w.double(), w[:0], w[None], w.half()):
+            assert read(weights=[*WEIGHTS[:n], other, *WEIGHTS[n + 1 :]]) is None
+        if n not in (1, 3, 5):
+            assert read(weights=[*WEIGHTS[:n], torch.cat([w, w]), *WEIGHTS[n + 1 :]]) is None
+    assert read(weights=WEIGHTS[:9]) is None
+    with pytest.raises(ValueError, match="PyCapsule_GetPointer"):
+        extension.read_model(importlib.import_module("datetime").datetime_CAPI, x, WEIGHTS)
+
+
 def test_extension_checks_addresses_itself(native) -> None:
     extension = importlib.import_module("fastmalade._cpu")
     call = {
@@ -136,16 +180,13 @@ def test_extension_refuses_an_instruction_set_it_cannot_run(native) -> None:
 
 def test_resolve_requests(native, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTMALADE_BACKEND", raising=False)
-    fitting = {"device": CPU, "dtype": torch.float32, "native_autoencoder": True}
+    fitting = {"device": CPU, "dtype": torch.float32}
     assert backends.resolve(None, **fitting) == "cpu"
     assert backends.resolve("torch", **fitting) == "torch"
     assert backends.resolve(None, **{**fitting, "dtype": torch.float64}) == "torch"
-    assert backends.resolve(None, **{**fitting, "native_autoencoder": False}) == "torch"
     assert backends.resolve(None, **{**fitting, "device": torch.device("meta")}) == "torch"
     with pytest.raises(BackendUnavailableError, match=r"expected dtype torch\.float32, got torch\.float64"):
         backends.resolve("cpu", **{**fitting, "dtype": torch.float64})
-    with pytest.raises(BackendUnavailableError, match="another residual model"):
-        backends.resolve("cpu", **{**fitting, "native_autoencoder": False})
     with pytest.raises(ValueError, match="expected one of torch, cpu, got 'gpu'"):
         backends.resolve("gpu", **fitting)
     monkeypatch.setenv("FASTMALADE_BACKEND", "torch")
@@ -167,7 +208,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason is not None
     assert "cannot be loaded" in reason
     assert backends.available() == {"torch": None, "cpu": reason}
-    fitting = {"device": CPU, "dtype": torch.float32, "native_autoencoder": True}
+    fitting = {"device": CPU, "dtype": torch.float32}
     assert backends.resolve(None, **fitting) == "torch"
     with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
         backends.resolve("cpu", **fitting)
