@@ -341,6 +341,25 @@ double fma_ceiling(const std::string& isa, double seconds) {
     return rate;
 }
 
+// [(stage, seconds of one image and one step)]
+py::list stage_times(const std::string& isa, const std::string& form, const std::vector<int64_t>& sizes,
+                     const std::vector<uintptr_t>& weight_addresses, int64_t repeats) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const cpu::Form chosen = find_form(form);
+    if (chosen == cpu::Form::automatic) fail("form", "throughput or latency", form);
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("repeats", repeats, 1);
+    std::array<double, cpu::stages> seconds;
+    {
+        const py::gil_scoped_release release;
+        seconds = cpu::stage_seconds(kernels, shape, weights, chosen, repeats);
+    }
+    py::list named;
+    for (size_t n = 0; n < seconds.size(); ++n) named.append(py::make_tuple(cpu::stage_names[n], seconds[n]));
+    return named;
+}
+
 py::dict pool_info() {
     const cpu::PoolInfo info = cpu::pool_info();
     py::dict facts;
@@ -395,6 +414,8 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("threads"));
     m.def("check_range", &check_range, py::arg("values"), py::arg("n"), py::arg("low"), py::arg("high"));
     m.def("fma_ceiling", &fma_ceiling, py::arg("isa"), py::arg("seconds"));
+    m.def("stage_times", &stage_times, py::arg("isa"), py::arg("form"), py::arg("shape"), py::arg("weights"),
+          py::arg("repeats"));
     m.def("pool_info", &pool_info);
     m.def("packed_cache_info", &packed_cache_info);
     m.def("tanh", &tanh_of_array, py::kw_only(), py::arg("isa"), py::arg("x"), py::arg("n"), py::arg("y"));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <memory>
 
 #include "cpu/memory.h"
@@ -12,6 +13,9 @@
 
 namespace fastmalade::cpu {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+double elapsed(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
 // The batch as `groups` groups, then single images.
 struct Plan {
@@ -148,11 +152,27 @@ int64_t first_outside(const float* values, int64_t n, float low, float high) {
     return -1;
 }
 
+std::array<double, stages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
+                                         const AutoencoderWeights& weights, Form form, int64_t repeats) {
+    const FormKernels& chosen = form == Form::latency ? kernels.latency : kernels.throughput;
+    const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
+    const float* packed = form == Form::latency ? model->latency() : model->throughput();
+    const Buffer scratch = allocate(chosen.scratch_floats(shape));
+    // Ordinary numbers: zeros or what the memory held before could be faster or slower to compute with.
+    std::fill_n(scratch.get(), chosen.scratch_floats(shape), 0.25f);
+    std::array<double, stages> best;
+    best.fill(std::numeric_limits<double>::infinity());
+    for (int64_t n = 0; n < repeats; ++n) {
+        for (int stage = 0; stage < stages; ++stage) {
+            const Clock::time_point begin = Clock::now();
+            chosen.run_stage(shape, packed, stage, scratch.get());
+            best[stage] = std::min(best[stage], elapsed(begin) / (double)chosen.images);
+        }
+    }
+    return best;
+}
+
 double multiply_add_rate(const Kernels& kernels, double seconds) {
-    using Clock = std::chrono::steady_clock;
-    const auto elapsed = [](Clock::time_point since) {
-        return std::chrono::duration<double>(Clock::now() - since).count();
-    };
     volatile float result;
     float sink = 0.0f;
     double best = 0.0;

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include <array>
+
 #include "cpu/kernels.h"
 
 namespace fastmalade::cpu {
@@ -36,6 +38,10 @@ int64_t first_outside(const float* values, int64_t n, float low, float high);
 // Multiply-adds of one core out of registers, in floating-point operations per second: the highest rate of the
 // millisecond-long pieces that `seconds` hold, since interruptions by others only lower it.
 double multiply_add_rate(const Kernels& kernels, double seconds);
+
+// Seconds of one image and one step in each stage (stage_names), the shortest of `repeats` runs, on the calling thread.
+std::array<double, stages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
+                                         const AutoencoderWeights& weights, Form form, int64_t repeats);
 
 // Bytes of working memory that one thread takes for this shape, whatever the batch and the number of steps.
 int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape);

@@ -19,6 +19,8 @@ struct FormKernels {
     // All steps of images first .. first+count-1 of the batch. scratch: (scratch_floats,), 64-byte aligned, any content.
     void (*langevin_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
                            int64_t first, int64_t count, float* scratch);
+    // One stage of one step of the chain by itself, for benchmarks: 0 .. stages-1, see stage_names.
+    void (*run_stage)(const AutoencoderShape& shape, const float* packed, int stage, float* scratch);
     // out = r(x). x, out: (batch, C, H, W)
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
                                 int64_t first, int64_t count, float* scratch);
@@ -38,11 +40,16 @@ struct UpdateArguments {
     float* out;                   // (B, elements)
 };
 
+constexpr int stages = 5;
+constexpr const char* stage_names[stages] = {"conv1", "conv2", "deconv1", "deconv2", "conv3, update and noise"};
+
 struct Kernels {
     const char* isa;
     int64_t lanes;
     // About how many single images cost as much as one group, full or not: decides what a small batch is cut into.
     double images_per_group_time;
+    // Models packed for two shapes are alike where this number is.
+    int64_t (*packing)(const AutoencoderShape& shape);
     FormKernels throughput;
     FormKernels latency;
     // One sample: words (4 * counters,) of counters 0 .. counters-1, as non-negative integers.

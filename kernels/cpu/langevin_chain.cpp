@@ -264,6 +264,38 @@ void autoencoder_image(const AutoencoderShape& s, const float* packed, const flo
     for (int64_t n = 0; n < s.pixels(); ++n) out[first * s.pixels() + n] = state[n];
 }
 
+void run_stage(const AutoencoderShape& s, const PackedLayout<Throughput>& at, const Scratch<Throughput>& part,
+               const float* packed, float* scratch) {
+    GroupNoise noise = {};
+    noise.count = LANES;
+    finish_step(s, packed, at, scratch + part.even, scratch + part.state, Update{false, 0.3f, 0.03f, -1.0f, 2.0f}, noise,
+                scratch + part.sums);
+}
+
+void run_stage(const AutoencoderShape& s, const PackedLayout<Latency>& at, const Scratch<Latency>& part,
+               const float* packed, float* scratch) {
+    clear_margins(part, scratch);
+    standard_normal(0, 0, 0, s.pixels(), scratch + part.noise);
+    last_sums(s, packed, at, scratch + part.even, scratch + part.sums);
+    finish_step(s, scratch + part.sums, scratch + part.state, Update{false, 0.3f, 0.03f, -1.0f, 2.0f},
+                scratch + part.noise);
+}
+
+template <class Form>
+void run_stage(const AutoencoderShape& s, const float* packed, int stage, float* scratch) {
+    const PackedLayout<Form> at(s);
+    const Scratch<Form> part(s);
+    switch (stage) {
+        case 0: return conv1(s, packed, at, part, scratch);
+        case 1: return conv2(s, packed, at, part, scratch);
+        case 2: return deconv1(s, packed, at, part, scratch);
+        case 3: return even_pixels(s, packed, at, scratch + part.half, scratch + part.even);
+        default: return run_stage(s, at, part, packed, scratch);
+    }
+}
+
+int64_t packing(const AutoencoderShape& s) { return conv2_plan(s).size * 100 + deconv1_plan(s).size; }
+
 template <class Form>
 int64_t packed_floats(const AutoencoderShape& s) { return PackedLayout<Form>(s).floats; }
 
@@ -277,9 +309,11 @@ void tanh_of_array(const float* x, int64_t n, float* y) {
 }  // namespace
 
 extern const Kernels kernels = {
-    FASTMALADE_STRING(FASTMALADE_ISA), LANES, LANES * 0.5,
-    {LANES, packed_floats<Throughput>, pack_model<Throughput>, scratch_floats<Throughput>, chain_group, autoencoder_group},
-    {1, packed_floats<Latency>, pack_model<Latency>, scratch_floats<Latency>, chain_image, autoencoder_image},
+    FASTMALADE_STRING(FASTMALADE_ISA), LANES, LANES * 0.6, packing,
+    {LANES, packed_floats<Throughput>, pack_model<Throughput>, scratch_floats<Throughput>, chain_group,
+     run_stage<Throughput>, autoencoder_group},
+    {1, packed_floats<Latency>, pack_model<Latency>, scratch_floats<Latency>, chain_image, run_stage<Latency>,
+     autoencoder_image},
     philox_words, standard_normal, tanh_of_array, langevin_update, multiply_adds,
 };
 

@@ -12,7 +12,8 @@ namespace fastmalade::cpu {
 namespace {
 
 constexpr size_t kMostEntries = 8;
-constexpr int64_t kMostEntryBytes = 16 << 20;
+constexpr int64_t kMostEntryBytes = 128 << 20;  // hidden layers of some 200 and 250 channels
+constexpr int64_t kMostBytes = 256 << 20;       // of all entries, beyond which the oldest go
 
 struct Array {
     const float* values;
@@ -60,27 +61,30 @@ public:
             return entry;
         }
         std::shared_ptr<PackedModel> fresh = std::make_shared<PackedModel>(kernels, shape, weights);
-        std::shared_ptr<PackedModel> evicted;  // freed after the lock
+        std::vector<std::shared_ptr<PackedModel>> evicted;  // freed after the lock
         const std::lock_guard<std::mutex> lock(mutex_);
         ++misses_;
         if (fresh->most_bytes() > kMostEntryBytes) return fresh;
         // Two threads that missed at once leave two equal entries. The older is not found again and ages out.
-        if (entries_.size() == kMostEntries) {
-            evicted = std::move(entries_.back());
+        entries_.insert(entries_.begin(), fresh);
+        while (entries_.size() > kMostEntries || bytes() > kMostBytes) {
+            evicted.push_back(std::move(entries_.back()));
             entries_.pop_back();
         }
-        entries_.insert(entries_.begin(), fresh);
         return fresh;
     }
 
     PackedCacheInfo info() {
         const std::lock_guard<std::mutex> lock(mutex_);
-        int64_t bytes = 0;
-        for (const auto& entry : entries_) bytes += entry->most_bytes();
-        return PackedCacheInfo{(int64_t)entries_.size(), (int64_t)kMostEntries, bytes, kMostEntryBytes, hits_, misses_};
+        return PackedCacheInfo{(int64_t)entries_.size(), (int64_t)kMostEntries, bytes(), kMostEntryBytes, hits_, misses_};
     }
 
 private:
+    int64_t bytes() const {
+        int64_t sum = 0;
+        for (const auto& entry : entries_) sum += entry->most_bytes();
+        return sum;
+    }
     void move_to_front(const std::shared_ptr<PackedModel>& entry) {
         const auto at = std::find(entries_.begin(), entries_.end(), entry);
         if (at != entries_.end()) std::rotate(entries_.begin(), at, at + 1);
@@ -123,7 +127,7 @@ PackedModel::PackedModel(const Kernels& kernels, const AutoencoderShape& shape, 
 
 bool PackedModel::same(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights) const {
     if (&kernels != &kernels_ || shape.channels != shape_.channels || shape.hidden1 != shape_.hidden1 ||
-        shape.hidden2 != shape_.hidden2) {
+        shape.hidden2 != shape_.hidden2 || kernels.packing(shape) != kernels.packing(shape_)) {
         return false;
     }
     const float* raw = raw_.data();

@@ -32,7 +32,7 @@ private:
     const float* form(const FormKernels& kernels, Buffer& packed);
 
     const Kernels& kernels_;
-    const AutoencoderShape shape_;  // height and width are those of the first call: packing does not read them
+    const AutoencoderShape shape_;  // height and width are those of the first call; others may be packed alike
     std::vector<float> raw_;
     const int64_t most_bytes_;
     std::mutex packing_;

@@ -137,7 +137,7 @@ FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
 #endif
     }
 #else
-    Vec columns[LANES];
+    Vec columns[LANES] = {};
     for (int k = 0; k < LANES; ++k) {
         for (int l = 0; l < LANES; ++l) columns[l][k] = rows[k][l];
     }
