@@ -56,7 +56,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         kind = "gradient" if result["settings"]["gradient"] else "forward"
         axes.set_title(f"{grid.shape}, N={grid.steps}, {kind}, {result['settings']['threads']} thread(s)")
         axes.grid(True, which="major", alpha=0.3)
-        axes.legend(fontsize=8, framealpha=0.9)
+        axes.legend(fontsize=8, framealpha=0.9, handlelength=3.5)
     figure.supxlabel(result["machine"]["processor"], fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130)

@@ -10,7 +10,7 @@ constant image. Contenders "...-rewritten" run this graph, which is the same fun
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -61,14 +61,20 @@ def rewrite(weights: Sequence[Tensor], height: int, width: int) -> RewrittenWeig
     )
 
 
-def forward(x: Tensor, r: RewrittenWeights) -> Tensor:
-    """r(x) by the rewritten graph in torch: (B, C, H, W) in and out."""
-    t = torch.from_numpy
-    x = torch.tanh(F.conv2d(x, t(r.conv1), t(r.bias1), 2, 2))
-    x = torch.tanh(F.conv2d(x, t(r.conv2), t(r.bias2), 2, 2))
-    x = torch.tanh(F.pixel_shuffle(F.conv2d(x, t(r.up1), t(r.up_bias1), 1, 2), 2))
-    x = torch.tanh(F.conv2d(x, t(r.point), t(r.point_bias)))
-    return torch.tanh(F.pixel_shuffle(F.conv2d(x, t(r.up2), None, 1, 1), 2) + t(r.constant))
+def forward_function(r: RewrittenWeights) -> Callable[[Tensor], Tensor]:
+    """r(x) by the rewritten graph in torch, a function (B, C, H, W) -> (B, C, H, W) of float32."""
+    conv1, bias1, conv2, bias2, up1, up_bias1, point, point_bias, up2, constant = (
+        torch.from_numpy(getattr(r, field.name)) for field in dataclasses.fields(r)
+    )
+
+    def forward(x: Tensor) -> Tensor:
+        x = torch.tanh(F.conv2d(x, conv1, bias1, 2, 2))
+        x = torch.tanh(F.conv2d(x, conv2, bias2, 2, 2))
+        x = torch.tanh(F.pixel_shuffle(F.conv2d(x, up1, up_bias1, 1, 2), 2))
+        x = torch.tanh(F.conv2d(x, point, point_bias))
+        return torch.tanh(F.pixel_shuffle(F.conv2d(x, up2, None, 1, 1), 2) + constant)
+
+    return forward
 
 
 def _subpixel(weight: np.ndarray, *, padding: int, reach: int, flipped: bool) -> np.ndarray:

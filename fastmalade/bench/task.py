@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -122,13 +122,16 @@ def expected(task: Task, images: np.ndarray, dtype: torch.dtype) -> Tensor:
     return differentiable_chain(task.noiseless(), torch.from_numpy(images).to(dtype))
 
 
-def differentiable_chain(task: Task, x: Tensor) -> Tensor:
-    """The task by the reference operations in the dtype of ``x`` (B, C, H, W), through autograd; noise from torch."""
+def differentiable_chain(task: Task, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """The task by the reference operations in the dtype of ``x`` (B, C, H, W), through autograd; noise from torch.
+
+    ``forward`` stands in for r(x), by default that of the reference.
+    """
     weights = [weight.to(x.dtype) for weight in task.weights]
     lows, highs = final_bounds(task.n_steps)
     return reference.langevin_chain(
         x,
-        lambda state: reference.autoencoder_forward(state, weights),
+        forward or (lambda state: reference.autoencoder_forward(state, weights)),
         task.step_sizes,
         task.noise_scales,
         lows=lows,

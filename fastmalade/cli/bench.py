@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from fastmalade.cli.errors import CliError, exit_codes, require_packages
 from fastmalade.progress import progress_bar
+
+if TYPE_CHECKING:
+    from fastmalade.bench import Settings
 
 PARTS = 1000
 
@@ -62,7 +65,7 @@ def bench(
             _run(settings, console, output, resume, plot)
 
 
-def _run(settings, console: Console, output: Path | None, resume: bool, plot: Path | None) -> None:  # type: ignore[no-untyped-def]
+def _run(settings: Settings, console: Console, output: Path | None, resume: bool, plot: Path | None) -> None:
     from fastmalade.bench import run
     from fastmalade.bench.report import notes, tables
 
@@ -90,7 +93,7 @@ def _run(settings, console: Console, output: Path | None, resume: bool, plot: Pa
         raise CliError("expected at least one contender that can run here, got none")
 
 
-def _print_stages(settings, console: Console) -> None:  # type: ignore[no-untyped-def]
+def _print_stages(settings: Settings, console: Console) -> None:
     from fastmalade import backends
     from fastmalade.bench.machine import pinned
     from fastmalade.bench.stages import FORMS, stage_table, stage_times

@@ -44,11 +44,12 @@ class Eager(Contender):
 
     def prepare_gradient(self, task: Task, form: str, cotangent: np.ndarray) -> Chain:
         """Autograd through all steps."""
+        forward = autoencoder_function(task, is_rewritten=self.is_rewritten, memory_format=self.memory_format)
         seed = torch.from_numpy(cotangent)
 
         def run(images: np.ndarray) -> np.ndarray:
             x = torch.from_numpy(images).contiguous(memory_format=self.memory_format).requires_grad_()
-            return torch.autograd.grad(differentiable_chain(task, x), x, seed)[0].contiguous().numpy()
+            return torch.autograd.grad(differentiable_chain(task, x, forward), x, seed)[0].contiguous().numpy()
 
         return run
 
@@ -66,7 +67,6 @@ def autoencoder_function(
 ) -> Callable[[Tensor], Tensor]:
     """r(x) in torch with the task's weights laid out in ``memory_format``."""
     if is_rewritten:
-        arrays = rewritten.rewrite(task.weights, *task.shape[1:])
-        return lambda x: rewritten.forward(x, arrays)
+        return rewritten.forward_function(rewritten.rewrite(task.weights, *task.shape[1:]))
     weights = [w.contiguous(memory_format=memory_format) if w.dim() == 4 else w for w in task.weights]
     return lambda x: reference.autoencoder_forward(x, weights)
