@@ -26,6 +26,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(1.0 + 6.5 * len(panels), 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     keys = list(result["contenders"])
+    threads = f"{result['settings']['threads']} thread{'s' if result['settings']['threads'] > 1 else ''}"
     for index, grid in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         for key in grid.contenders:
@@ -54,7 +55,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("images per call")
         axes.set_ylabel("microseconds per image")
         kind = "gradient" if result["settings"]["gradient"] else "forward"
-        axes.set_title(f"{grid.shape}, N={grid.steps}, {kind}, {result['settings']['threads']} thread(s)")
+        axes.set_title(f"{grid.shape}, N={grid.steps}, {kind}, {threads}")
         axes.grid(True, which="major", alpha=0.3)
         axes.legend(fontsize=8, framealpha=0.9, handlelength=3.5)
     figure.supxlabel(result["machine"]["processor"], fontsize=8)

@@ -117,6 +117,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     settings, facts = result["settings"], result["machine"]
     what = "gradient with respect to the images, forward pass included" if settings["gradient"] else "forward"
     pinned = facts["pinned_to"]
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
     held = "processors not fixed" if pinned is None else f"the process held to processors {_listed(pinned)}"
     commit = result["commit"]
     identity = (
@@ -124,7 +125,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     )
     bandwidth = result["ceilings"]["copy_bytes_per_second"] / 1e9
     lines = [
-        f"{what}, noise included; {settings['threads']} threads, {held}; {facts['processor']}; commit {identity}",
+        f"{what}, noise included; {threads}, {held}; {facts['processor']}; commit {identity}",
         ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
         f"copy bandwidth of one core {bandwidth:.1f} GB/s (read and write); FMA ceiling {_ceilings(result)}",
     ]

@@ -188,7 +188,8 @@ def _kept(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
     new["warnings"] += [warning for warning in old["warnings"] if warning not in new["warnings"]]
     new["contenders"] = {**old["contenders"], **new["contenders"]}
     new["versions"] = {**old["versions"], **new["versions"]}
-    return list(old["cells"])
+    # What failed is tried again: the reason may be gone.
+    return [cell for cell in old["cells"] if "us_per_image" in cell]
 
 
 def _key(cell: dict[str, Any]) -> tuple[str, int, int]:

@@ -122,6 +122,16 @@ def test_resume_keeps_cells_and_measures_the_rest(tmp_path, settings, fake, monk
     assert "nothing was kept of the earlier result: commit differ" in " ".join(result["warnings"])
 
 
+def test_resume_tries_again_what_failed(tmp_path, settings, fake):
+    output = tmp_path / "bench.json"
+    failing = fake("sometimes", result=lambda result, images: result + np.float32(1.0))
+    first = run(settings, output=output, contenders=[fake(), failing])
+    assert not any("us_per_image" in cell for (name, _), cell in cells(first).items() if name == "sometimes")
+    second = run(settings, output=output, resume=True, contenders=[fake(), fake("sometimes")])
+    assert len(second["cells"]) == 4
+    assert all("us_per_image" in cell for cell in second["cells"])
+
+
 def test_resume_refuses_a_foreign_file(tmp_path, settings, fake):
     output = tmp_path / "other.json"
     output.write_text('{"kind": "something else"}')
