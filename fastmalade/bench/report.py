@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 NOT_MEASURED = "not measured"
@@ -107,7 +108,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         for batch in grid.batches:
             table.add_column(str(batch), justify="right", no_wrap=True)
         for row in rows(grid):
-            table.add_row(*row)
+            # Names such as native[avx2] are not markup.
+            table.add_row(*map(escape, row))
         made.append(table)
     return made
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +79,21 @@ def test_the_rewritten_graph_is_the_same_function(shape):
     exact = reference.autoencoder_forward(x.double(), [w.double() for w in weights])
     got = rewritten.forward_function(rewritten.rewrite(weights, *shape[1:]))(x)
     torch.testing.assert_close(got.double(), exact, atol=2e-6, rtol=0)
+
+
+def test_openvino_starts_no_telemetry():
+    pytest.importorskip("openvino_telemetry")
+    contender_of("openvino")
+    code = """
+import sys
+from fastmalade.bench.contenders.openvino_runtime import OpenVino
+from fastmalade.bench.task import make_images, make_task
+task = make_task((1, 8, 8), 1, 1)
+OpenVino().prepare(task, "noise given")(make_images(task))
+assert "openvino" in sys.modules
+assert sys.modules.get("openvino_telemetry") is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
 
 
 def test_select():

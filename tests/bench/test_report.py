@@ -117,6 +117,21 @@ def test_tables_print(result):
     assert "native vs best peer" in console.export_text()
 
 
+def test_names_with_an_instruction_set_are_not_markup(result):
+    contenders = {"native[avx2]": result["contenders"].pop("native") | {"label": "native[avx2]"}}
+    result["contenders"] = contenders | result["contenders"]
+    for part in result["cells"]:
+        part["contender"] = part["contender"].replace("native", "native[avx2]")
+    console = Console(width=120, record=True)
+    console.print(*tables(result))
+    assert {line.split("│")[1].strip() for line in console.export_text().splitlines() if "[avx2]" in line} == {
+        "native[avx2]",
+        "native[avx2] vs best peer",
+        "native[avx2] vs best rewritten peer",
+        "native[avx2], part of the FMA ceiling",
+    }
+
+
 def test_plot(result, tmp_path):
     pytest.importorskip("matplotlib")
     from fastmalade.bench.plot import draw
