@@ -23,7 +23,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     panels = grids(result)
     if not any("us_per_image" in cell for cell in result["cells"]):
         raise ValueError("plot: expected at least one timed cell, got none")
-    figure = Figure(figsize=(1.0 + 6.5 * len(panels), 5.4), layout="constrained")
+    figure = Figure(figsize=(3.2 + 6.5 * len(panels), 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     keys = list(result["contenders"])
     threads = f"{result['settings']['threads']} thread{'s' if result['settings']['threads'] > 1 else ''}"
@@ -57,7 +57,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         kind = "gradient" if result["settings"]["gradient"] else "forward"
         axes.set_title(f"{grid.shape}, N={grid.steps}, {kind}, {threads}")
         axes.grid(True, which="major", alpha=0.3)
-        axes.legend(fontsize=8, framealpha=0.9, handlelength=3.5)
+    # A contender may be missing in some panels.
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=9, handlelength=3.5)
     figure.supxlabel(result["machine"]["processor"], fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130)

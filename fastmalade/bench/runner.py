@@ -19,11 +19,12 @@ from fastmalade.bench.contenders import Chain, Contender, Native
 from fastmalade.bench.flops import flops_per_image
 from fastmalade.bench.settings import Settings, shape_text
 from fastmalade.bench.task import Task, make_images, make_task
-from fastmalade.bench.timing import interleaved, screened
+from fastmalade.bench.timing import interleaved
 from fastmalade.bench.verify import make_cotangent, verify, verify_gradient
 from fastmalade.files import replacing
 
 FORMAT = 1
+SCREENING_SECONDS = 0.5
 Report = Callable[[str, float], None]
 """Called with what is going on and the part of the whole run that is done, 0 to 1."""
 
@@ -144,7 +145,7 @@ def _prepared(
     if isinstance(contender, Native):
         cell["isa"] = contender.isa_in_use()
     cell["flops_per_image"] = flops_per_image(*task.shape, *task.hidden, task.n_steps)
-    passed: dict[str, tuple[float, Chain, dict[str, Any]]] = {}
+    passed: dict[str, tuple[Chain, dict[str, Any]]] = {}
     failed = {}
     for form in contender.forms:
         try:
@@ -154,23 +155,24 @@ def _prepared(
             else:
                 found = verify_gradient(contender, form, task, images, cotangent)
                 chain = contender.prepare_gradient(task, form, cotangent)
-            # A lone form needs no choice; its first call, which may compile, is warmed up by the timing.
-            brief = min(settings.seconds, 0.3)
-            median = 0.0 if len(contender.forms) == 1 else screened(partial(chain, images), seconds=brief)
         except Exception as error:  # whatever a library throws is its result here, and is printed
             failed[form] = _one_line(error)
             continue
-        passed[form] = (median, chain, dataclasses.asdict(found))
+        passed[form] = (chain, dataclasses.asdict(found))
     if failed:
         cell["failed_forms"] = failed
     if not passed:
         return cell, None
-    best = min(passed, key=lambda form: passed[form][0])
+    best = next(iter(passed))
+    if len(passed) > 1:
+        calls = {form: partial(chain, images) for form, (chain, _) in passed.items()}
+        screened = interleaved(calls, task.batch, seconds=min(settings.seconds, SCREENING_SECONDS))
+        # Few calls: their fast end tells more about the form, and less about the machine, than their median.
+        best = min(screened, key=lambda form: screened[form].low)
+        cell["screening_us_per_image"] = {form: summary.low for form, summary in screened.items()}
+    chain, cell["verification"] = passed[best]
     cell["form"] = best
-    cell["verification"] = passed[best][2]
-    if len(contender.forms) > 1:
-        cell["screening_us_per_image"] = {form: passed[form][0] / task.batch * 1e6 for form in passed}
-    return cell, passed[best][1]
+    return cell, chain
 
 
 def _kept(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:

@@ -91,15 +91,6 @@ def interleaved(
     return {name: summarise(record, images, rounds) for name, record in times.items()}
 
 
-def screened(call: Call, *, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median seconds of a few calls after a warm one: to choose between forms, not to report."""
-    _timed(call, clock)
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < seconds:
-        times.append(max(_timed(call, clock), 1e-9))
-    return float(np.median(times))
-
-
 def _timed(call: Call, clock: Callable[[], float]) -> float:
     started = clock()
     call()

@@ -11,6 +11,7 @@ import pytest
 from fastmalade.bench import Settings, ceilings, machine, run, runner, verify
 from fastmalade.bench.contenders import Native, select
 from fastmalade.bench.settings import parse_shape
+from fastmalade.bench.timing import Summary
 
 SHAPES = ((1, 8, 12),)
 
@@ -81,21 +82,16 @@ def test_the_fastest_form_that_passes_is_kept(settings, fake, monkeypatch):
 
         def prepare(self, task, form):
             chain = super().prepare(task, form)
-            chain_of = {"slow": chain, "fast": chain, "wrong": lambda images: chain(images) * np.float32(0.9)}[form]
-            seconds[id(chain_of)] = 2.0 if form == "slow" else 1.0
-            kept.append(chain_of)
-            return chain_of
+            return (lambda images: chain(images) * np.float32(0.9)) if form == "wrong" else chain
 
-    seconds, kept = {}, []
-    monkeypatch.setattr(runner, "screened", lambda call, seconds: _duration(call))
+    def timed(calls, images, **options):
+        return {name: Summary(5.0, 2.0 if name == "slow" else 1.0, 9.0, 1.0, 3, 3) for name in calls}
 
-    def _duration(call):
-        return seconds[id(call.func)]
-
+    monkeypatch.setattr(runner, "interleaved", timed)
     found = cells(run(settings, contenders=[Forms()]))["fake", 1]
     assert found["form"] == "fast"
     assert list(found["failed_forms"]) == ["wrong"]
-    assert found["screening_us_per_image"] == {"slow": 2e6, "fast": 1e6}
+    assert found["screening_us_per_image"] == {"slow": 2.0, "fast": 1.0}
 
 
 def test_resume_keeps_cells_and_measures_the_rest(tmp_path, settings, fake, monkeypatch):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 
-import numpy as np
 import pytest
 
-from fastmalade.bench.timing import interleaved, screened, summarise
+from fastmalade.bench.timing import interleaved, summarise
 
 
 class Clock:
@@ -75,9 +74,3 @@ def test_quantiles():
     found = summarise([i * 1e-3 for i in range(101)], 10, 7)
     assert (found.low, found.median, found.high, found.fastest) == pytest.approx((1000, 5000, 9000, 0))
     assert (found.repetitions, found.rounds) == (101, 7)
-
-
-def test_screening_leaves_the_first_call_out():
-    clock = Clock()
-    assert screened(clock.call("x", 9.0, 1.0), seconds=3.0, clock=clock) == 1.0
-    assert np.count_nonzero(np.array(clock.log) == "x") == 4
