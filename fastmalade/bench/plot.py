@@ -58,8 +58,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.set_title(f"{grid.shape}, N={grid.steps}, {kind}, {threads}")
         axes.grid(True, which="major", alpha=0.3)
     # A contender may be missing in some panels.
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=9, handlelength=3.5)
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(
+        handles=list(lines.values()), labels=list(lines), loc="outside right upper", fontsize=9, handlelength=3.5
+    )
     figure.supxlabel(result["machine"]["processor"], fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130)
