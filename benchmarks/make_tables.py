@@ -1,0 +1,83 @@
+"""Write README's table of speed from a result of ``fastmalade bench``.
+
+    python benchmarks/make_tables.py benchmarks/results/bench.json            # rewrites README.md
+    python benchmarks/make_tables.py benchmarks/results/bench.json --check    # only says whether it is up to date
+
+The table goes between the lines ``<!-- bench:begin -->`` and ``<!-- bench:end -->``; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastmalade.bench.report import Grid, grids, notes, rows
+from fastmalade.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def markdown(result: dict[str, Any], source: str) -> str:
+    """The block between the marks: a table for each shape and number of steps, and what they were measured on.
+
+    Args:
+        result: of ``fastmalade bench``.
+        source: name of its file, printed below the table.
+    """
+    parts = [_table(grid) for grid in grids(result)]
+    lines = [f"- {line}" for line in notes(result)]
+    parts.append("\n".join([f"Microseconds per image, medians, from `{source}`:", "", *lines]))
+    return "\n\n".join(parts)
+
+
+def _table(grid: Grid) -> str:
+    head = [f"{grid.shape}, N={grid.steps}, batch", *map(str, grid.batches)]
+    rule = ["---", *("---:" for _ in grid.batches)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows(grid)])
+
+
+def replaced(text: str, block: str) -> str:
+    """``text`` with ``block`` between the marks.
+
+    Raises:
+        ValueError: the marks are not there exactly once and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"expected the lines {BEGIN} and {END} once each and in this order")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+
+
+def source_of(text: str) -> str | None:
+    """The result that the block in ``text`` says it was made from; None for a block that was not made yet."""
+    block = text.split(BEGIN)[1].split(END)[0]
+    mark = "medians, from `"
+    return block.split(mark)[1].split("`")[0] if mark in block else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result", type=Path, help="JSON file of fastmalade bench")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is out of date")
+    options = parser.parse_args(arguments)
+    result = json.loads(options.result.read_text(encoding="utf-8"))
+    path = options.result.resolve()
+    source = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    old = options.readme.read_text(encoding="utf-8")
+    new = replaced(old, markdown(result, source))
+    if options.check:
+        print("up to date" if new == old else f"out of date: run python benchmarks/make_tables.py {source}")
+        return int(new != old)
+    with replacing(options.readme) as partial:
+        partial.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

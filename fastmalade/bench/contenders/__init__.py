@@ -1,0 +1,47 @@
+"""All contenders by name. No peer's library is imported before it is prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fastmalade.bench.contenders.base import Chain, Contender
+from fastmalade.bench.contenders.compiled import Compiled
+from fastmalade.bench.contenders.eager import Eager, EagerChannelsLast
+from fastmalade.bench.contenders.jax_jit import Jax
+from fastmalade.bench.contenders.native import Native
+from fastmalade.bench.contenders.onnx_runtime import OnnxRuntime
+from fastmalade.bench.contenders.openvino_runtime import OpenVino
+
+__all__ = ["PEERS", "REWRITTEN", "Chain", "Contender", "Native", "select"]
+
+PEERS: dict[str, Callable[[], Contender]] = {
+    cls.name: cls for cls in (Eager, EagerChannelsLast, Compiled, OnnxRuntime, OpenVino, Jax)
+}
+"""Peers that run the layers of Table 8 as they are."""
+
+REWRITTEN: dict[str, Callable[[], Contender]] = {
+    "eager-rewritten": lambda: Eager(is_rewritten=True),
+    "compile-rewritten": lambda: Compiled(is_rewritten=True),
+    "onnxruntime-rewritten": lambda: OnnxRuntime(is_rewritten=True),
+    "openvino-rewritten": lambda: OpenVino(is_rewritten=True),
+    "jax-rewritten": lambda: Jax(is_rewritten=True),
+}
+"""Peers that run the graph of :mod:`fastmalade.bench.rewritten`."""
+
+
+def select(names: Sequence[str], isas: Sequence[str] = ()) -> list[Contender]:
+    """The native contender, once per instruction set asked for, and the peers of these names.
+
+    "all" stands for every peer, "rewritten" for every rewritten one, "none" for no peer.
+
+    Raises:
+        ValueError: a name that is none of these.
+    """
+    known = {**PEERS, **REWRITTEN}
+    groups = {"all": list(PEERS), "rewritten": list(REWRITTEN), "none": []}
+    chosen: dict[str, None] = {}
+    for name in names:
+        if name not in known and name not in groups:
+            raise ValueError(f"peers: expected any of {', '.join([*groups, *known])}, got {name!r}")
+        chosen.update(dict.fromkeys(groups.get(name, [name])))
+    return [*([Native(isa) for isa in isas] or [Native()]), *(known[name]() for name in chosen)]

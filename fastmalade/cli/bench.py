@@ -1,0 +1,119 @@
+"""``fastmalade bench``: the native chain against every other way to compute it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fastmalade.cli.errors import CliError, exit_codes, require_packages
+from fastmalade.progress import progress_bar
+
+if TYPE_CHECKING:
+    from fastmalade.bench import Settings
+
+PARTS = 1000
+
+
+def bench(
+    peers: Annotated[
+        str, typer.Option(help="Peers, comma-separated: names, or all, rewritten (graph rewritten by hand), none.")
+    ] = "all",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,4,16,64,256,1024",
+    steps: Annotated[str, typer.Option(help="Numbers of steps N, comma-separated.")] = "10",
+    shapes: Annotated[str, typer.Option(help="Shapes CxHxW, comma-separated.")] = "1x28x28",
+    threads: Annotated[int, typer.Option(min=1, help="Threads; the process is held to as many processors.")] = 1,
+    isa: Annotated[
+        str, typer.Option(help="Instruction sets of the native chain, comma-separated [default: the widest].")
+    ] = "",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each contender in each cell.")] = 5.0,
+    gradient: Annotated[bool, typer.Option("--gradient", help="Time the input gradient, forward included.")] = False,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Only print where the time of the native chain goes.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the result as JSON, after every batch size.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what --output has of the same settings, machine and commit.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw microseconds per image against the batch size.")] = None,
+) -> None:
+    """Time the native chain and its peers, taking turns, each verified first; print microseconds per image."""
+    with exit_codes("interrupted; what --output has is kept, and --resume goes on from it", also=(ValueError,)):
+        from fastmalade.bench import Settings
+        from fastmalade.bench.settings import parse_shape
+
+        if plot is not None:
+            require_packages("bench", "matplotlib")
+        if resume and output is None:
+            raise CliError("--resume: expected --output too, the file to go on from")
+        settings = Settings(
+            peers=tuple(_names(peers)),
+            batches=_integers("--batches", batches),
+            steps=_integers("--steps", steps),
+            shapes=tuple(parse_shape(text) for text in _names(shapes)),
+            threads=threads,
+            isas=tuple(_names(isa)),
+            seconds=seconds,
+            gradient=gradient,
+        )
+        console = Console() if Console().is_terminal else Console(width=160)
+        if stages:
+            _print_stages(settings, console)
+        else:
+            _run(settings, console, output, resume, plot)
+
+
+def _run(settings: Settings, console: Console, output: Path | None, resume: bool, plot: Path | None) -> None:
+    from fastmalade.bench import run
+    from fastmalade.bench.report import notes, tables
+
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task("starting", total=PARTS)
+        result = run(
+            settings,
+            output=output,
+            resume=resume,
+            report=lambda what, part: bar.update(task, description=what, completed=int(PARTS * part)),
+        )
+    for table in tables(result):
+        console.print(table)
+    for line in notes(result):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if plot is not None:
+        from fastmalade.bench.plot import draw
+
+        draw(result, plot)
+    timed = any("us_per_image" in cell for cell in result["cells"])
+    failed = [cell["contender"] for cell in result["cells"] if "us_per_image" not in cell]
+    if failed:
+        raise CliError(f"failed verification and not timed: {', '.join(dict.fromkeys(failed))}")
+    if not timed:
+        raise CliError("expected at least one contender that can run here, got none")
+
+
+def _print_stages(settings: Settings, console: Console) -> None:
+    from fastmalade import backends
+    from fastmalade.bench.machine import pinned
+    from fastmalade.bench.stages import FORMS, stage_table, stage_times
+    from fastmalade.bench.task import make_task
+
+    with pinned(1):
+        for shape in settings.shapes:
+            task = make_task(shape, 1, 1)
+            for isa in settings.isas or (backends.cpu.isa_in_use(),):
+                for form in FORMS:
+                    title = f"{'x'.join(map(str, shape))}, {isa}, {form} form, one core"
+                    console.print(stage_table(stage_times(task, isa, form), title))
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise CliError(f"{option}: expected integers, comma-separated, got {text!r}") from None

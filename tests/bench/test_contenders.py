@@ -1,0 +1,125 @@
+"""Every contender computes the chain and its gradient, with proper noise; peers that are not installed are skipped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fastmalade import Autoencoder, reference
+from fastmalade.bench import rewritten
+from fastmalade.bench.contenders import PEERS, REWRITTEN, Native, select
+from fastmalade.bench.task import make_images, make_task
+from fastmalade.bench.verify import VerificationError, make_cotangent, verify, verify_gradient
+
+QUICK = {"eager", "eager-channels-last", "eager-rewritten"}
+# OpenVINO's RandomNormalLike has a mean that is not 0; the benchmark says so and uses the other forms.
+BAD_NOISE = {("openvino", "noise in graph"), ("openvino-rewritten", "noise in graph")}
+
+
+def contender_of(name):
+    if name == "native":
+        contender = Native()
+        if contender.unavailable_reason() is not None:
+            pytest.skip(contender.unavailable_reason())
+        return contender
+    contender = {**PEERS, **REWRITTEN}[name]()
+    for module in contender.modules:
+        pytest.importorskip(module)
+    return contender
+
+
+def forms():
+    """Every form of every contender, but one of torch.compile: compiling takes a minute on a slow machine."""
+    peers = {**PEERS, **REWRITTEN}
+    pairs = [(name, form) for name in peers for form in peers[name]().forms]
+    return [("native", ""), *((name, form) for name, form in pairs if "compile" not in name or form == "noise given")]
+
+
+@pytest.mark.parametrize(("name", "form"), forms())
+def test_every_form_is_verified(name, form):
+    contender = contender_of(name)
+    task = make_task((1, 8, 12), 3, 4 if name in QUICK | {"native"} else 2)
+    images = make_images(task)
+    if (name, form) in BAD_NOISE:
+        with pytest.raises(VerificationError, match="noise"):
+            verify(contender, form, task, images)
+        return
+    found = verify(contender, form, task, images)
+    assert 0 <= found.error <= found.allowed < 2e-4
+    assert set(found.noise) == {"pixels", "calls", "images"}
+    assert contender.versions().keys() == set(contender.packages)
+
+
+@pytest.mark.parametrize("name", ["native", "eager", "eager-channels-last", "eager-rewritten", "compile", "jax"])
+def test_gradients_are_verified(name):
+    contender = contender_of(name)
+    task = make_task((1, 8, 12), 3, 2)
+    images = make_images(task)
+    found = verify_gradient(contender, contender.forms[0], task, images, make_cotangent(task, images))
+    assert 0 <= found.error <= found.allowed < 2e-3
+
+
+@pytest.mark.parametrize("name", ["eager", "eager-rewritten"])
+def test_three_channels(name):
+    task = make_task((3, 12, 8), 2, 3)
+    found = verify(contender_of(name), "", task, make_images(task))
+    assert found.error <= found.allowed
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 12), (2, 4, 4)])
+def test_the_rewritten_graph_is_the_same_function(shape):
+    generator = torch.Generator().manual_seed(3)
+    model = Autoencoder(shape[0], (4, 6), generator=generator)
+    weights = [w.detach() + 0.1 * torch.randn(w.shape, generator=generator) for w in model.weights()]
+    x = torch.rand((3, *shape), generator=generator)
+    exact = reference.autoencoder_forward(x.double(), [w.double() for w in weights])
+    got = rewritten.forward_function(rewritten.rewrite(weights, *shape[1:]))(x)
+    torch.testing.assert_close(got.double(), exact, atol=2e-6, rtol=0)
+
+
+def test_openvino_starts_no_telemetry():
+    pytest.importorskip("openvino_telemetry")
+    contender_of("openvino")
+    code = """
+import sys
+from fastmalade.bench.contenders.openvino_runtime import OpenVino
+from fastmalade.bench.task import make_images, make_task
+task = make_task((1, 8, 8), 1, 1)
+OpenVino().prepare(task, "noise given")(make_images(task))
+assert "openvino" in sys.modules
+assert sys.modules.get("openvino_telemetry") is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_select():
+    assert [c.key for c in select(["none"])] == ["native"]
+    assert [c.key for c in select(["eager", "all"], ["avx2", "baseline"])] == [
+        "native[avx2]",
+        "native[baseline]",
+        *PEERS,
+    ]
+    assert [c.key for c in select(["rewritten"])] == ["native", *REWRITTEN]
+    assert [c.label for c in select(["eager-rewritten"])] == ["native", "PyTorch eager, rewritten"]
+    with pytest.raises(ValueError, match=r"peers: expected any of all, rewritten, none, eager.*got 'tensorflow'"):
+        select(["tensorflow"])
+
+
+def test_an_instruction_set_that_is_not_there_is_a_reason():
+    reason = Native("sse9").unavailable_reason()
+    assert reason is not None
+    assert "sse9" in reason or "extension" in reason
+
+
+def test_forced_instruction_set_is_used(monkeypatch, task):
+    contender = contender_of("native")
+    monkeypatch.delenv("FASTMALADE_CPU_ISA", raising=False)
+    images = make_images(task)
+    baseline = Native("baseline")
+    result = baseline.prepare(task.noiseless(), "")(images)
+    np.testing.assert_allclose(result, contender.prepare(task.noiseless(), "")(images), atol=1e-5)
+    assert baseline.isa_in_use() == "baseline"
