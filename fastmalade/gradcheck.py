@@ -127,7 +127,7 @@ def check_gradient(
     check_count("directions", directions, 1)
     probe = _Probe(model, check_seed(seed), reseed)
     x = x.detach()
-    with evaluation_mode(model):
+    with evaluation_mode(model), torch.no_grad():
         output = probe.value(x)
         checks = [_repeatable(probe, x, output)]
         cotangent = _normals(derive_seed(seed, 1), output.double())
@@ -297,8 +297,8 @@ def _zero(gradient: Tensor) -> GradientCheck:
 
 
 def _noise(probe: _Probe, x: Tensor, gradient: Tensor, cotangent: Tensor) -> list[GradientCheck]:
-    first, second = probe.fresh(x), probe.fresh(x)
     with torch.random.fork_rng():
+        first, second = probe.fresh(x), probe.fresh(x)
         torch.manual_seed(0)
         replayed = probe.fresh(x)
         torch.manual_seed(0)

@@ -237,7 +237,8 @@ class _Run:
                 advanced()
         except KeyboardInterrupt:
             # Between two assignments of one step the state is not that of any step: the file before it stays then.
-            self._tick(save=self._whole)
+            if self._whole:
+                self._tick(save=True)
             raise
 
     @contextmanager
