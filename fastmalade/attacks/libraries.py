@@ -50,6 +50,18 @@ class SeededCalls(nn.Module):
         return self.defended(x, seed=derive_seed(self.seed, self.calls))
 
 
+class _InModelDtype(nn.Module):
+    """Casts images to the model's dtype: ART's BoundaryAttack hands over float64, whatever it was given."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.to(self.dtype))
+
+
 def foolbox_model(defended: DefendedClassifier, *, seed: int | None = None) -> Any:
     """A ``foolbox.PyTorchModel`` of a defended classifier, with the purifier's value range as bounds.
 
@@ -68,7 +80,7 @@ def foolbox_model(defended: DefendedClassifier, *, seed: int | None = None) -> A
     _require("foolbox", "foolbox")
     import foolbox
 
-    return foolbox.PyTorchModel(model, bounds=defended.purifier.value_range, device=_device(defended))
+    return foolbox.PyTorchModel(model, bounds=defended.purifier.value_range, device=_placed(defended)[0])
 
 
 def art_classifier(
@@ -81,6 +93,7 @@ def art_classifier(
 ) -> Any:
     """An ART ``PyTorchClassifier`` of a defended classifier, with the purifier's value range as clip values.
 
+    Images of another floating dtype are cast to the model's: some attacks of ART compute in float64.
     To attack a classifier of ART's with the purifier as a preprocessing defence see :mod:`fastmalade.adapters.art`.
 
     Args:
@@ -99,13 +112,14 @@ def art_classifier(
     _require("art", "adversarial-robustness-toolbox")
     from art.estimators.classification import PyTorchClassifier
 
+    device, dtype = _placed(defended)
     return PyTorchClassifier(
-        model,
+        _InModelDtype(model, dtype),
         loss=nn.CrossEntropyLoss() if loss is None else loss,
         input_shape=tuple(input_shape),
         nb_classes=n_classes,
         clip_values=defended.purifier.value_range,
-        device_type=_device(defended).type.replace("cuda", "gpu"),
+        device_type="gpu" if device.type == "cuda" else "cpu",
     )
 
 
@@ -243,9 +257,9 @@ def _prepared(defended: DefendedClassifier, seed: int | None) -> nn.Module:
     return model.eval()
 
 
-def _device(defended: DefendedClassifier) -> torch.device:
-    parameter = next(defended.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+def _placed(defended: DefendedClassifier) -> tuple[torch.device, torch.dtype]:
+    parameter = next(defended.purifier.parameters(), None)
+    return (torch.device("cpu"), torch.float32) if parameter is None else (parameter.device, parameter.dtype)
 
 
 def _require(module: str, package: str) -> None:
