@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import reference
-from fastmalade.attacks.eot import check_count
+from fastmalade.attacks.checks import check_count
 from fastmalade.attacks.target import derive_seed, evaluation_mode
 from fastmalade.chain import is_native_autoencoder
 from fastmalade.defended import DefendedClassifier

@@ -15,7 +15,19 @@ from fastmalade.attacks.libraries import AutoAttackReport, SeededCalls, art_clas
 from fastmalade.attacks.purifier_attacks import CounterAttackA, CounterAttackB, ReconstructionPGD
 from fastmalade.attacks.state import AttackCheckpointError, AttackResult
 
+# Names by which commands call the attacks.
+ATTACKS: dict[str, type[Attack]] = {
+    "fgsm": FGSM,
+    "rfgsm": RandomFGSM,
+    "pgd": PGD,
+    "mim": MIM,
+    "rpgd": ReconstructionPGD,
+    "apudae-a": CounterAttackA,
+    "apudae-b": CounterAttackB,
+}
+
 __all__ = [
+    "ATTACKS",
     "FGSM",
     "MIM",
     "PGD",

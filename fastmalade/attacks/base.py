@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from fastmalade.attacks import geometry
+from fastmalade.attacks.checks import check_choice, check_count, check_images, check_number, check_range
 from fastmalade.attacks.eot import (
     DEFAULT_MAX_BYTES,
     Judge,
     Objective,
-    check_count,
-    check_images,
-    check_judge,
     cross_entropy_objective,
     judge,
     mean_gradient,
@@ -92,7 +90,7 @@ class Attack:
         check_choice("gradient", self.gradient, get_args(GradientMode))
         check_choice("loss", self.loss, get_args(Loss))
         check_choice("noise", self.noise, get_args(Noise))
-        check_judge(self.judge)
+        check_choice("judge", self.judge, get_args(Judge))
         check_count("eot", self.eot, 2 if self.spread else 1)
         check_count("judge_chains", self.judge_chains, 1)
         check_count("max_bytes", self.max_bytes, 1)
@@ -164,7 +162,7 @@ class Attack:
         self._check_target(target)
         check_images(images, labels)
         check_count("batch_size", batch_size, 1)
-        _check_range(images, target.value_range)
+        check_range(images, target.value_range)
         images = images.detach()
         ids = check_sample_ids(sample_ids, len(images), images.device)
         path = checked_path(checkpoint)
@@ -235,8 +233,11 @@ class _Run:
                 self._one_batch(advanced)
                 self._tick(save=True)
                 advanced()
-        except KeyboardInterrupt:
-            # Between two assignments of one step the state is not that of any step: the file before it stays then.
+        except Exception:
+            raise
+        except BaseException:
+            # Ctrl-C, or a signal that became an exception. Between two assignments of one step the state is not that of
+            # any step: the file before it stays then.
             if self._whole:
                 self._tick(save=True)
             raise
@@ -371,31 +372,3 @@ class _Run:
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.ndim - 1)))
-
-
-def _check_range(images: Tensor, value_range: tuple[float, float]) -> None:
-    low, high = value_range
-    if images.numel() and not bool(((images >= low) & (images <= high)).all()):
-        raise ValueError(
-            f"images: expected values in [{low}, {high}], got {float(images.min())} to {float(images.max())}"
-        )
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def check_number(name: str, value: object, *, low: float = 0.0, high: float = math.inf) -> float:
-    """``value`` as a finite float in [low, high].
-
-    Raises:
-        TypeError: not a number.
-        ValueError: not finite, or outside.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value}")
-    return float(value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastmalade.attacks.checks import check_count, check_images
 from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode, noise_ids, per_image_loss
 from fastmalade.defended import GradientMode
 from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
@@ -201,37 +202,6 @@ def blocks(n_images: int, n_samples: int, rows: int) -> Iterator[tuple[slice, ra
     for image in range(n_images):
         for first in range(0, n_samples, rows):
             yield slice(image, image + 1), range(first, min(first + rows, n_samples))
-
-
-def check_images(x: Tensor, labels: Tensor) -> None:
-    """Raise TypeError or ValueError unless these are images (n, C, H, W), floating, and int64 labels (n,)."""
-    for name, value in (("images", x), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"images: expected float32 or float64, got {x.dtype}")
-    if x.ndim != 4:
-        raise ValueError(f"images: expected shape (n, C, H, W), got {tuple(x.shape)}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels: expected int64, got {labels.dtype}")
-    if tuple(labels.shape) != (len(x),):
-        raise ValueError(f"labels: expected shape ({len(x)},), got {tuple(labels.shape)}")
-    if len(labels) and int(labels.min()) < 0:
-        raise ValueError(f"labels: expected classes >= 0, got {int(labels.min())}")
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError unless ``value`` is an int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def check_judge(rule: str) -> None:
-    """Raise ValueError unless ``rule`` is a rule of :func:`judge`."""
-    if rule not in get_args(Judge):
-        raise ValueError(f"judge: expected one of {', '.join(get_args(Judge))}, got {rule!r}")
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmalade.attacks import geometry
-from fastmalade.attacks.base import Attack, check_number
-from fastmalade.attacks.eot import check_count
+from fastmalade.attacks.base import Attack
+from fastmalade.attacks.checks import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

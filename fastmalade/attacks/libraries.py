@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, check_count, check_images, check_judge, judge
+from fastmalade.attacks.checks import check_choice, check_count, check_images
+from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, judge
 from fastmalade.attacks.target import Target, derive_seed, evaluation_mode
 from fastmalade.defended import DefendedClassifier
 from fastmalade.noise import check_seed
@@ -196,7 +197,7 @@ def autoattack_rand(
     """
     target = Target(_checked(defended), defended.gradient)
     check_images(images, labels)
-    check_judge(judge_rule)
+    check_choice("judge_rule", judge_rule, get_args(Judge))
     for name, value in (("eot", eot), ("steps", steps), ("batch_size", batch_size), ("judge_chains", judge_chains)):
         check_count(name, value, 1)
     if defended.purifier.value_range != (0.0, 1.0):

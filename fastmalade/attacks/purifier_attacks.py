@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastmalade.attacks.base import check_number
+from fastmalade.attacks.checks import check_number
 from fastmalade.attacks.eot import Objective
 from fastmalade.attacks.gradient_attacks import _Iterative
 from fastmalade.attacks.target import Target, per_image_loss, reconstruct

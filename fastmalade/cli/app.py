@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fastmalade.cli.attack import attack
 from fastmalade.cli.demo import demo
 from fastmalade.cli.evaluate import evaluate
 from fastmalade.cli.info import info
@@ -23,6 +24,7 @@ app.command("purify")(purify)
 app.command("info")(info)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
+app.command("attack")(attack)
 app.add_typer(train_app, name="train")
 
 
