@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fastmalade.attacks.base import Attack
 from fastmalade.attacks.eot import EotGradient, eot_gradient
-from fastmalade.attacks.gradient_attacks import FGSM, MIM, PGD, RandomFGSM
+from fastmalade.attacks.gradient_attacks import FGSM, MIM, PGD, IterativeAttack, RandomFGSM
 from fastmalade.attacks.libraries import AutoAttackReport, SeededCalls, art_classifier, autoattack_rand, foolbox_model
 from fastmalade.attacks.purifier_attacks import CounterAttackA, CounterAttackB, ReconstructionPGD
 from fastmalade.attacks.state import AttackCheckpointError, AttackResult
@@ -38,6 +38,7 @@ __all__ = [
     "CounterAttackA",
     "CounterAttackB",
     "EotGradient",
+    "IterativeAttack",
     "RandomFGSM",
     "ReconstructionPGD",
     "SeededCalls",

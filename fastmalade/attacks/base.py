@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class Attack(ABC):
     """Settings that all gradient attacks share, and their loop. Use a subclass.
 
     Calling an attack runs it; the same settings, seed, model and images give the same result. Noise is told apart by
@@ -120,9 +121,9 @@ class Attack:
         """First iterate (B, C, H, W); ``seed`` is that of the restart."""
         return images.clone()
 
+    @abstractmethod
     def _step(self, x: Tensor, ascent: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Next iterate before projection, and what to remember; ``ascent`` raises the attacker's objective."""
-        raise NotImplementedError(f"{type(self).__name__} is not an attack by itself: expected a subclass")
 
     def __call__(
         self,

@@ -60,8 +60,8 @@ class RandomFGSM(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Iterative(Attack):
-    """Settings of attacks of many steps.
+class IterativeAttack(Attack):
+    """Settings of attacks of many steps; use a subclass. Those that all attacks share are in :class:`Attack`.
 
     Args:
         steps: gradient steps, at least 1.
@@ -106,18 +106,18 @@ class _Iterative(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(_Iterative):
+class PGD(IterativeAttack):
     """Projected gradient descent (Madry et al. 2018; 001 eq. 2, settings of appendix B.1.1: step size 0.01).
 
     Each step goes ``step_size`` along the steepest direction, is projected into the ball and clipped to the range.
-    With ``gradient="bpda"`` and ``eot=K`` this is BPDA with EOT (001 B.1.2: K = 30); without a random start it is BIM.
+    Args: see :class:`Attack` and :class:`IterativeAttack`. With ``gradient="bpda"`` and ``eot=K`` this is BPDA with EOT (001 B.1.2: K = 30); without a random start it is BIM.
     """
 
     name: ClassVar[str] = "PGD"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIM(_Iterative):
+class MIM(IterativeAttack):
     """Momentum iterative method (Dong et al. 2018; 001 eq. 3).
 
     The step follows m <- decay * m + g / |g|_1 instead of the gradient g. 001 prints the norm as p; the original and

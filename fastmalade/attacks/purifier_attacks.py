@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fastmalade.attacks.checks import check_number
 from fastmalade.attacks.eot import Objective
-from fastmalade.attacks.gradient_attacks import _Iterative
+from fastmalade.attacks.gradient_attacks import IterativeAttack
 from fastmalade.attacks.target import Target, per_image_loss, reconstruct
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionPGD(_Iterative):
+class ReconstructionPGD(IterativeAttack):
     """R+PGD: PGD that also looks for points which the purifier leaves alone (001 sec. 2.1.2).
 
     Minimised, as the paper says, is the reconstruction loss minus the cross entropy: the steps raise
@@ -58,7 +58,7 @@ class ReconstructionPGD(_Iterative):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CounterAttack(_Iterative):
+class _CounterAttack(IterativeAttack):
     """What A and B share: they know the autoencoder, not the chain, and start at the image itself."""
 
     random_start: bool = False
