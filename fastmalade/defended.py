@@ -24,8 +24,8 @@ class DefendedClassifier(nn.Module):
 
     - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
     - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
-    - "blind": the gradient of the classifier at x itself, as for an attacker who does not know of
-      the defence.
+    - "blind": the Jacobian of the classifier at x itself. A loss is still that of the defended value; for an attacker
+      who does not know of the defence at all see ``gradient="blind"`` in :mod:`fastmalade.attacks`.
 
     The noise is fresh at every call unless ``seed`` is set, and never comes from torch's global generator,
     which attack libraries reseed. An attacker who averages gradients over calls (EOT) thus averages over

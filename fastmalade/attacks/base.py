@@ -52,8 +52,9 @@ class Attack(ABC):
         epsilon: radius of the ball, in units of the value range; finite, >= 0.
         norm: "linf", "l2" or "l1".
         gradient: the attacker's gradient of a DefendedClassifier, whatever its own is set to: "unrolled" (exact),
-            "bpda" (the purifier as the identity) or "blind" (that of the bare classifier).
-        eot: noise draws K over which each gradient is averaged, before any sign.
+            "bpda" (the purifier as the identity) or "blind" (loss and gradient of the bare classifier, as for an
+            attacker who does not know of the defence).
+        eot: noise draws K over which each gradient is averaged, before any sign; 1 for "blind", which has no noise.
         loss: "cross_entropy" or "margin", see ``per_image_loss``.
         targeted: labels are the classes to reach instead of those to leave.
         noise: "fresh" draws new noise for every step, "fixed" keeps one draw of K for all steps of a restart.
@@ -93,6 +94,8 @@ class Attack(ABC):
         check_choice("noise", self.noise, get_args(Noise))
         check_choice("judge", self.judge, get_args(Judge))
         check_count("eot", self.eot, 2 if self.spread else 1)
+        if self.gradient == "blind" and self.eot != 1:
+            raise ValueError(f"eot: expected 1 for gradient 'blind', which has no noise to average, got {self.eot}")
         check_count("judge_chains", self.judge_chains, 1)
         check_count("max_bytes", self.max_bytes, 1)
         check_seed(self.seed)
@@ -112,7 +115,8 @@ class Attack(ABC):
         return {"attack": self.name, **dataclasses.asdict(self)}
 
     def _check_target(self, target: Target) -> None:
-        """Raise for a model that this attack cannot take."""
+        """Raise for a model that this attack cannot take; by default it takes any."""
+        return
 
     def _objective(self, target: Target) -> Objective:
         return cross_entropy_objective(target, self.loss)

@@ -63,7 +63,7 @@ def eot_gradient(
         x: floating (B, C, H, W) in the model's value range; never written to.
         labels: int64 (B,).
         samples: noise draws K per image, at least 1 (2 for ``spread``).
-        gradient: for a DefendedClassifier "unrolled" (exact), "bpda" or "blind".
+        gradient: for a DefendedClassifier "unrolled" (exact), "bpda", or "blind" (that of the bare classifier).
         loss: "cross_entropy" or "margin".
         seed: of the noise; fresh from the operating system by default.
         sample_ids: B integers, 0..B-1 by default.
@@ -92,10 +92,10 @@ def eot_gradient(
 
 
 def cross_entropy_objective(target: Target, loss: Loss) -> Objective:
-    """The loss of the defended logits as an objective for :func:`mean_gradient`."""
+    """The loss of the logits that the attacker sees as an objective for :func:`mean_gradient`."""
 
     def objective(x: Tensor, labels: Tensor, seed: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = target.logits(x, seed, ids)
+        logits = target.attacked_logits(x, seed, ids)
         return per_image_loss(logits, labels, loss), logits
 
     return objective

@@ -110,7 +110,9 @@ class PGD(IterativeAttack):
     """Projected gradient descent (Madry et al. 2018; 001 eq. 2, settings of appendix B.1.1: step size 0.01).
 
     Each step goes ``step_size`` along the steepest direction, is projected into the ball and clipped to the range.
-    Args: see :class:`Attack` and :class:`IterativeAttack`. With ``gradient="bpda"`` and ``eot=K`` this is BPDA with EOT (001 B.1.2: K = 30); without a random start it is BIM.
+    With ``gradient="bpda"`` and ``eot=K`` this is BPDA with EOT (001 B.1.2: K = 30); without a random start it is BIM.
+
+    Args: see :class:`Attack` and :class:`IterativeAttack`.
     """
 
     name: ClassVar[str] = "PGD"

@@ -105,6 +105,16 @@ class Target:
             return self.model(x)
         return self.defended(x, seed=seed, sample_ids=noise_ids)
 
+    def attacked_logits(self, x: Tensor, seed: int, noise_ids: Tensor) -> Tensor:
+        """Logits (B, K) whose loss the attacker differentiates: :meth:`logits`, or with "blind" the bare classifier's.
+
+        A DefendedClassifier set to "blind" has the Jacobian of the bare classifier at the defended value; a loss of
+        those logits is neither attacker's. One who does not know of the defence sees the bare logits, too.
+        """
+        if self.defended is not None and self.defended.gradient == "blind":
+            return self.defended.classifier(x)
+        return self.logits(x, seed, noise_ids)
+
     def chains_per_call(self, x: Tensor, max_bytes: int) -> int:
         """How many rows of the size of an image of ``x`` may run as one call within ``max_bytes``, at least 1.
 

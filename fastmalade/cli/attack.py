@@ -123,8 +123,8 @@ def _parse(text: str, common: dict[str, Any], iterative: dict[str, Any]) -> dict
         kind = ATTACKS[name]
         fields = {field.name for field in dataclasses.fields(kind)}
         settings = common | {key: value for key, value in iterative.items() if key in fields}
-        if name.startswith("apudae"):
-            # Their objectives have no noise to average over.
+        if name.startswith("apudae") or gradient == "blind":
+            # There is no noise to average over.
             settings |= {"eot": 1, "spread": False}
         if gradient:
             settings["gradient"] = gradient

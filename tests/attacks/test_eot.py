@@ -13,13 +13,18 @@ from fastmalade.attacks.target import Target, derive_seed
 
 def by_hand(defended, x, labels, samples, seed, ids, gradient="unrolled"):
     """Mean over draws of the gradient of each draw's loss, one call per image and draw."""
-    model = DefendedClassifier(defended.purifier, defended.classifier, gradient=gradient, n_chains=defended.n_chains)
+    mode = "unrolled" if gradient == "blind" else gradient
+    model = DefendedClassifier(defended.purifier, defended.classifier, gradient=mode, n_chains=defended.n_chains)
     gradients, losses = [], []
     for i, image_id in enumerate(ids):
         draws = []
         for k in range(samples):
             leaf = x[i : i + 1].clone().requires_grad_(True)
-            loss = F.cross_entropy(model(leaf, seed=seed, sample_ids=[image_id * samples + k]), labels[i : i + 1])
+            if gradient == "blind":
+                logits = defended.classifier(leaf)
+            else:
+                logits = model(leaf, seed=seed, sample_ids=[image_id * samples + k])
+            loss = F.cross_entropy(logits, labels[i : i + 1])
             draws.append(torch.autograd.grad(loss, leaf)[0])
             losses.append(loss.detach())
         gradients.append(torch.stack(draws))

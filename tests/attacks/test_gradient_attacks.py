@@ -112,6 +112,14 @@ def test_foolbox_takes_the_same_steps(linear, few):
     assert torch.equal(result.success, fooled)
 
 
+def test_a_blind_attack_is_one_on_the_bare_classifier(defended, linear, few):
+    settings = {"epsilon": 0.2, "steps": 3, "seed": 1}
+    blind = PGD(gradient="blind", **settings)(defended, *few, **SMALL)
+    bare = PGD(**settings)(linear, *few, **SMALL)
+    assert torch.equal(blind.adversarial, bare.adversarial)
+    assert torch.equal(blind.losses, bare.losses)
+
+
 def test_random_fgsm_by_definition(linear, few):
     images, labels = few
     attack = RandomFGSM(epsilon=0.2, alpha=0.05, seed=4, judge_chains=1)
@@ -341,6 +349,7 @@ def test_wrong_arguments(defended, linear, few):
         (lambda: PGD(epsilon=0.3, steps=0), ValueError, "steps"),
         (lambda: PGD(epsilon=0.3, restarts=1.5), TypeError, "restarts"),
         (lambda: PGD(epsilon=0.3, eot=0), ValueError, "eot"),
+        (lambda: PGD(epsilon=0.3, gradient="blind", eot=2), ValueError, "eot: expected 1"),
         (lambda: PGD(epsilon=0.3, spread=True), ValueError, "eot: expected at least 2"),
         (lambda: PGD(epsilon=0.3, judge="vote"), ValueError, "judge"),
         (lambda: PGD(epsilon=0.3, noise="old"), ValueError, "noise"),
