@@ -25,7 +25,9 @@ from fastmalade.purifier import Purifier
 from fastmalade.schedules import ChainConfig
 
 if TYPE_CHECKING:
+    from fastmalade.attacks import eot_gradient
     from fastmalade.data import load_mnist
+    from fastmalade.gradcheck import check_gradient
     from fastmalade.training import train_autoencoder, train_classifier
 
 try:
@@ -36,6 +38,8 @@ except PackageNotFoundError:
 
 # Imported on first use: they bring in progress bars and file handling that purification does not need.
 _LAZY = {
+    "check_gradient": "fastmalade.gradcheck",
+    "eot_gradient": "fastmalade.attacks",
     "load_mnist": "fastmalade.data",
     "train_autoencoder": "fastmalade.training",
     "train_classifier": "fastmalade.training",
@@ -49,6 +53,8 @@ __all__ = [
     "PretrainedError",
     "Purifier",
     "__version__",
+    "check_gradient",
+    "eot_gradient",
     "langevin_chain",
     "langevin_trajectory",
     "load_classifier",

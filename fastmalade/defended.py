@@ -24,8 +24,8 @@ class DefendedClassifier(nn.Module):
 
     - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
     - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
-    - "blind": the gradient of the classifier at x itself, as for an attacker who does not know of
-      the defence.
+    - "blind": the Jacobian of the classifier at x itself. A loss is still that of the defended value; for an attacker
+      who does not know of the defence at all see ``gradient="blind"`` in :mod:`fastmalade.attacks`.
 
     The noise is fresh at every call unless ``seed`` is set, and never comes from torch's global generator,
     which attack libraries reseed. An attacker who averages gradients over calls (EOT) thus averages over
@@ -96,23 +96,37 @@ class DefendedClassifier(nn.Module):
         Raises:
             TypeError, ValueError, BackendUnavailableError: see :func:`fastmalade.langevin_chain`.
         """
+        return self.logits_and_purified(x, seed=seed, sample_ids=sample_ids)[0]
+
+    def logits_and_purified(
+        self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, and the purified images that it classified, for attacks that look at both (R+PGD).
+
+        Args and errors: see :meth:`forward`.
+
+        Returns:
+            (B, K) logits, and (B * n_chains, C, H, W) purified images, the chains of an image side by side. These
+            carry a gradient with "unrolled" only; for the other two the purifier has none.
+        """
         seed = self.seed if seed is None else seed
         if self.gradient == "unrolled":
-            return self._join(self.classifier(self._purified(x, seed, sample_ids)))
+            purified = self._purified(x, seed, sample_ids)
+            return self._join(self.classifier(purified)), purified
         with torch.no_grad():
             purified = self._purified(x, seed, sample_ids)
         if self.gradient == "bpda":
             repeated = x.repeat_interleave(self.n_chains, dim=0)
             # The difference is exactly zero: value of the purified images, gradient of the identity.
-            return self._join(self.classifier(purified + (repeated - repeated.detach())))
+            return self._join(self.classifier(purified + (repeated - repeated.detach()))), purified
         with torch.no_grad():
             value = self._join(self.classifier(purified))
         if not torch.is_grad_enabled():
-            return value
+            return value, purified
         bare = self.classifier(x)
         # In the units of the value: with several chains these are log-probabilities.
         bare = bare if self.n_chains == 1 else F.log_softmax(bare, dim=1)
-        return value + (bare - bare.detach())
+        return value + (bare - bare.detach()), purified
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

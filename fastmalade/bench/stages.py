@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fastmalade.backends import BackendUnavailableError
 from fastmalade.bench.ceilings import native_module
+from fastmalade.bench.flops import stage_flops
 from fastmalade.bench.task import Task
 
 FORMS = ("throughput", "latency")
@@ -56,13 +57,15 @@ def stage_times(
     extension = native_module() if module is None else module
     if extension is None:
         raise BackendUnavailableError("stage times: the native extension is not built here")
-    measure: Callable[..., Sequence[tuple[str, float, float]]] | None = getattr(extension, "stage_times", None)
+    measure: Callable[..., Sequence[tuple[str, float]]] | None = getattr(extension, "stage_times", None)
     if measure is None:
         raise BackendUnavailableError("stage times: this build of the native extension cannot time its stages")
     weights = [weight.contiguous() for weight in task.weights]
     addresses = [weight.data_ptr() for weight in weights]
     measured = measure(isa, form, [*task.shape, *task.hidden], addresses, repeats)
-    return [Stage(name, seconds * 1e6, float(flops)) for name, seconds, flops in measured]
+    # A stage is named after its convolution, perhaps with what is fused to it: "conv3, update and noise".
+    flops = stage_flops(*task.shape, *task.hidden)
+    return [Stage(name, seconds * 1e6, flops.get(name.split(",")[0], 0)) for name, seconds in measured]
 
 
 def stage_table(stages: Sequence[Stage], title: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fastmalade.cli.attack import attack
 from fastmalade.cli.bench import bench
 from fastmalade.cli.demo import demo
 from fastmalade.cli.evaluate import evaluate
@@ -25,6 +26,7 @@ app.command("info")(info)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
 app.command("bench")(bench)
+app.command("attack")(attack)
 app.add_typer(train_app, name="train")
 
 

@@ -137,11 +137,12 @@ FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
 #endif
     }
 #else
-    Vec columns[LANES] = {};
-    for (int k = 0; k < LANES; ++k) {
-        for (int l = 0; l < LANES; ++l) columns[l][k] = rows[k][l];
+    float square[LANES * LANES], column[LANES];
+    for (int k = 0; k < LANES; ++k) store(square + k * LANES, rows[k]);
+    for (int l = 0; l < LANES; ++l) {
+        for (int k = 0; k < LANES; ++k) column[k] = square[k * LANES + l];
+        rows[l] = load(column);
     }
-    for (int k = 0; k < LANES; ++k) rows[k] = columns[k];
 #endif
 }
 

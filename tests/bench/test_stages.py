@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fastmalade.backends import BackendUnavailableError
 from fastmalade.bench.ceilings import copy_bandwidth, fma_ceiling, native_module
+from fastmalade.bench.flops import stage_flops
 from fastmalade.bench.stages import stage_table, stage_times
 
 
@@ -17,19 +18,25 @@ def test_stages_are_asked_for_by_address_and_shown_with_rate_and_share(task):
 
     def measure(isa, form, shape, addresses, repeats):
         asked.append((isa, form, shape, addresses, repeats))
-        return [("conv1", 2e-6, 40_000), ("noise", 6e-6, 0)]
+        return [("conv1", 2e-6), ("conv3, update and noise", 6e-6), ("noise", 2e-6)]
 
     stages = stage_times(task, "avx2", "latency", repeats=7, module=SimpleNamespace(stage_times=measure))
     ((isa, form, shape, addresses, repeats),) = asked
     assert (isa, form, shape, repeats) == ("avx2", "latency", [1, 8, 12, 10, 25], 7)
     assert addresses == [weight.data_ptr() for weight in task.weights]
-    assert [(s.name, s.microseconds, s.gflops) for s in stages] == [("conv1", 2.0, 20.0), ("noise", 6.0, 0.0)]
+    flops = stage_flops(1, 8, 12, 10, 25)
+    assert [(s.name, s.microseconds) for s in stages] == [
+        ("conv1", 2.0),
+        ("conv3, update and noise", 6.0),
+        ("noise", 2.0),
+    ]
+    assert [s.flops for s in stages] == [flops["conv1"], flops["conv3"], 0]
     console = Console(width=100, record=True)
     console.print(stage_table(stages, "title"))
     lines = [line.replace("│", " ").split() for line in console.export_text().splitlines()]
-    assert ["conv1", "2.000", "20.0", "25.0%"] in lines
-    assert ["noise", "6.000", "-", "75.0%"] in lines
-    assert ["sum", "8.000", "5.0", "100.0%"] in lines
+    assert ["conv1", "2.000", f"{flops['conv1'] / 2e3:.1f}", "20.0%"] in lines
+    assert ["noise", "2.000", "-", "20.0%"] in lines
+    assert ["sum", "10.000", f"{(flops['conv1'] + flops['conv3']) / 1e4:.1f}", "100.0%"] in lines
 
 
 def test_an_extension_that_cannot_time_its_stages_says_so(task):
@@ -60,6 +67,7 @@ def test_the_installed_extension(task, form):
 
     stages = stage_times(task, cpu.isa_in_use(), form, repeats=2)
     assert all(stage.microseconds > 0 for stage in stages)
+    assert all(stage.flops > 0 for stage in stages)
     assert len({stage.name for stage in stages}) == len(stages)
 
 

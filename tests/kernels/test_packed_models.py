@@ -94,13 +94,22 @@ def test_the_least_recently_used_model_leaves(extension) -> None:
 def test_a_large_model_is_not_kept(extension) -> None:
     chain(model(seed=600))
     before = extension.packed_cache_info()
-    weights = reference64.random_weights(1, 120, 130, seed=601)
+    weights = reference64.random_weights(1, 450, 450, seed=601)
     first = chain(weights, batch=1, side=4)
     after = extension.packed_cache_info()
     assert (after["entries"], after["bytes"]) == (before["entries"], before["bytes"])
     assert after["bytes"] <= after["most_entries"] * after["most_entry_bytes"]
     assert counts(extension, weights, batch=1, side=4) == (0, 1)
     assert torch.equal(chain(weights, batch=1, side=4), first)
+
+
+def test_shapes_of_different_transforms_do_not_share_a_model() -> None:
+    weights = reference64.random_weights(1, 10, 25, seed=602)
+    doubled = [w.double() for w in weights]
+    for side in (8, 28, 32, 40, 28, 8):
+        x = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(side))
+        expected = reference64.forward(x.double(), doubled)
+        assert (cpu.autoencoder_forward(x, weights).double() - expected).abs().max() < 1e-5
 
 
 def test_threads_share_and_evict_at_the_same_time(extension) -> None:

@@ -1,0 +1,56 @@
+"""Digits, a softmax regression fitted to them, and short chains: what the tests of attacks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from fastmalade import Autoencoder, ChainConfig, DefendedClassifier, Purifier
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors on a busy machine: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def linear(digits):
+    """Softmax regression: quick, easy prey, and its gradient can be written down."""
+    images, labels = digits
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def purifier():
+    """Three steps that change an image a little, with noise."""
+    autoencoder = Autoencoder(generator=torch.Generator().manual_seed(0)).requires_grad_(False)
+    return Purifier(autoencoder, ChainConfig(n_steps=3, step_size=0.05, noise_scale=0.1)).eval()
+
+
+@pytest.fixture
+def defended(purifier, linear):
+    return DefendedClassifier(purifier, linear).eval()
+
+
+@pytest.fixture
+def few(digits):
+    """Sixteen digits, all classes among them."""
+    images, labels = digits
+    return images[::63].clone(), labels[::63].clone()
