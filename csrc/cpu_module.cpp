@@ -142,36 +142,6 @@ AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
     return AutoencoderWeights{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
 }
 
-// x and the ten weights of a call as (address of x, sizes, addresses of the weights), where every one is a plain array of
-// the right shape; else None, and the caller finds out which is not. capsule: see exchange.h
-py::object read_model(const py::capsule& capsule, py::handle x, const py::sequence& weights) {
-    namespace exchange = fastmalade::exchange;
-    const exchange::Table* table = exchange::table_of(capsule);
-    exchange::Tensor images, array;
-    if (!table || weights.size() != 10 || !exchange::read_plain(*table, x, 4, &images)) return py::none();
-    const int64_t channels = images.shape[1];
-    const uintptr_t images_at = exchange::address(images);
-    const py::list sizes(5), addresses(10);
-    for (size_t n = 0; n < 3; ++n) sizes[n] = images.shape[n + 1];
-    int64_t hidden1 = 0, hidden2 = 0;
-    for (size_t n = 0; n < 10; ++n) {
-        const bool is_bias = n % 2 == 1;
-        if (!exchange::read_plain(*table, weights[n], is_bias ? 1 : 4, &array)) return py::none();
-        if (n == 0) hidden1 = array.shape[0];
-        if (n == 2) hidden2 = array.shape[0];
-        const int64_t expected[10][4] = {{hidden1, channels, 5, 5}, {hidden1}, {hidden2, hidden1, 5, 5}, {hidden2},
-                                         {hidden2, hidden1, 9, 9}, {hidden1}, {hidden1, channels, 1, 1}, {channels},
-                                         {channels, channels, 5, 5}, {channels}};
-        for (int32_t axis = 0; axis < array.ndim; ++axis) {
-            if (array.shape[axis] != expected[n][axis]) return py::none();
-        }
-        addresses[n] = exchange::address(array);
-    }
-    sizes[3] = hidden1;
-    sizes[4] = hidden2;
-    return py::make_tuple(images_at, sizes, addresses);
-}
-
 std::vector<float> check_numbers(const char* what, const std::vector<double>& values, size_t count) {
     if (values.size() != count) {
         fail(what, std::to_string(count) + " values, one per step", std::to_string(values.size()));
@@ -397,7 +367,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isas_supported", &isas_supported);
     m.def("lanes", &lanes, py::arg("isa"));
     m.def("scratch_bytes", &scratch_bytes, py::arg("isa"), py::arg("shape"));
-    m.def("read_model", &read_model, py::arg("table"), py::arg("x"), py::arg("weights"));
+    m.def("read_model", &fastmalade::exchange::read_model, py::arg("table"), py::arg("x"), py::arg("weights"));
     m.def("langevin_chain", &langevin_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
           py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
           py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"),

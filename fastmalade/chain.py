@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastmalade import backends, ops, reference
 from fastmalade.models import Autoencoder
 from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
+from fastmalade.observers import is_transformed, is_unobserved
 
 ClampSteps = Literal["every", "final"]
 
@@ -144,7 +145,7 @@ def run(
     if weights is None:
         with torch.set_grad_enabled(recorded):
             return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory)
-    if name == "cpu" and ops.is_unobserved(x, noise, *weights, recorded=recorded):
+    if name == "cpu" and is_unobserved(x, noise, *weights, recorded=recorded):
         return backends.cpu.langevin_chain(
             x,
             weights,
@@ -193,7 +194,7 @@ def _run_callable(
             raise TypeError(f"autoencoder: expected a floating output, got {reconstruction.dtype}")
         return reconstruction if reconstruction.dtype == state.dtype else reconstruction.to(state.dtype)
 
-    if backend == "torch" or (not torch.compiler.is_compiling() and ops.is_transformed()):
+    if backend == "torch" or (not torch.compiler.is_compiling() and is_transformed()):
         # Forward-mode differentiation, vmap and the like go through torch's own operations.
         def drawn(step: int) -> Tensor:
             return torch.ops.fastmalade.standard_normal(seed_bits, ids, step, x, backend)
@@ -214,7 +215,7 @@ def _run_callable(
         z = None if noise is None else noise[step]
         reconstruction = checked(x)
         arguments: Any = (x, reconstruction, a, d, low, high, seed_bits, ids, step, z, backend)
-        direct = ops.is_unobserved(x, reconstruction, z, recorded=torch.is_grad_enabled())
+        direct = is_unobserved(x, reconstruction, z, recorded=torch.is_grad_enabled())
         x = ops.run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
         if trajectory:
             states.append(x)

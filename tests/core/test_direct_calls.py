@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmalade
-from fastmalade import ops
+from fastmalade import observers
 from fastmalade.backends import cpu
 
 A, D = [0.5, 0.4, 0.3], [0.2, 0.0, 0.1]
@@ -41,27 +41,27 @@ class Passing(TorchFunctionMode):
 
 def test_plain_tensors_are_unobserved():
     x, leaf = torch.zeros(2), torch.zeros(2, requires_grad=True)
-    assert ops.is_unobserved(x, None, torch.nn.Parameter(x, requires_grad=False), recorded=True)
-    assert not ops.is_unobserved(x, leaf, recorded=True)
-    assert ops.is_unobserved(x, leaf, recorded=False)
-    assert not ops.is_unobserved(x.as_subclass(Subclass), recorded=False)
+    assert observers.is_unobserved(x, None, torch.nn.Parameter(x, requires_grad=False), recorded=True)
+    assert not observers.is_unobserved(x, leaf, recorded=True)
+    assert observers.is_unobserved(x, leaf, recorded=False)
+    assert not observers.is_unobserved(x.as_subclass(Subclass), recorded=False)
 
 
 def test_observers_are_noticed():
     x = torch.zeros(2)
     seen: list[bool] = []
     with Recorder():
-        seen.append(ops.is_unobserved(x, recorded=False))
+        seen.append(observers.is_unobserved(x, recorded=False))
     with Passing():
-        seen.append(ops.is_unobserved(x, recorded=False))
+        seen.append(observers.is_unobserved(x, recorded=False))
     with forward_ad.dual_level():
-        seen.append(ops.is_unobserved(x, recorded=False))
+        seen.append(observers.is_unobserved(x, recorded=False))
     with torch.profiler.profile():
-        seen.append(ops.is_unobserved(x, recorded=False))
-    torch.func.vmap(lambda v: seen.append(ops.is_unobserved(x, recorded=False)) or v)(x)
-    torch.jit.trace(lambda v: seen.append(ops.is_unobserved(x, recorded=False)) or v + 1, (x,), check_trace=False)
+        seen.append(observers.is_unobserved(x, recorded=False))
+    torch.func.vmap(lambda v: seen.append(observers.is_unobserved(x, recorded=False)) or v)(x)
+    torch.jit.trace(lambda v: seen.append(observers.is_unobserved(x, recorded=False)) or v + 1, (x,), check_trace=False)
     assert seen == [False] * 6
-    assert ops.is_unobserved(x, recorded=True)
+    assert observers.is_unobserved(x, recorded=True)
 
 
 def test_a_dispatch_mode_still_sees_the_operator(make_autoencoder, make_images, backend):
