@@ -1,9 +1,9 @@
 """Builds the CPU kernels outside the package and runs them under the compiler's sanitizers.
 
-    python tools/check_native.py                    address+undefined, then thread, on the widest set this
-    machine runs python tools/check_native.py address --isa baseline python tools/check_native.py wide
-    16 lanes on a processor with AVX2: same bits as 8 lanes python tools/check_native.py symbols            no
-    wide instruction can leak into the portable code
+    python tools/check_native.py                       address+undefined, then thread, on the widest set of this machine
+    python tools/check_native.py address --isa baseline
+    python tools/check_native.py wide                  16 lanes on a processor with AVX2: same bits as 8 lanes
+    python tools/check_native.py symbols               no wide instruction can leak into the portable code
 
 Exit status 0 if every check passes, 1 on a finding, 2 where a check cannot run here.
 """

@@ -8,7 +8,19 @@ import torch
 
 from fastmalade.backends import cpu
 
-SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4)]
+# By the transforms they lead to with 10 and 25 channels (cpu/spectral_layout.h): one tile, one larger tile, none, tiles cut
+# off at the right and below, many tiles.
+SHAPES = [
+    (1, 28, 28),
+    (3, 32, 32),
+    (1, 4, 4),
+    (2, 8, 12),
+    (3, 20, 36),
+    (1, 4, 40),
+    (2, 44, 4),
+    (1, 44, 36),
+    (3, 64, 64),
+]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]
 BATCHES = [1, 2, 7, 15, 16, 17, 33]
 FORMS = ["throughput", "latency"]
@@ -66,6 +78,30 @@ def test_every_tap_reaches_every_border(isa: str, shape) -> None:
                 exact, single = reference64.forward(x.double(), weights), reference64.forward(x, weights)
                 for form in FORMS:
                     reference64.assert_within_rule(cpu.autoencoder_forward(x, weights, form=form), single, exact)
+
+
+@pytest.mark.parametrize("layer", [2, 4])
+def test_every_tap_through_a_transform(isa: str, layer: int) -> None:
+    # A tap that a transform drops, or wraps around from the other side, is far outside the rule.
+    x = images(1, (1, 28, 28)) + 0.5
+    base = reference64.random_weights(1, 10, 25, seed=6)
+    taps = base[layer].shape[-1]
+    for ky in range(taps):
+        for kx in range(taps):
+            weights = [w.clone() for w in base]
+            weights[layer].zero_()
+            weights[layer][..., ky, kx] = 4 * base[layer][..., ky, kx]
+            exact, single = reference64.forward(x.double(), weights), reference64.forward(x, weights)
+            for form in FORMS:
+                reference64.assert_within_rule(cpu.autoencoder_forward(x, weights, form=form), single, exact)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_large_image(isa: str, form: str) -> None:
+    weights = reference64.random_weights(3, 10, 25)
+    x = images(1, (3, 224, 224))
+    result = cpu.autoencoder_forward(x, weights, form=form)
+    reference64.assert_within_rule(result, reference64.forward(x, weights), reference64.forward(x.double(), weights))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 36)])
