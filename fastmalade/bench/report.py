@@ -134,10 +134,15 @@ def notes(result: dict[str, Any]) -> list[str]:
     for key, contender in result["contenders"].items():
         if contender["reason"] is not None:
             lines.append(f"{key}: not timed: {contender['reason']}")
+    failures: dict[str, list[tuple[int, str]]] = {}
     for cell in result["cells"]:
         for form, reason in cell.get("failed_forms", {}).items():
             where = f"{cell['contender']}{f' ({form})' if form else ''}, {cell['shape']}, N={cell['steps']}"
-            lines.append(f"{where}, batch {cell['batch']}: FAILED and not timed: {reason}")
+            failures.setdefault(where, []).append((cell["batch"], reason))
+    for where, found in failures.items():
+        # One line for all batches of a form, with the first one's reason: the file has the others'.
+        batches = ", ".join(str(batch) for batch, _ in found)
+        lines.append(f"{where}, batch {batches}: FAILED and not timed: {found[0][1]}")
     lines += [f"warning: {warning}" for warning in result["warnings"] + unsteady(result)]
     if not result["complete"]:
         lines.append("warning: the run was not finished")

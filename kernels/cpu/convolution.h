@@ -147,16 +147,15 @@ void border_position(const Tile& t, int first_tap, int last_tap) {
     store_outputs<Form>(t, UNITS, 1, sums);
 }
 
-// The compiled tile for these missing columns, or false. Borders are compiled for the block sizes of the shipped model.
+// The compiled tile for these missing columns, or false. Borders are compiled where it pays: for the convolutions, at the
+// block sizes of the shipped model. Transposed ones come here only where a transform would not pay (cpu/spectral.h).
 template <class Form, class Axis, int UNITS, int POSITIONS>
 bool compiled_tile(const Tile& t, int64_t left, int64_t right) {
     if (left == 0 && right == 0) return tile<Form, Axis, UNITS, POSITIONS, 0, 0>(t), true;
-    if constexpr (UNITS == Form::typical_units[0] || UNITS == Form::typical_units[1]) {
-        constexpr int first = Axis::left;                  // missing at the left of position 0
-        constexpr int last = Axis::direction > 0 ? 1 : 2;  // missing at the right of the last position
+    if constexpr (Axis::direction > 0 && (UNITS == Form::typical_units[0] || UNITS == Form::typical_units[1])) {
+        constexpr int first = Axis::left, last = 1;  // missing at the left of position 0 and the right of the last
         if (left == first && right == 0) return tile<Form, Axis, UNITS, POSITIONS, first, 0>(t), true;
         if (left == 0 && right == last) return tile<Form, Axis, UNITS, POSITIONS, 0, last>(t), true;
-        if (left == 0 && right == 1) return tile<Form, Axis, UNITS, POSITIONS, 0, 1>(t), true;
         if constexpr (POSITIONS > 1) {
             if (left == first && right == last) return tile<Form, Axis, UNITS, POSITIONS, first, last>(t), true;
         }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmalade import DefendedClassifier, Purifier, check_gradient, load_classifier, ops, reference
+from fastmalade import DefendedClassifier, Purifier, chain, check_gradient, load_classifier, ops, reference
 from fastmalade.models import Autoencoder
 
 
@@ -184,7 +184,8 @@ def test_noise_of_a_callable(images):
 
 
 def test_stale_noise_of_a_purifier_is_caught(purifier, images, monkeypatch):
-    monkeypatch.setattr(ops, "fresh_seed", lambda: 7)
+    for module in (ops, chain):
+        monkeypatch.setattr(module, "fresh_seed", lambda: 7)
     assert check_gradient(purifier, images)["noise"].status == "FAIL"
 
 
