@@ -178,18 +178,22 @@ FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packe
     for (int64_t c = 0; c < s.channels; ++c) {
         const float* weights = packed + at.deconv2 + c * s.hidden1;
         const Vec bias = broadcast(packed[at.deconv2_bias + c]);
-        for (int64_t phase = 0; phase < 4; ++phase) {
-            for (int64_t row = 0; row < height; ++row) {
-                const float* from = in + phase * s.hidden1 * planes.plane + row * planes.row;
-                float* to = out + ((c * height + row) * 2 + phase / 2) * 2 * width + phase % 2;
-                for (int64_t column = 0; column < width; column += LANES) {
-                    Vec sum = bias;
-                    for (int64_t i = 0; i < s.hidden1; ++i) {
-                        sum = fma(broadcast(weights[i]), load(from + i * planes.plane + column), sum);
+        for (int64_t row = 0; row < height; ++row) {
+            for (int64_t column = 0; column < width; column += LANES) {
+                // Four phases at once: each sum and its tanh is one chain of dependent operations.
+                const float* from = in + row * planes.row + column;
+                Vec sum[4] = {bias, bias, bias, bias};
+                for (int64_t i = 0; i < s.hidden1; ++i, from += planes.plane) {
+                    const Vec weight = broadcast(weights[i]);
+                    for (int64_t phase = 0; phase < 4; ++phase) {
+                        sum[phase] = fma(weight, load(from + phase * s.hidden1 * planes.plane), sum[phase]);
                     }
+                }
+                for (int64_t phase = 0; phase < 4; ++phase) {
                     float lanes[LANES];
-                    store(lanes, tanh(sum));
-                    for (int64_t l = 0; l < LANES && column + l < width; ++l) to[2 * (column + l)] = lanes[l];
+                    store(lanes, tanh(sum[phase]));
+                    float* to = out + ((c * height + row) * 2 + phase / 2) * 2 * width + 2 * column + phase % 2;
+                    for (int64_t l = 0; l < LANES && column + l < width; ++l) to[2 * l] = lanes[l];
                 }
             }
         }
