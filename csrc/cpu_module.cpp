@@ -321,10 +321,7 @@ py::list stage_times(const std::string& isa, const std::string& form, const std:
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("repeats", repeats, 1);
     std::array<double, cpu::stages> seconds;
-    {
-        const py::gil_scoped_release release;
-        seconds = cpu::stage_seconds(kernels, shape, weights, chosen, repeats);
-    }
+    without_interpreter_lock([&] { seconds = cpu::stage_seconds(kernels, shape, weights, chosen, repeats); });
     py::list named;
     for (size_t n = 0; n < seconds.size(); ++n) named.append(py::make_tuple(cpu::stage_names[n], seconds[n]));
     return named;

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmalade.data import DataNotFoundError, embedded_digits, find_data_dir, load_mnist
 
@@ -57,3 +57,23 @@ def mnist() -> dict[str, tuple[Tensor, Tensor]]:
         "validation": load_mnist("validation"),
         "test": load_mnist("test"),
     }
+
+
+@pytest.fixture(scope="session")
+def fit_softmax() -> Callable[[Tensor, Tensor], nn.Module]:
+    """Fits a softmax regression to digits (n, 1, 28, 28) and their labels: quick to train and easy prey."""
+    return _fit_softmax
+
+
+def _fit_softmax(images: Tensor, labels: Tensor) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.requires_grad_(False).eval()

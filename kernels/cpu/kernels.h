@@ -12,7 +12,7 @@ namespace fastmalade::cpu {
 struct FormKernels {
     int64_t images;  // most images of one call
     int64_t (*packed_floats)(const AutoencoderShape& shape);
-    // packed: (packed_floats,), 64-byte aligned. Height and width have no influence: cpu/packed.h relies on it.
+    // packed: (packed_floats,), 64-byte aligned. Of height and width only Kernels::packing has an influence.
     void (*pack)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
     // Working memory of one call: it depends on the image's shape, never on the batch or the number of steps.
     int64_t (*scratch_floats)(const AutoencoderShape& shape);

@@ -64,9 +64,9 @@ inline int64_t direct_pairs_deconv1(int64_t n) {
     return pairs;
 }
 
-// A layer on the quarter-size grid: how far its taps reach, and its transform's size, 0 where direct sums take less.
+// A layer on the quarter-size grid.
 struct SpectralPlan {
-    int size;
+    int size;                 // of its transform, 0 where direct sums take less arithmetic
     int64_t inputs, outputs;  // convolutions' channels, phases counted apart
 };
 

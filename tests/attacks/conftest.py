@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
 
 from fastmalade import Autoencoder, ChainConfig, DefendedClassifier, Purifier
 
@@ -21,20 +20,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def linear(digits):
+def linear(digits, fit_softmax):
     """Softmax regression: quick, easy prey, and its gradient can be written down."""
-    images, labels = digits
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.requires_grad_(False).eval()
+    return fit_softmax(*digits)
 
 
 @pytest.fixture

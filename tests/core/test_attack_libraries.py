@@ -19,20 +19,9 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def classifier(digits):
+def classifier(digits, fit_softmax):
     """Softmax regression fitted to the digits: quick, and easy prey."""
-    images, labels = digits
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.requires_grad_(False).eval()
+    return fit_softmax(*digits)
 
 
 @pytest.fixture
