@@ -163,6 +163,35 @@ void check_step(int64_t step) {
     }
 }
 
+// The settings of a chain after checking them, and the arguments made of them.
+struct Settings {
+    int64_t batch;
+    std::vector<float> a, d, low, high;
+
+    Settings(int64_t images, const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
+             const std::vector<double>& lows, const std::vector<double>& highs)
+        : batch(images),
+          a(check_numbers("step_sizes", step_sizes, step_sizes.size())),
+          d(check_numbers("noise_scales", noise_scales, step_sizes.size())),
+          low(check_numbers("lows", lows, step_sizes.size())),
+          high(check_numbers("highs", highs, step_sizes.size())) {
+        check_least("batch", batch, 0);
+        check_finite("step_sizes", a);
+        check_finite("noise_scales", d);
+        for (size_t t = 0; t < a.size(); ++t) {
+            if (!(low[t] <= high[t])) {  // also where one is NaN
+                fail("clamp bounds", "low <= high", std::to_string(low[t]) + " and " + std::to_string(high[t]));
+            }
+        }
+    }
+
+    ChainArguments arguments(const float* x, uint64_t seed, const int64_t* sample_ids, const float* noise, float* out,
+                             bool trajectory) const {
+        return ChainArguments{batch, (int64_t)a.size(), x, a.data(), d.data(), low.data(), high.data(), seed, sample_ids,
+                              noise, out, trajectory};
+    }
+};
+
 // x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0 for 0 .. batch-1, out: as
 // ChainArguments::out.
 void langevin_chain(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
@@ -174,33 +203,12 @@ void langevin_chain(const std::string& isa, const std::string& form, int64_t bat
     const cpu::Form chosen = find_form(form);
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("batch", batch, 0);
     check_least("threads", threads, 1);
-    const size_t n_steps = step_sizes.size();
-    const std::vector<float> a = check_numbers("step_sizes", step_sizes, n_steps);
-    const std::vector<float> d = check_numbers("noise_scales", noise_scales, n_steps);
-    const std::vector<float> low = check_numbers("lows", lows, n_steps);
-    const std::vector<float> high = check_numbers("highs", highs, n_steps);
-    check_finite("step_sizes", a);
-    check_finite("noise_scales", d);
-    for (size_t t = 0; t < n_steps; ++t) {
-        if (!(low[t] <= high[t])) {  // also where one is NaN
-            fail("clamp bounds", "low <= high", std::to_string(low[t]) + " and " + std::to_string(high[t]));
-        }
-    }
+    const Settings settings(batch, step_sizes, noise_scales, lows, highs);
     std::vector<int64_t> own_ids;
-    const ChainArguments arguments{batch,
-                                   (int64_t)n_steps,
-                                   pointer<const float>("x", x, batch > 0),
-                                   a.data(),
-                                   d.data(),
-                                   low.data(),
-                                   high.data(),
-                                   seed,
-                                   sample_ids_or_default(sample_ids, batch, own_ids),
-                                   pointer<const float>("noise", noise, false),
-                                   pointer<float>("out", out, batch > 0),
-                                   trajectory};
+    const ChainArguments arguments = settings.arguments(
+        pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
+        pointer<const float>("noise", noise, false), pointer<float>("out", out, batch > 0), trajectory);
     without_interpreter_lock([&] { cpu::langevin_chain(kernels, shape, weights, arguments, chosen, threads); });
 }
 
@@ -219,6 +227,111 @@ void autoencoder_forward(const std::string& isa, const std::string& form, int64_
     without_interpreter_lock([&] {
         cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads);
     });
+}
+
+// actions: (kind, step, which) of every action, one after the other. Simulates the program, so that no kernel is ever asked
+// for a step, checkpoint or record that is not there.
+std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbers, int64_t n_steps, int64_t checkpoints,
+                                               int64_t records) {
+    using cpu::GradientAction;
+    if (numbers.size() % 3 != 0) fail("actions", "three numbers each", std::to_string(numbers.size()) + " numbers");
+    std::vector<GradientAction> actions;
+    std::vector<int64_t> saved((size_t)checkpoints + 1, -1);  // step before which each checkpoint was taken
+    saved[0] = 0;
+    int64_t state = -1, recorded = -1, recorded_steps = 0, reversed = n_steps;
+    const auto check = [](bool holds, const char* what, size_t n) {
+        if (!holds) fail("actions", what, "action " + std::to_string(n));
+    };
+    for (size_t n = 0; n < numbers.size() / 3; ++n) {
+        const GradientAction action{numbers[3 * n], numbers[3 * n + 1], numbers[3 * n + 2]};
+        const int64_t step = action.step, which = action.which;
+        switch (action.kind) {
+            case GradientAction::load:
+                check(which >= 0 && which <= checkpoints && saved[(size_t)which] == step, "a checkpoint of that step", n);
+                state = step;
+                break;
+            case GradientAction::save:
+                check(which >= 1 && which <= checkpoints && state == step, "a checkpoint number and the state's step", n);
+                saved[(size_t)which] = step;
+                break;
+            case GradientAction::advance:
+            case GradientAction::record:
+                check(state == step && which >= 0 && which <= n_steps - step, "steps from the state's own on", n);
+                state = step + which;
+                if (action.kind == GradientAction::advance) break;
+                check(which <= records, "as many steps as there are records", n);
+                recorded = step;
+                recorded_steps = which;
+                break;
+            case GradientAction::reverse:
+                check(recorded == step && recorded_steps == which && step + which == reversed, "the recorded steps", n);
+                reversed = step;
+                break;
+            default:
+                check(false, "a kind from 0 to 4", n);
+        }
+        actions.push_back(action);
+    }
+    if (reversed != 0) fail("actions", "a way back over all steps", std::to_string(reversed) + " steps left");
+    return actions;
+}
+
+// x, cotangent, gradient: (batch, C, H, W); the rest as langevin_chain.
+void chain_gradient(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
+                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
+                    const std::vector<double>& noise_scales, const std::vector<double>& lows,
+                    const std::vector<double>& highs, uint64_t seed, uintptr_t sample_ids, uintptr_t noise,
+                    uintptr_t cotangent, uintptr_t gradient, const std::vector<int64_t>& actions, int64_t checkpoints,
+                    int64_t records, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const cpu::Form chosen = find_form(form);
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("threads", threads, 1);
+    check_least("checkpoints", checkpoints, 0);
+    check_least("records", records, 0);
+    const Settings settings(batch, step_sizes, noise_scales, lows, highs);
+    const std::vector<cpu::GradientAction> program =
+        check_actions(actions, (int64_t)step_sizes.size(), checkpoints, records);
+    std::vector<int64_t> own_ids;
+    const ChainArguments arguments = settings.arguments(pointer<const float>("x", x, batch > 0), seed,
+                                                        sample_ids_or_default(sample_ids, batch, own_ids),
+                                                        pointer<const float>("noise", noise, false), nullptr, false);
+    const cpu::GradientArguments back{pointer<const float>("cotangent", cotangent, batch > 0),
+                                      pointer<float>("gradient", gradient, batch > 0),
+                                      program.data(),
+                                      (int64_t)program.size(),
+                                      checkpoints,
+                                      records};
+    without_interpreter_lock([&] { cpu::chain_gradient(kernels, shape, weights, arguments, back, chosen, threads); });
+}
+
+// x, out: (batch, C, H, W); cotangent: the same, or 0 for 2 (x - r(x))
+void autoencoder_gradient(const std::string& isa, const std::string& form, int64_t batch,
+                          const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
+                          uintptr_t x, uintptr_t cotangent, double scale, double own, uintptr_t out, int threads) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const cpu::Form chosen = find_form(form);
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("batch", batch, 0);
+    check_least("threads", threads, 1);
+    const cpu::JacobianArguments arguments{batch,
+                                           pointer<const float>("x", x, batch > 0),
+                                           pointer<const float>("cotangent", cotangent, false),
+                                           (float)scale,
+                                           (float)own,
+                                           pointer<float>("out", out, batch > 0)};
+    without_interpreter_lock([&] { cpu::autoencoder_gradient(kernels, shape, weights, arguments, chosen, threads); });
+}
+
+py::dict gradient_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
+    const cpu::GradientMemory bytes = cpu::gradient_bytes(find_kernels(isa), check_shape(sizes));
+    py::dict facts;
+    facts["fixed"] = bytes.fixed;
+    facts["state"] = bytes.state;
+    facts["record"] = bytes.record;
+    return facts;
 }
 
 // z: (batch, elements), sample_ids: (batch,)
@@ -371,6 +484,15 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("trajectory"), py::arg("threads"));
     m.def("autoencoder_forward", &autoencoder_forward, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
           py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("out"), py::arg("threads"));
+    m.def("chain_gradient", &chain_gradient, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
+          py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"),
+          py::arg("cotangent"), py::arg("gradient"), py::arg("actions"), py::arg("checkpoints"), py::arg("records"),
+          py::arg("threads"));
+    m.def("autoencoder_gradient", &autoencoder_gradient, py::kw_only(), py::arg("isa"), py::arg("form"),
+          py::arg("batch"), py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("cotangent"), py::arg("scale"),
+          py::arg("own"), py::arg("out"), py::arg("threads"));
+    m.def("gradient_bytes", &gradient_bytes, py::arg("isa"), py::arg("shape"));
     m.def("standard_normal", &standard_normal, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),
           py::arg("batch"), py::arg("step"), py::arg("elements"), py::arg("z"), py::arg("threads"));
     m.def("philox_words", &philox_words, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),

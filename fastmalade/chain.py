@@ -33,6 +33,7 @@ def langevin_chain(
     backend: str | None = None,
     clamp: tuple[float, float] | None = None,
     clamp_steps: ClampSteps = "every",
+    max_bytes: int | None = None,
 ) -> Tensor:
     """N steps of x <- x + a_t (r(x) - x) + d_t z_t (000 eq. 10, 001 eq. 10), differentiable once.
 
@@ -55,6 +56,9 @@ def langevin_chain(
         backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
         clamp_steps: clamp after "every" step or after the "final" one.
+        max_bytes: budget for what the gradient keeps in memory; 256 MiB by default. Less memory is paid for by
+            running steps again, see :func:`fastmalade.plan_gradient`; the gradient has the same bits. For a callable
+            that is no Table 8 autoencoder, None lets autograd keep what it wants.
 
     Returns:
         New contiguous (B, C, H, W) tensor; a copy of ``x`` for N = 0.
@@ -67,7 +71,19 @@ def langevin_chain(
     """
     a, d = _floats("step_sizes", step_sizes), _floats("noise_scales", noise_scales)
     lows, highs = _bounds(clamp, clamp_steps, len(a))
-    return run(x, autoencoder, a, d, lows, highs, seed=seed, sample_ids=sample_ids, noise=noise, backend=backend)
+    return run(
+        x,
+        autoencoder,
+        a,
+        d,
+        lows,
+        highs,
+        seed=seed,
+        sample_ids=sample_ids,
+        noise=noise,
+        backend=backend,
+        max_bytes=max_bytes,
+    )
 
 
 def langevin_trajectory(
@@ -123,6 +139,7 @@ def run(
     backend: str | None = None,
     trajectory: bool = False,
     gradients: bool = True,
+    max_bytes: int | None = None,
 ) -> Tensor:
     """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states.
 
@@ -157,7 +174,7 @@ def run(
         )
     if ids is None:
         ids = check_sample_ids(None, x.shape[0], x.device)
-    arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name)
+    arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name, max_bytes)
     with torch.set_grad_enabled(recorded):
         if trajectory:
             return ops.run_chain(*arguments, trajectory=True)

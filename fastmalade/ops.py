@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends, reference
+from fastmalade.chain_gradient import ChainGradient
 from fastmalade.noise import draw, fresh_seed, signed64
 
 _LIBRARY = torch.library.Library("fastmalade", "FRAGMENT")
 _CHAIN_ARGUMENTS = (
     "Tensor x, Tensor[] weights, float[] step_sizes, float[] noise_scales, float[] lows, float[] highs, "
-    "Tensor seed, Tensor sample_ids, Tensor? noise, str backend"
+    "Tensor seed, Tensor sample_ids, Tensor? noise, str backend, int? max_bytes"
 )
 _LIBRARY.define(f"langevin_chain({_CHAIN_ARGUMENTS}) -> Tensor")
 _LIBRARY.define(
@@ -74,6 +75,7 @@ def run_chain(
     sample_ids: Tensor,
     noise: Tensor | None,
     backend: str,
+    max_bytes: int | None = None,
     *,
     trajectory: bool = False,
 ) -> Tensor:
@@ -85,6 +87,7 @@ def run_chain(
         seed: int64 (1,) CPU; not read if ``noise`` (N, B, C, H, W) is given.
         sample_ids: int64 (B,).
         backend: a name that ``backends.resolve`` has returned.
+        max_bytes: the gradient's; not read here.
 
     Returns:
         New contiguous (B, C, H, W), or (N + 1, B, C, H, W) with ``trajectory``.
@@ -133,51 +136,52 @@ def run_chain_backward(
     sample_ids: Tensor,
     noise: Tensor | None,
     backend: str,
+    max_bytes: int | None,
     weight_gradients: bool,
     noise_gradient: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Vector-Jacobian product of :func:`run_chain` for the noise that it drew.
 
-    The states come from the same backend and the same noise; each step is then differentiated by
-    :func:`reference.autoencoder_vjp`. Kept in memory: N + 1 states and the activations of one step. A clamp
-    lets the gradient through on the closed interval and stops it outside, as ``torch.clamp`` does.
+    The native backends have it whole; for weights and noise, and on the "torch" backend, the steps are run again on
+    the same backend with the same noise and differentiated by :func:`reference.autoencoder_vjp`. A clamp lets the
+    gradient through on the closed interval and stops it outside, as ``torch.clamp`` does.
 
     Args:
         cotangent: (B, C, H, W), gradient with respect to the result.
+        max_bytes: budget for what is kept meanwhile (``gradient_plan.py``), None for its default. The gradient has the
+            same bits under every budget.
         weight_gradients, noise_gradient: whether these are wanted.
 
     Returns:
         Gradients with respect to x (B, C, H, W), noise (N, B, C, H, W) and the ten weights; empty where not
         wanted.
     """
-    states = run_chain(
-        x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend, trajectory=True
-    )
-    gradient = _standard_strides(cotangent)
-    weight_sums = [torch.zeros_like(w) for w in weights] if weight_gradients else []
-    noise_sums = torch.zeros_like(states[1:]) if noise_gradient else x.new_empty(0)
-    for step in reversed(range(len(step_sizes) if x.numel() else 0)):
-        a, d, low, high = step_sizes[step], noise_scales[step], lows[step], highs[step]
-        state, following = states[step], states[step + 1]
-        activations = reference.autoencoder_activations(state, weights)
-        clamped = (following <= low) | (following >= high)
-        if bool(clamped.any()):
-            # A state on a bound may have come from outside (gradient 0) or lie there by itself (gradient 1).
-            z = None
-            if d != 0.0:
-                z = _noise_of_step(x, seed, sample_ids, noise, backend, step)
-            before = reference.langevin_step(state, activations[-1], a, d, z)
-            gradient = gradient.masked_fill(clamped & ((before < low) | (before > high)), 0.0)
-        if noise_gradient:
-            noise_sums[step] = d * gradient
-        through, sums = reference.autoencoder_vjp(a * gradient, activations, weights, weight_gradients=weight_gradients)
-        for total, part in zip(weight_sums, sums, strict=True):
-            total += part
-        gradient = (1.0 - a) * gradient + through
-    if len(step_sizes) == 0 or x.numel() == 0:
-        # No step ran, and an operator must not return its argument.
-        gradient = gradient.clone()
-    return gradient, noise_sums, weight_sums
+    cotangent = _standard_strides(cotangent)
+    settings = (step_sizes, noise_scales, lows, highs)
+    if backend == "cpu" and not (weight_gradients or noise_gradient):
+        gradient = backends.cpu.chain_gradient(
+            cotangent,
+            _standard_strides(x),
+            weights,
+            *settings,
+            seed=_unsigned(seed),
+            sample_ids=sample_ids,
+            noise=noise,
+            max_bytes=max_bytes,
+        )
+        return gradient, x.new_empty(0), []
+
+    def drawn(step: int) -> Tensor:
+        return _noise_of_step(x, seed, sample_ids, noise, backend, step)
+
+    def run(state: Tensor, first: int, count: int) -> Tensor:
+        steps = slice(first, first + count)
+        # Explicit noise: by itself the chain would draw that of steps 0, 1, ...
+        given = torch.stack([drawn(first + n) for n in range(count)])
+        return run_chain(state, weights, *(v[steps] for v in settings), seed, sample_ids, given, backend)
+
+    way = ChainGradient(x, weights, *settings, run, drawn, weight_gradients, noise_gradient)
+    return way.evaluate(cotangent, max_bytes)
 
 
 def _noise_of_step(
@@ -287,10 +291,11 @@ def _fill_fresh_seed_fake(seed: Tensor) -> None:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend = inputs
+    x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend, max_bytes = inputs
     ctx.save_for_backward(x, seed, sample_ids, noise, *weights)
     ctx.settings = (step_sizes, noise_scales, lows, highs)
     ctx.backend = backend
+    ctx.max_bytes = max_bytes
 
 
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
@@ -306,6 +311,7 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         sample_ids,
         noise,
         ctx.backend,
+        ctx.max_bytes,
         wants_weights,
         wanted[8],
     )
@@ -317,6 +323,7 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         None,
         None,
         noise_gradient if wanted[8] else None,
+        None,
         None,
     )
 

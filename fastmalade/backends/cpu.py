@@ -18,6 +18,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
+
 _WEIGHT_NAMES = tuple(
     f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
 )
@@ -122,6 +124,111 @@ def langevin_chain(
         noise=0 if noise is None else noise.data_ptr(),
         out=out.data_ptr(),
         trajectory=trajectory,
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def chain_gradient(
+    cotangent: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    seed: int,
+    sample_ids: Tensor | None,
+    noise: Tensor | None = None,
+    max_bytes: int | None = None,
+    form: str = "auto",
+) -> Tensor:
+    """Vector-Jacobian product of :func:`langevin_chain` with respect to x, for the noise that it drew.
+
+    ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result; ``max_bytes`` the budget of
+    :func:`gradient_plan`; the rest and the errors as there. The noise is drawn again from its counters. Returns
+    float32 (B, C, H, W).
+    """
+    extension = _load()
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
+    batch = x.shape[0]
+    cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape)
+    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
+    n_steps = len(step_sizes)
+    if noise is not None:
+        noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
+    plan = make_plan(n_steps, _gradient_sizes(extension, shape, batch), max_bytes)
+    gradient = _like(x)
+    extension.chain_gradient(
+        isa=isa_in_use(),
+        form=form,
+        batch=batch,
+        shape=shape,
+        weights=addresses,
+        x=address,
+        step_sizes=step_sizes,
+        noise_scales=noise_scales,
+        lows=lows,
+        highs=highs,
+        seed=_seed(seed),
+        sample_ids=0 if ids is None else ids.data_ptr(),
+        noise=0 if noise is None else noise.data_ptr(),
+        cotangent=cotangent.data_ptr(),
+        gradient=gradient.data_ptr(),
+        actions=plan.numbers(),
+        checkpoints=plan.checkpoints,
+        records=plan.records,
+        threads=torch.get_num_threads(),
+    )
+    return gradient
+
+
+def gradient_plan(
+    x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int, max_bytes: int | None = None
+) -> GradientPlan:
+    """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory."""
+    batch, channels, height, width = x_shape
+    return make_plan(
+        n_steps, _gradient_sizes(_load(), [channels, height, width, *hidden_channels], batch), max_bytes
+    )
+
+
+def _gradient_sizes(extension: ModuleType, shape: Sequence[int], batch: int) -> Sizes:
+    workers = max(1, min(torch.get_num_threads(), batch))
+    return Sizes(**extension.gradient_bytes(isa_in_use(), list(shape)), workers=workers)
+
+
+def autoencoder_vjp(cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
+    """J_r(x)^T cotangent, the vector-Jacobian product of r alone: float32 (B, C, H, W) in and out."""
+    return _jacobian_product(cotangent, x, weights, 1.0, 0.0, form)
+
+
+def reconstruction_error_gradient(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
+    """Gradient of ||x - r(x)||^2 (003 eq. 7) with respect to x, through r: float32 (B, C, H, W) in and out."""
+    return _jacobian_product(None, x, weights, -1.0, 1.0, form)
+
+
+def _jacobian_product(
+    cotangent: Tensor | None, x: Tensor, weights: Sequence[Tensor], scale: float, own: float, form: str
+) -> Tensor:
+    """scale J^T g + own g; without a cotangent g is 2 (x - r(x))."""
+    extension = _load()
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
+    if cotangent is not None:
+        cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape)
+    out = _like(x)
+    extension.autoencoder_gradient(
+        isa=isa_in_use(),
+        form=form,
+        batch=x.shape[0],
+        shape=shape,
+        weights=addresses,
+        x=address,
+        cotangent=0 if cotangent is None else cotangent.data_ptr(),
+        scale=scale,
+        own=own,
+        out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
     return out

@@ -56,23 +56,25 @@ Plan choose_plan(const Kernels& kernels, int64_t batch, Form form, int threads) 
     return best;
 }
 
-// Calls run(form, packed, first image, images, scratch) for every task of the plan.
-template <class Run>
-void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, int64_t batch,
-              Form form, int threads, Run run) {
+// Calls run(form, arrays of the model, first image, images, scratch) for every task of the plan. scratch_floats(form) is
+// what a task of that form takes.
+template <class ScratchFloats, class Run>
+void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
+              int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
     if (batch <= 0) return;
     // The threads that the call may get, or a small batch would be cut for threads that do not come.
     const int workers = usable_threads(threads);
     const Plan plan = choose_plan(kernels, batch, form, workers);
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
-    const float* throughput = plan.groups > 0 ? model->throughput() : nullptr;
-    const float* latency = plan.singles > 0 ? model->latency() : nullptr;
-    const int64_t scratch_floats = std::max(plan.groups > 0 ? kernels.throughput.scratch_floats(shape) : 0,
-                                            plan.singles > 0 ? kernels.latency.scratch_floats(shape) : 0);
+    const PackedModel::Arrays none{};
+    const PackedModel::Arrays throughput = plan.groups > 0 ? model->throughput(transposes) : none;
+    const PackedModel::Arrays latency = plan.singles > 0 ? model->latency(transposes) : none;
+    const int64_t floats = std::max<int64_t>(plan.groups > 0 ? scratch_floats(kernels.throughput) : 0,
+                                             plan.singles > 0 ? scratch_floats(kernels.latency) : 0);
     parallel_for(plan.tasks(), workers, [&](TaskSource& tasks) {
         float* scratch = nullptr;  // taken by the thread that uses it, and only if it gets a task
         for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
-            if (!scratch) scratch = thread_scratch().take(scratch_floats);
+            if (!scratch) scratch = thread_scratch().take(floats);
             if (task < plan.groups) {
                 const int64_t first = task * kernels.lanes;
                 run(kernels.throughput, throughput, first, std::min(kernels.lanes, plan.grouped - first), scratch);
@@ -88,18 +90,51 @@ void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const Autoe
 
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, Form form, int threads) {
-    run_plan(kernels, shape, weights, arguments.batch, form, threads,
-             [&](const FormKernels& chosen, const float* packed, int64_t first, int64_t count, float* scratch) {
-                 chosen.langevin_chain(shape, packed, arguments, first, count, scratch);
-             });
+    run_plan(kernels, shape, weights, false, arguments.batch, form, threads,
+             [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
+             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
+                 float* scratch) { chosen.langevin_chain(shape, model.layers, arguments, first, count, scratch); });
 }
 
 void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                          int64_t batch, const float* x, float* out, Form form, int threads) {
-    run_plan(kernels, shape, weights, batch, form, threads,
-             [&](const FormKernels& chosen, const float* packed, int64_t first, int64_t count, float* scratch) {
-                 chosen.autoencoder_forward(shape, packed, x, out, first, count, scratch);
+    run_plan(kernels, shape, weights, false, batch, form, threads,
+             [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
+             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
+                 float* scratch) { chosen.autoencoder_forward(shape, model.layers, x, out, first, count, scratch); });
+}
+
+void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+                    const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads) {
+    run_plan(kernels, shape, weights, true, arguments.batch, form, threads,
+             [&](const FormKernels& chosen) {
+                 const GradientMemory memory = chosen.gradient_memory(shape);
+                 return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
+             },
+             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
+                 float* scratch) {
+                 chosen.chain_gradient(shape, model.layers, model.transposes, arguments, gradient, first, count, scratch);
              });
+}
+
+void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+                          const JacobianArguments& arguments, Form form, int threads) {
+    run_plan(kernels, shape, weights, true, arguments.batch, form, threads,
+             [&](const FormKernels& chosen) {
+                 const GradientMemory memory = chosen.gradient_memory(shape);
+                 return memory.fixed + memory.record;
+             },
+             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
+                 float* scratch) {
+                 chosen.autoencoder_gradient(shape, model.layers, model.transposes, arguments, first, count, scratch);
+             });
+}
+
+GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape) {
+    const GradientMemory a = kernels.throughput.gradient_memory(shape), b = kernels.latency.gradient_memory(shape);
+    const int64_t size = (int64_t)sizeof(float);
+    return GradientMemory{size * std::max(a.fixed, b.fixed), size * std::max(a.state, b.state),
+                          size * std::max(a.record, b.record)};
 }
 
 void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
@@ -156,7 +191,7 @@ std::array<double, stages> stage_seconds(const Kernels& kernels, const Autoencod
                                          const AutoencoderWeights& weights, Form form, int64_t repeats) {
     const FormKernels& chosen = form == Form::latency ? kernels.latency : kernels.throughput;
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
-    const float* packed = form == Form::latency ? model->latency() : model->throughput();
+    const float* packed = (form == Form::latency ? model->latency(false) : model->throughput(false)).layers;
     const Buffer scratch = allocate(chosen.scratch_floats(shape));
     // Ordinary numbers: zeros or what the memory held before could be faster or slower to compute with.
     std::fill_n(scratch.get(), chosen.scratch_floats(shape), 0.25f);

@@ -21,6 +21,18 @@ void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const
 void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                          int64_t batch, const float* x, float* out, Form form, int threads);
 
+// The chain's vector-Jacobian product with respect to x, the noise of the forward pass drawn again. arguments.out and
+// .trajectory are not used.
+void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+                    const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads);
+
+// One product with the transposed Jacobian of r.
+void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+                          const JacobianArguments& arguments, Form form, int threads);
+
+// Bytes of working memory of one thread during a gradient, in whichever form takes more.
+GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape);
+
 // z: (batch, elements), the noise of one step. sample_ids: (batch,)
 void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
                      int64_t elements, float* z, int threads);

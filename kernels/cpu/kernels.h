@@ -8,12 +8,53 @@
 
 namespace fastmalade::cpu {
 
+// Working memory of one call of a gradient, in floats.
+struct GradientMemory {
+    int64_t fixed;   // whatever is kept
+    int64_t state;   // of each checkpoint
+    int64_t record;  // of each recorded step
+};
+
+// A chain's gradient goes back over steps that it has run again and recorded. What it keeps meanwhile is decided by a
+// program of actions, made in fastmalade/gradient_plan.py; the engine's caller has checked it.
+struct GradientAction {
+    enum Kind : int64_t {
+        load,     // state <- checkpoint `which`, number 0 being x: the state before step `step`
+        save,     // checkpoint `which` <- state
+        advance,  // runs steps step .. step+which-1
+        record,   // the same, and keeps their activations
+        reverse   // takes the gradient back over the `which` recorded steps, the first of which is `step`
+    };
+    int64_t kind, step, which;
+};
+
+struct GradientArguments {
+    const float* cotangent;          // (B, C, H, W)  gradient with respect to the chain's result
+    float* gradient;                 // (B, C, H, W)  with respect to x
+    const GradientAction* actions;   // (n_actions,)
+    int64_t n_actions;
+    int64_t checkpoints, records;    // most that exist at once, x not counted
+};
+
+// One product with the Jacobian of r, in place of a chain's: out = scale (J_r^T g) + own g, at x, with g the cotangent or,
+// where that is null, 2 (x - r(x)). So 1 and 0 give the autoencoder's own product, -1 and 1 the gradient of |x - r(x)|^2.
+struct JacobianArguments {
+    int64_t batch;
+    const float* x;          // (B, C, H, W)
+    const float* cotangent;  // (B, C, H, W), or null
+    float scale, own;
+    float* out;              // (B, C, H, W)
+};
+
 // The operations in one form (throughput: a group of up to `lanes` images; latency: one image).
 struct FormKernels {
     int64_t images;  // most images of one call
     int64_t (*packed_floats)(const AutoencoderShape& shape);
     // packed: (packed_floats,), 64-byte aligned. Of height and width only Kernels::packing has an influence.
     void (*pack)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
+    int64_t (*transpose_floats)(const AutoencoderShape& shape);
+    // packed: (transpose_floats,), 64-byte aligned: what the gradients read besides
+    void (*pack_transposes)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
     // Working memory of one call: it depends on the image's shape, never on the batch or the number of steps.
     int64_t (*scratch_floats)(const AutoencoderShape& shape);
     // All steps of images first .. first+count-1 of the batch. scratch: (scratch_floats,), 64-byte aligned, any content.
@@ -24,6 +65,15 @@ struct FormKernels {
     // out = r(x). x, out: (batch, C, H, W)
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
                                 int64_t first, int64_t count, float* scratch);
+    GradientMemory (*gradient_memory)(const AutoencoderShape& shape);
+    // Vector-Jacobian product of the chain with respect to x, for the noise of the forward pass. arguments.out is not used.
+    // scratch: (fixed + checkpoints * state + records * record,)
+    void (*chain_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
+                           const ChainArguments& arguments, const GradientArguments& gradient, int64_t first,
+                           int64_t count, float* scratch);
+    // scratch: (fixed + record,)
+    void (*autoencoder_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
+                                 const JacobianArguments& arguments, int64_t first, int64_t count, float* scratch);
 };
 
 // One step for any r: out = clamp(x + a (r - x) + d z), a = step_size, d = noise_scale. No noise is drawn or read where

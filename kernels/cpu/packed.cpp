@@ -119,8 +119,11 @@ PackedModel::PackedModel(const Kernels& kernels, const AutoencoderShape& shape, 
       most_bytes_([&] {
           int64_t raw = 0;
           for (const Array& array : arrays(shape, weights)) raw += array.count;
-          return raw * (int64_t)sizeof(float) + buffer_bytes(kernels.throughput.packed_floats(shape)) +
-                 buffer_bytes(kernels.latency.packed_floats(shape));
+          int64_t bytes = raw * (int64_t)sizeof(float);
+          for (const FormKernels* form : {&kernels.throughput, &kernels.latency}) {
+              bytes += buffer_bytes(form->packed_floats(shape)) + buffer_bytes(form->transpose_floats(shape));
+          }
+          return bytes;
       }()) {
     for (const Array& array : arrays(shape, weights)) raw_.insert(raw_.end(), array.values, array.values + array.count);
 }
@@ -138,14 +141,19 @@ bool PackedModel::same(const Kernels& kernels, const AutoencoderShape& shape, co
     return true;
 }
 
-const float* PackedModel::form(const FormKernels& kernels, Buffer& packed) {
+PackedModel::Arrays PackedModel::form(const FormKernels& kernels, PackedForm& packed, bool transposes) {
     const std::lock_guard<std::mutex> lock(packing_);
-    if (!packed) {
+    if (!packed.layers) {
         Buffer fresh = allocate(kernels.packed_floats(shape_));
         kernels.pack(shape_, inside(shape_, raw_.data()), fresh.get());
-        packed = std::move(fresh);
+        packed.layers = std::move(fresh);
     }
-    return packed.get();
+    if (transposes && !packed.transposes) {
+        Buffer fresh = allocate(kernels.transpose_floats(shape_));
+        kernels.pack_transposes(shape_, inside(shape_, raw_.data()), fresh.get());
+        packed.transposes = std::move(fresh);
+    }
+    return Arrays{packed.layers.get(), transposes ? packed.transposes.get() : nullptr};
 }
 
 std::shared_ptr<PackedModel> packed_model(const Kernels& kernels, const AutoencoderShape& shape,

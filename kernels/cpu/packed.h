@@ -16,7 +16,7 @@
 
 namespace fastmalade::cpu {
 
-// One model packed for one instruction set, each form when it is first wanted.
+// One model packed for one instruction set, each part when it is first wanted.
 class PackedModel {
 public:
     // Copies the weights: what is packed later is what was compared.
@@ -24,19 +24,26 @@ public:
 
     bool same(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights) const;
 
-    const float* throughput() { return form(kernels_.throughput, throughput_); }
-    const float* latency() { return form(kernels_.latency, latency_); }
-    int64_t most_bytes() const { return most_bytes_; }  // the copy and both forms
+    // What one form reads; `transposes` is null unless they are wanted.
+    struct Arrays {
+        const float *layers, *transposes;
+    };
+    Arrays throughput(bool transposes) { return form(kernels_.throughput, throughput_, transposes); }
+    Arrays latency(bool transposes) { return form(kernels_.latency, latency_, transposes); }
+    int64_t most_bytes() const { return most_bytes_; }  // the copy and all that is ever packed
 
 private:
-    const float* form(const FormKernels& kernels, Buffer& packed);
+    struct PackedForm {
+        Buffer layers, transposes;
+    };
+    Arrays form(const FormKernels& kernels, PackedForm& packed, bool transposes);
 
     const Kernels& kernels_;
     const AutoencoderShape shape_;  // height and width are those of the first call; others may be packed alike
     std::vector<float> raw_;
     const int64_t most_bytes_;
     std::mutex packing_;
-    Buffer throughput_, latency_;
+    PackedForm throughput_, latency_;
 };
 
 // The model from the cache, or a new one, which is then kept if it is not too large. An entry that a call holds lives on
@@ -46,7 +53,7 @@ std::shared_ptr<PackedModel> packed_model(const Kernels& kernels, const Autoenco
 
 struct PackedCacheInfo {
     int64_t entries, most_entries;
-    int64_t bytes;             // that the entries take once both forms are packed
+    int64_t bytes;             // that the entries take once all of them is packed
     int64_t most_entry_bytes;  // a larger model is packed for each call anew
     int64_t hits, misses;      // of this process
 };

@@ -107,12 +107,15 @@ void pack_model(const AutoencoderShape& s, const AutoencoderWeights& w, float* p
     const PackedLayout<Form> at(s);
     pack_taps<Form>(s.hidden1, s.channels, 5, 5, [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
         return w.conv1_weight[((o * s.channels + i) * 5 + ky) * 5 + kx]; }, packed + at.conv1);
-    pack_conv2_spectrum<Form>(s, w.conv2_weight, packed + at.conv2_spectrum);
+    pack_spectrum<Form>(conv2_plan(s), [&](int64_t i, int64_t o, Taps taps) { conv2_taps(s, w.conv2_weight, i, o, taps); },
+                        packed + at.conv2_spectrum);
     if (at.conv2_size == 0) {
         pack_taps<Form>(s.hidden2, s.hidden1, 5, 5, [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
             return w.conv2_weight[((o * s.hidden1 + i) * 5 + ky) * 5 + kx]; }, packed + at.conv2);
     }
-    pack_deconv1_spectrum<Form>(s, w.deconv1_weight, packed + at.deconv1_spectrum);
+    pack_spectrum<Form>(deconv1_plan(s),
+                        [&](int64_t i, int64_t o, Taps taps) { deconv1_taps(s, w.deconv1_weight, i, o, taps); },
+                        packed + at.deconv1_spectrum);
     for (int64_t phase = 0; phase < 4 && at.deconv1_size == 0; ++phase) {
         const int64_t odd_row = phase / 2, odd_column = phase % 2;
         pack_taps<Form>(s.hidden1, s.hidden2, 5 - odd_row, 5 - odd_column,
@@ -129,6 +132,62 @@ void pack_model(const AutoencoderShape& s, const AutoencoderWeights& w, float* p
     }
     for (int64_t n = 0; n < s.channels * s.channels * 25; ++n) packed[at.conv3 + n] = w.conv3_weight[n];
     pack_conv3_start<Form>(s, w, packed + at.conv3_start);
+}
+
+// The weights as the transposes of the layers read them, packed when a gradient is first wanted.
+template <class Form>
+struct TransposeLayout {
+    int64_t conv3;    // [in channel][out channel][5][5], turned by half a turn
+    int64_t deconv2;  // [hidden1][channel]
+    int64_t deconv1_spectrum, conv2_spectrum;
+    int64_t conv1;  // [channel][hidden1][5][5]
+    int64_t floats;
+
+    explicit TransposeLayout(const AutoencoderShape& s) : floats(0) {
+        conv3 = take(s.channels * s.channels * 25);
+        deconv2 = take(s.hidden1 * s.channels);
+        deconv1_spectrum = take(spectral_floats<Form>(deconv1_transpose_plan(s)));
+        conv2_spectrum = take(spectral_floats<Form>(conv2_transpose_plan(s)));
+        conv1 = take(s.channels * s.hidden1 * 25);
+    }
+
+private:
+    int64_t take(int64_t n) {
+        const int64_t at = floats;
+        floats += (n + 15) / 16 * 16;
+        return at;
+    }
+};
+
+template <class Form>
+void pack_transposes(const AutoencoderShape& s, const AutoencoderWeights& w, float* packed) {
+    const TransposeLayout<Form> at(s);
+    for (int64_t out = 0; out < s.channels; ++out) {
+        for (int64_t in = 0; in < s.channels; ++in) {
+            for (int64_t tap = 0; tap < 25; ++tap) {
+                packed[at.conv3 + (in * s.channels + out) * 25 + tap] =
+                    w.conv3_weight[(out * s.channels + in) * 25 + 24 - tap];
+            }
+        }
+    }
+    for (int64_t n = 0; n < s.hidden1 * s.channels; ++n) packed[at.deconv2 + n] = w.deconv2_weight[n];
+    pack_spectrum<Form>(deconv1_transpose_plan(s), [&](int64_t i, int64_t o, Taps half_turn) {
+        Taps taps = {};
+        deconv1_taps(s, w.deconv1_weight, o, i, taps);
+        turned(taps, half_turn);
+    }, packed + at.deconv1_spectrum);
+    pack_spectrum<Form>(conv2_transpose_plan(s), [&](int64_t i, int64_t o, Taps half_turn) {
+        Taps taps = {};
+        conv2_taps(s, w.conv2_weight, o, i, taps);
+        turned(taps, half_turn);
+    }, packed + at.conv2_spectrum);
+    for (int64_t c = 0; c < s.channels; ++c) {
+        for (int64_t o = 0; o < s.hidden1; ++o) {
+            for (int64_t tap = 0; tap < 25; ++tap) {
+                packed[at.conv1 + (c * s.hidden1 + o) * 25 + tap] = w.conv1_weight[(o * s.channels + c) * 25 + tap];
+            }
+        }
+    }
 }
 
 }  // namespace

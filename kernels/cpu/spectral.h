@@ -11,6 +11,9 @@
 // unlike transforms with real points (Winograd's) it is about as accurate as the sum itself, because all its factors are
 // cosines. docs/performance.md has the counts and errors.
 //
+// The gradient of a layer takes the transposed sums: the same transforms, taps turned by half a turn and inputs and outputs
+// in each other's place. The transpose of one layer has the shape of the other, with its own margin.
+//
 // The real transform is kept in its real form: N numbers for N pixels along each axis, cosine and sine parts. A pair
 // (ky, kx), (ky, -kx) of complex bins is the sum and difference of four products of those.
 #pragma once
@@ -31,7 +34,7 @@ struct SpectralLayer {
     int64_t in_unit_stride, in_row_stride, in_step;  // in floats
     int64_t height, width;  // of the grid
     const float* weights;  // pack_spectral
-    const float* bias;     // [output], padded to whole vectors
+    const float* bias;     // [output], padded to whole vectors; null for the transpose of a layer
     int64_t out_channels, out_units;
     float* spectrum;       // [N * N][group][in unit][LANES]
     float* products;       // [N * N][out unit][LANES]
@@ -188,9 +191,9 @@ __attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
     }
 }
 
-// Gives put(row, tanh(bias + sum) of its columns) for rows first .. first+rows-1 of the cyclic result and likewise columns,
-// both counted from 0.
-template <int N, class Put>
+// Gives put(row, its columns) for rows first .. first+rows-1 of the cyclic result and likewise columns, both counted from
+// 0: tanh(bias + sum) of a LAYER, the bare sum of a layer's transpose.
+template <int N, bool LAYER, class Put>
 FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bias, int64_t first, int64_t rows,
                                     int64_t columns, Put put) {
     using B = Bins<N>;
@@ -246,19 +249,27 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
         for (int k = 0; k <= last; ++k) line.cosine[k] = load(numbers + k * LANES);
 #pragma GCC unroll 16
         for (int k = 1; k <= pairs; ++k) line.sine[k] = load(numbers + (last + k) * LANES);
-        line.cosine[0] = line.cosine[0] + bias;
+        if (LAYER) line.cosine[0] = line.cosine[0] + bias;
         Vec x[N];
         line.inverse(x);
-        for (int64_t n = first; n < first + columns; ++n) x[n] = tanh(x[n]);
+        if (LAYER) {
+            for (int64_t n = first; n < first + columns; ++n) x[n] = tanh(x[n]);
+        }
         put(row, x + first);
     }
 }
 
-// Where the transposed layer's outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height]
-// [2 width][LANES]. Latency: PhasePlanes (cpu/forms.h).
-template <class Form>
+// d tanh / d (its argument), from the value y of tanh.
+FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
+
+// Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][LANES].
+// Latency: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at `activation`, which
+// lies as the output does.
+template <class Form, bool LAYER>
 struct PhasedOutput {
+    static constexpr bool layer = LAYER;
     float* out;
+    const float* activation;  // null for a layer
     int64_t hidden1, height, width;  // of the grid
 
     // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
@@ -266,38 +277,50 @@ struct PhasedOutput {
     inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
         if constexpr (Form::unit == 1) {
             const int64_t phase = unit / hidden1, channel = unit % hidden1, row_step = 4 * width;
-            float* tile = out + ((channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2) * LANES;
+            const int64_t tile =
+                ((channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2) * LANES;
             each([&](int64_t q, const Vec* values) {
-                for (int64_t p = 0; p < columns; ++p) store(tile + (q * row_step + 2 * p) * LANES, values[p]);
+                for (int64_t p = 0; p < columns; ++p) put(tile + (q * row_step + 2 * p) * LANES, values[p]);
             });
         } else {
             const PhasePlanes planes(height, width);
             const int64_t left = 4 * hidden1 - unit * LANES, count = left < LANES ? left : LANES;
-            float* tile = out + unit * LANES * planes.plane + row * planes.row + column;
+            const int64_t tile = unit * LANES * planes.plane + row * planes.row + column;
             each([&](int64_t q, const Vec* values) {
                 for (int64_t p = 0; p < columns; p += LANES) {
                     Vec square[LANES];
                     for (int l = 0; l < LANES; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
                     transpose(square);
                     // What lies beyond `columns` falls on columns that come later, or on the row's margin.
-                    float* to = tile + q * planes.row + p;
-                    for (int64_t l = 0; l < count; ++l, to += planes.plane) store(to, square[l]);
+                    int64_t to = tile + q * planes.row + p;
+                    for (int64_t l = 0; l < count; ++l, to += planes.plane) put(to, square[l]);
                 }
             });
         }
     }
+
+private:
+    inline __attribute__((always_inline)) void put(int64_t at, Vec value) const {
+        store(out + at, LAYER ? value : value * slope(load(activation + at)));
+    }
 };
 
 // The other layer writes vectors: [unit][height][width][LANES].
+template <bool LAYER>
 struct GridOutput {
+    static constexpr bool layer = LAYER;
     float* out;
+    const float* activation;  // null for a layer
     int64_t height, width;
 
     template <class Each>
     inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
-        float* tile = out + ((unit * height + row) * width + column) * LANES;
+        const int64_t tile = ((unit * height + row) * width + column) * LANES;
         each([&](int64_t q, const Vec* values) {
-            for (int64_t p = 0; p < columns; ++p) store(tile + (q * width + p) * LANES, values[p]);
+            for (int64_t p = 0; p < columns; ++p) {
+                const int64_t at = tile + (q * width + p) * LANES;
+                store(out + at, LAYER ? values[p] : values[p] * slope(load(activation + at)));
+            }
         });
     }
 };
@@ -306,8 +329,10 @@ template <class Form, int N, class Output>
 __attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, int64_t column, int64_t first, int64_t rows,
                                            int64_t columns, const Output& output) {
     for (int64_t unit = 0; unit < s.out_units; ++unit) {
-        const Vec bias = Form::weight(s.bias + unit * Form::unit);
-        output.write(unit, row, column, columns, [&](auto put) { inverse_unit<N>(s, unit, bias, first, rows, columns, put); });
+        const Vec bias = Output::layer ? Form::weight(s.bias + unit * Form::unit) : Vec{};
+        output.write(unit, row, column, columns, [&](auto put) {
+            inverse_unit<N, Output::layer>(s, unit, bias, first, rows, columns, put);
+        });
     }
 }
 

@@ -70,9 +70,14 @@ struct SpectralPlan {
     int64_t inputs, outputs;  // convolutions' channels, phases counted apart
 };
 
+inline int transform_size(int64_t rows, int64_t columns, int margin) {
+    const int64_t longest = rows > columns ? rows : columns;
+    return longest <= 7 ? 7 + margin : longest == 8 ? 8 + margin : 12;
+}
+
 inline int spectral_size(int64_t rows, int64_t columns, int margin, int64_t inputs, int64_t outputs, int64_t direct) {
     const int64_t longest = rows > columns ? rows : columns;
-    const int64_t n = longest <= 7 ? 7 + margin : longest == 8 ? 8 + margin : 12;
+    const int64_t n = transform_size(rows, columns, margin);
     const bool whole = longest <= n - margin;
     const int64_t step = whole ? n - margin : n - 2 * margin;
     const int64_t tiles = (rows + step - 1) / step * ((columns + step - 1) / step);
@@ -92,6 +97,49 @@ inline SpectralPlan deconv1_plan(const AutoencoderShape& s) {
     const int64_t rows = s.height / 4, columns = s.width / 4;
     const int64_t direct = direct_pairs_deconv1(rows) * direct_pairs_deconv1(columns) * s.hidden1 * s.hidden2;
     return SpectralPlan{spectral_size(rows, columns, 2, s.hidden2, 4 * s.hidden1, direct), s.hidden2, 4 * s.hidden1};
+}
+
+// The layers' transposes are always products of transforms: direct sums would be a second set of tiles, for models so
+// small that it would save little.
+inline SpectralPlan conv2_transpose_plan(const AutoencoderShape& s) {
+    return SpectralPlan{transform_size(s.height / 4, s.width / 4, 1), s.hidden2, 4 * s.hidden1};
+}
+
+inline SpectralPlan deconv1_transpose_plan(const AutoencoderShape& s) {
+    return SpectralPlan{transform_size(s.height / 4, s.width / 4, 2), 4 * s.hidden1, s.hidden2};
+}
+
+// Taps of one pair (input, output) of the stride-1 convolution, phases counted as channels: taps[2 + y][2 + x] multiplies
+// the input y rows below and x columns right of the output. Zero where nothing is written.
+typedef double Taps[5][5];
+
+// Output q reads input 2 (q - 1 + j) + odd through tap 2j + odd; inputs are counted phase by phase.
+inline void conv2_taps(const AutoencoderShape& s, const float* weight, int64_t input, int64_t output, Taps taps) {
+    const int64_t odd_row = input / s.hidden1 / 2, odd_column = input / s.hidden1 % 2;
+    const float* kernel = weight + (output * s.hidden1 + input % s.hidden1) * 25;
+    for (int64_t y = 0; y < 3 - odd_row; ++y) {
+        for (int64_t x = 0; x < 3 - odd_column; ++x) {
+            taps[1 + y][1 + x] = kernel[(2 * y + odd_row) * 5 + 2 * x + odd_column];
+        }
+    }
+}
+
+// Output 2q + odd reads input q + 2 - j through tap 2j + odd; outputs are counted phase by phase.
+inline void deconv1_taps(const AutoencoderShape& s, const float* weight, int64_t input, int64_t output, Taps taps) {
+    const int64_t odd_row = output / s.hidden1 / 2, odd_column = output / s.hidden1 % 2;
+    const float* kernel = weight + (input * s.hidden1 + output % s.hidden1) * 81;
+    for (int64_t y = 0; y < 5 - odd_row; ++y) {
+        for (int64_t x = 0; x < 5 - odd_column; ++x) {
+            taps[4 - y][4 - x] = kernel[(2 * y + odd_row) * 9 + 2 * x + odd_column];
+        }
+    }
+}
+
+// What an output reads below itself, its input is read from above.
+inline void turned(const Taps taps, Taps half_turn) {
+    for (int y = 0; y < 5; ++y) {
+        for (int x = 0; x < 5; ++x) half_turn[y][x] = taps[4 - y][4 - x];
+    }
 }
 
 // Spectrum of the 5 x 5 taps of one phase and one pair of channels, from offset -2 to 2, in the numbering of Bins.
@@ -144,9 +192,9 @@ inline int64_t spectral_floats(const SpectralPlan& plan) {
 }
 
 // packed: per bin [block][input][unit of the block][re, im or re alone][Form::unit]. taps_of(input, output, taps) fills in
-// the taps of one pair, zero where it does not write.
+// the taps of one pair.
 template <class Form, int N, class TapsOf>
-void pack_spectral(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
+void pack_bins(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
     const Blocks<Form> blocks(plan.outputs);
     const int64_t plane_floats = plan.inputs * blocks.units * Form::unit;
     for (int64_t n = 0; n < N * N * plane_floats; ++n) packed[n] = 0.0f;  // also the lanes beyond the last output
@@ -171,45 +219,14 @@ void pack_spectral(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
     }
 }
 
-template <class Form>
-void pack_conv2_spectrum(const AutoencoderShape& s, const float* weight, float* packed) {
-    const SpectralPlan plan = conv2_plan(s);
-    // Output q reads input 2 (q - 1 + j) + odd through tap 2j + odd; inputs are counted phase by phase.
-    const auto taps_of = [&](int64_t input, int64_t output, double taps[5][5]) {
-        const int64_t odd_row = input / s.hidden1 / 2, odd_column = input / s.hidden1 % 2;
-        const float* kernel = weight + (output * s.hidden1 + input % s.hidden1) * 25;
-        for (int64_t y = 0; y < 3 - odd_row; ++y) {
-            for (int64_t x = 0; x < 3 - odd_column; ++x) {
-                taps[1 + y][1 + x] = kernel[(2 * y + odd_row) * 5 + 2 * x + odd_column];
-            }
-        }
-    };
+template <class Form, class TapsOf>
+void pack_spectrum(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
     switch (plan.size) {
-        case 8: return pack_spectral<Form, 8>(plan, taps_of, packed);
-        case 9: return pack_spectral<Form, 9>(plan, taps_of, packed);
-        case 12: return pack_spectral<Form, 12>(plan, taps_of, packed);
-        default: return;
-    }
-}
-
-template <class Form>
-void pack_deconv1_spectrum(const AutoencoderShape& s, const float* weight, float* packed) {
-    const SpectralPlan plan = deconv1_plan(s);
-    // Output 2q + odd reads input q + 2 - j through tap 2j + odd; outputs are counted phase by phase.
-    const auto taps_of = [&](int64_t input, int64_t output, double taps[5][5]) {
-        const int64_t odd_row = output / s.hidden1 / 2, odd_column = output / s.hidden1 % 2;
-        const float* kernel = weight + (input * s.hidden1 + output % s.hidden1) * 81;
-        for (int64_t y = 0; y < 5 - odd_row; ++y) {
-            for (int64_t x = 0; x < 5 - odd_column; ++x) {
-                taps[4 - y][4 - x] = kernel[(2 * y + odd_row) * 9 + 2 * x + odd_column];
-            }
-        }
-    };
-    switch (plan.size) {
-        case 9: return pack_spectral<Form, 9>(plan, taps_of, packed);
-        case 10: return pack_spectral<Form, 10>(plan, taps_of, packed);
-        case 12: return pack_spectral<Form, 12>(plan, taps_of, packed);
-        default: return;
+        case 0: return;
+        case 8: return pack_bins<Form, 8>(plan, taps_of, packed);
+        case 9: return pack_bins<Form, 9>(plan, taps_of, packed);
+        case 10: return pack_bins<Form, 10>(plan, taps_of, packed);
+        default: return pack_bins<Form, 12>(plan, taps_of, packed);
     }
 }
 

@@ -29,6 +29,17 @@ FASTMALADE_INLINE Vec clamped(Vec v, const Update& u) {
     return select(v > high, high, v);
 }
 
+// What the gradient of a step needs of its end, in the layout of the state; null where nothing is kept.
+struct KeptEnd {
+    float* reconstruction;  // r(x)
+    float* inside;          // all bits of an element set where the clamp let it through, none where it did not
+};
+
+// The bounds belong to the inside, NaN to neither side: torch.clamp's own rule.
+FASTMALADE_INLINE Vec inside(Vec v, const Update& u) {
+    return from_bits((v >= broadcast(u.low)) & (v <= broadcast(u.high)));
+}
+
 FASTMALADE_INLINE int border_class(int64_t position, int64_t size) {
     return (int)(position < 2 ? position : position >= size - 2 ? position - size + 6 : 2 + position % 2);
 }
@@ -133,9 +144,9 @@ FASTMALADE_INLINE void last_row(const AutoencoderShape& s, const float* packed, 
 
 // even: [C][H/2][W/2][LANES]; state: [C][H][W][LANES], updated in place; rows: [4][W][LANES] of working memory. Three
 // passes over a row instead of one: the noise alone is a longer chain of operations than a processor looks ahead.
-FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
-                                   const float* even, float* state, const Update& update, const GroupNoise& noise,
-                                   float* rows) {
+template <bool KEEP>
+void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at, const float* even,
+                 float* state, const Update& update, const GroupNoise& noise, float* rows, const KeptEnd& kept) {
     const bool noisy = !update.residual_only && update.noise_scale != 0.0f;
     float* noise_row = rows + 3 * s.width * LANES;
     for (int64_t y = 0; y < s.height; ++y) {
@@ -150,6 +161,10 @@ FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* packe
                 const int64_t element = ((first + c) * s.height + y) * s.width;
                 const float* r = rows + c * s.width * LANES;
                 float* x = state + element * LANES;
+                if (KEEP) {
+                    float* to = kept.reconstruction + element * LANES;
+                    for (int64_t n = 0; n < s.width; ++n) store(to + n * LANES, load(r + n * LANES));
+                }
                 if (update.residual_only) {
                     for (int64_t n = 0; n < s.width; ++n) store(x + n * LANES, load(r + n * LANES));
                     continue;
@@ -163,6 +178,7 @@ FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* packe
                 for (int64_t n = 0; n < s.width; ++n) {
                     Vec v = updated(load(x + n * LANES), load(r + n * LANES), update);
                     if (noisy) v = fma(broadcast(update.noise_scale), load(noise_row + n * LANES), v);
+                    if (KEEP) store(kept.inside + (element + n) * LANES, inside(v, update));
                     store(x + n * LANES, clamped(v, update));
                 }
             }
@@ -247,12 +263,18 @@ FASTMALADE_INLINE void last_sums(const AutoencoderShape& s, const float* packed,
 }
 
 // sums, noise: [C * H * W]; state likewise, updated in place. noise is null where none is wanted.
-FASTMALADE_INLINE void finish_step(const AutoencoderShape& s, const float* sums, float* state, const Update& update,
-                                   const float* noise) {
+template <bool KEEP>
+void finish_step(const AutoencoderShape& s, const float* sums, float* state, const Update& update, const float* noise,
+                 const KeptEnd& kept) {
     for (int64_t n = 0; n < s.pixels(); n += LANES) {
         const int64_t count = s.pixels() - n < LANES ? s.pixels() - n : LANES;
-        Vec v = updated(load_some(state + n, count), tanh(load_some(sums + n, count)), update);
+        const Vec r = tanh(load_some(sums + n, count));
+        Vec v = updated(load_some(state + n, count), r, update);
         if (noise) v = fma(broadcast(update.noise_scale), load_some(noise + n, count), v);
+        if (KEEP) {
+            store_some(kept.reconstruction + n, r, count);
+            if (!update.residual_only) store_some(kept.inside + n, inside(v, update), count);
+        }
         if (!update.residual_only) v = clamped(v, update);
         store_some(state + n, v, count);
     }

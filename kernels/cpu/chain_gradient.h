@@ -1,0 +1,182 @@
+// The chain's vector-Jacobian product: steps are run again and recorded, then taken back one by one. Which states are kept
+// and which run again is the caller's program (GradientAction); every program gives the same bits, because a step that is
+// run again is the same step.
+#pragma once
+
+#include "cpu/images.h"
+#include "cpu/transposes.h"
+
+namespace fastmalade::cpu::FASTMALADE_ISA {
+namespace {
+
+// Working memory of a gradient: the forward pass's, the transposes', then checkpoints and records.
+template <class Form>
+struct GradientScratch {
+    Scratch<Form> forward;
+    TransposeScratch<Form> transposes;
+    Record<Form> record;
+    int64_t state_floats, checkpoints, records;  // where the last two begin
+
+    GradientScratch(const AutoencoderShape& s, int64_t kept_states)
+        : forward(s), transposes(s), record(s), state_floats((s.pixels() * Scratch<Form>::pixel + 15) / 16 * 16) {
+        checkpoints = forward.floats + transposes.floats;
+        records = checkpoints + kept_states * state_floats;
+    }
+
+    int64_t record_at(int64_t n) const { return records + n * record.floats; }
+
+    // The forward pass's places, with the activations that are kept in record n instead.
+    Scratch<Form> recorded(int64_t n) const {
+        Scratch<Form> part = forward;
+        if (!Scratch<Form>::single) part.half = record_at(n) + record.half;
+        part.quarter = record_at(n) + record.quarter;
+        part.upsampled = record_at(n) + record.upsampled;
+        part.even = record_at(n) + record.even;
+        return part;
+    }
+};
+
+template <class Form>
+GradientMemory gradient_memory(const AutoencoderShape& s) {
+    const GradientScratch<Form> part(s, 0);
+    return GradientMemory{part.records, part.state_floats, part.record.floats};
+}
+
+template <class Form>
+class Gradient {
+public:
+    Gradient(const AutoencoderShape& s, const float* packed, const float* transposes, int64_t first, int64_t count,
+             int64_t kept_states, int64_t records, float* scratch)
+        : s_(s), transposes_(transposes), layout_(s), part_(s, kept_states), images_(s, packed, first, count, scratch),
+          scratch_(scratch) {
+        // The latency form reads beside the even pixels, as Images says.
+        for (int64_t n = 0; n < records; ++n) clear_margins(scratch + part_.record_at(n) + part_.record.even);
+    }
+
+    float* state() const { return scratch_ + part_.forward.state; }
+    float* cotangent() const { return transpose_scratch() + part_.transposes.cotangent; }
+    float* checkpoint(int64_t n) const { return scratch_ + part_.checkpoints + n * part_.state_floats; }
+    const float* reconstruction(int64_t n) const { return record(n) + part_.record.reconstruction; }
+    int64_t state_floats() const { return s_.pixels() * Scratch<Form>::pixel; }
+    const Images<Form>& images() const { return images_; }
+
+    void copy_state(const float* from, float* to) const {
+        for (int64_t n = 0; n < state_floats(); ++n) to[n] = from[n];
+    }
+
+    void advance(const ChainArguments& c, int64_t t) const { images_.template step<false>(c, t, part_.forward, KeptEnd{}); }
+
+    void record_step(const ChainArguments& c, int64_t t, int64_t n) const {
+        images_.template step<true>(c, t, part_.recorded(n), kept_end(n));
+        keep_planes(n, Form());
+    }
+
+    void record_reconstruction(int64_t n) const {
+        images_.template reconstruct<true>(part_.recorded(n), kept_end(n));
+        keep_planes(n, Form());
+    }
+
+    void reverse(const Back& back, int64_t n) const {
+        step_transpose(s_, transposes_, layout_, back, part_.record, record(n), part_.transposes, transpose_scratch());
+    }
+
+private:
+    float* transpose_scratch() const { return scratch_ + part_.forward.floats; }
+    float* record(int64_t n) const { return scratch_ + part_.record_at(n); }
+    KeptEnd kept_end(int64_t n) const {
+        return KeptEnd{record(n) + part_.record.reconstruction, record(n) + part_.record.inside};
+    }
+
+    void clear_margins(float* even) const {
+        const int64_t end = part_.record.reconstruction - part_.record.even - Places::margin;
+        for (int64_t n = 0; n < Places::margin; ++n) even[n - Places::margin] = even[end + n] = 0.0f;
+    }
+
+    void keep_planes(int64_t, Throughput) const {}
+
+    // conv1's output, [vector of hidden1][H/2][W/2][LANES], as the PhasePlanes that the transposes read.
+    void keep_planes(int64_t n, Latency) const {
+        const int64_t height = s_.height / 4, width = s_.width / 4;
+        const PhasePlanes planes(height, width);
+        const float* half = scratch_ + part_.forward.half;
+        for (int64_t unit = 0; unit < vectors_of<Latency>(s_.hidden1); ++unit) {
+            const int64_t left = s_.hidden1 - unit * LANES, count = left < LANES ? left : LANES;
+            for (int64_t row = 0; row < 2 * height; ++row) {
+                for (int64_t parity = 0; parity < 2; ++parity) {
+                    const int64_t channel = (row % 2 * 2 + parity) * s_.hidden1 + unit * LANES;
+                    float* to = record(n) + part_.record.half + channel * planes.plane + row / 2 * planes.row;
+                    const float* from = half + ((unit * 2 * height + row) * 2 * width + parity) * LANES;
+                    for (int64_t p = 0; p < width; p += LANES) {
+                        Vec square[LANES];
+                        for (int64_t l = 0; l < LANES; ++l) {
+                            square[l] = p + l < width ? load(from + 2 * (p + l) * LANES) : Vec{};
+                        }
+                        transpose(square);
+                        for (int64_t l = 0; l < count; ++l) store(to + l * planes.plane + p, square[l]);
+                    }
+                }
+            }
+        }
+    }
+
+    const AutoencoderShape& s_;
+    const float* transposes_;
+    const TransposeLayout<Form> layout_;
+    const GradientScratch<Form> part_;
+    const Images<Form> images_;
+    float* scratch_;
+};
+
+template <class Form>
+void chain_gradient(const AutoencoderShape& s, const float* packed, const float* transposes, const ChainArguments& c,
+                    const GradientArguments& g, int64_t first, int64_t count, float* scratch) {
+    const Gradient<Form> way(s, packed, transposes, first, count, g.checkpoints, g.records, scratch);
+    way.images().read(g.cotangent, way.cotangent());
+    for (int64_t n = 0; n < g.n_actions; ++n) {
+        const GradientAction& action = g.actions[n];
+        switch (action.kind) {
+            case GradientAction::load:
+                if (action.which == 0) {
+                    way.images().read(c.x, way.state());
+                } else {
+                    way.copy_state(way.checkpoint(action.which - 1), way.state());
+                }
+                break;
+            case GradientAction::save:
+                way.copy_state(way.state(), way.checkpoint(action.which - 1));
+                break;
+            case GradientAction::advance:
+                for (int64_t k = 0; k < action.which; ++k) way.advance(c, action.step + k);
+                break;
+            case GradientAction::record:
+                for (int64_t k = 0; k < action.which; ++k) way.record_step(c, action.step + k, k);
+                break;
+            default:
+                for (int64_t k = action.which - 1; k >= 0; --k) {
+                    const int64_t t = action.step + k;
+                    const float a = c.step_sizes[t], unbounded = __builtin_inff();
+                    way.reverse(Back{a, 1.0f - a, c.lows[t] > -unbounded || c.highs[t] < unbounded}, k);
+                }
+        }
+    }
+    way.images().write(way.cotangent(), g.gradient);
+}
+
+template <class Form>
+void autoencoder_gradient(const AutoencoderShape& s, const float* packed, const float* transposes,
+                          const JacobianArguments& j, int64_t first, int64_t count, float* scratch) {
+    const Gradient<Form> way(s, packed, transposes, first, count, 0, 1, scratch);
+    way.images().read(j.x, way.state());
+    way.record_reconstruction(0);
+    way.images().read(j.cotangent ? j.cotangent : j.x, way.cotangent());
+    if (!j.cotangent) {
+        float* g = way.cotangent();
+        const float* r = way.reconstruction(0);
+        for (int64_t n = 0; n < way.state_floats(); ++n) g[n] = 2.0f * (g[n] - r[n]);
+    }
+    way.reverse(Back{j.scale, j.own, false}, 0);
+    way.images().write(way.cotangent(), j.out);
+}
+
+}  // namespace
+}  // namespace fastmalade::cpu::FASTMALADE_ISA

@@ -1,0 +1,161 @@
+// The autoencoder's stages in both forms and the working memory they share.
+#pragma once
+
+#include "cpu/convolution.h"
+#include "cpu/kernels.h"
+#include "cpu/packed_model.h"
+#include "cpu/spectral.h"
+#include "cpu/tail.h"
+
+namespace fastmalade::cpu::FASTMALADE_ISA {
+namespace {
+
+// Vectors that hold `channels` channels of one pixel.
+template <class Form>
+inline int64_t vectors_of(int64_t channels) { return (channels + Form::unit - 1) / Form::unit; }
+
+// Places in a block of working memory, in floats from its start. Each begins on a cache line and has margins on both sides,
+// which let a vector begin one float before a row and end a vector's length after it.
+struct Places {
+    static constexpr int64_t margin = 16;
+    int64_t floats = margin;  // of the block
+
+    int64_t take(int64_t n) {
+        const int64_t at = floats;
+        floats = (at + n + 15) / 16 * 16 + margin;
+        return at;
+    }
+    static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+};
+
+// Working memory of one call. `half` serves conv1's output and, once conv2 has read it,
+// deconv1's (`upsampled`); a gradient keeps them apart.
+template <class Form>
+struct Scratch : Places {
+    // The throughput form's state, deconv1's output and even pixels hold one vector for each pixel, the latency form's
+    // one float; conv1 and conv2 write vectors in both.
+    static constexpr bool single = Form::unit != 1;
+    static constexpr int64_t pixel = single ? 1 : LANES;
+    int64_t state, half, quarter, upsampled, even, sums, noise, spectrum, products;
+
+    explicit Scratch(const AutoencoderShape& s) {
+        const int64_t plane = s.height * s.width;
+        state = take(s.channels * plane * pixel);
+        const int64_t planes = 4 * s.hidden1 * PhasePlanes(s.height / 4, s.width / 4).plane;
+        half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, single ? planes : 0));
+        upsampled = half;
+        quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
+        even = take(s.channels * plane / 4 * pixel);
+        sums = take(single ? s.channels * plane : 4 * s.width * LANES);
+        noise = take(single ? s.channels * plane : 0);
+        const int64_t numbers2 = conv2_plan(s).size * conv2_plan(s).size;
+        const int64_t numbers1 = deconv1_plan(s).size * deconv1_plan(s).size;
+        const int64_t units1 = vectors_of<Form>(s.hidden1), units2 = vectors_of<Form>(s.hidden2);
+        spectrum = take(larger(numbers2 * 4 * units1, numbers1 * units2) * LANES);
+        products = take(larger(numbers2 * units2, numbers1 * vectors_of<Form>(4 * s.hidden1)) * LANES);
+    }
+};
+
+// The transposed convolution by direct sums. Position (q, p) of phase (odd row, odd column) is output pixel
+// (2q + odd row, 2p + odd column).
+template <class Form>
+void direct_deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* quarter,
+                    float* half) {
+    const int64_t height = s.height / 4, width = s.width / 4;
+    const PhasePlanes planes(height, width);
+    Convolution deconv1 = {quarter, s.hidden2, height, width, nullptr, packed + at.deconv1_bias, 0, nullptr, s.hidden1,
+                           width, 4 * height * width * LANES, 4 * width * LANES, 2 * LANES, false};
+    if (Scratch<Form>::single) {
+        deconv1.out_unit_stride = planes.plane * LANES;
+        deconv1.out_row_stride = planes.row;
+        deconv1.out_step = 1;
+        deconv1.spread = true;
+    }
+    for (int64_t q = 0; q < height; ++q) {
+        for (int phase = 0; phase < 4; ++phase) {
+            deconv1.weights = packed + at.deconv1[phase];
+            deconv1.row_taps = 5 - phase / 2;
+            deconv1.out = half + (Scratch<Form>::single ? phase * s.hidden1 * planes.plane
+                                                        : (phase / 2 * 2 * width + phase % 2) * LANES);
+            if (phase % 2 == 0) {
+                convolve_row<Form, TransposedEven>(deconv1, q);
+            } else {
+                convolve_row<Form, TransposedOdd>(deconv1, q);
+            }
+        }
+    }
+}
+
+template <class Form>
+void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
+             float* scratch) {
+    float* quarter = scratch + part.quarter;
+    if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, scratch + part.upsampled);
+    const int64_t height = s.height / 4, width = s.width / 4;
+    const SpectralLayer layer = {{quarter}, 1, s.hidden2, vectors_of<Form>(s.hidden2), height * width * LANES,
+                                 width * LANES, LANES, height, width, packed + at.deconv1_spectrum,
+                                 packed + at.deconv1_bias, 4 * s.hidden1, vectors_of<Form>(4 * s.hidden1),
+                                 scratch + part.spectrum, scratch + part.products};
+    const PhasedOutput<Form, true> output = {scratch + part.upsampled, nullptr, s.hidden1, height, width};
+    switch (at.deconv1_size) {
+        case 9: return spectral_convolution<Form, 9, 2>(layer, output);
+        case 10: return spectral_convolution<Form, 10, 2>(layer, output);
+        default: return spectral_convolution<Form, 12, 2>(layer, output);
+    }
+}
+
+template <class Form>
+struct ImageForm { typedef Form type; };
+template <>
+struct ImageForm<Latency> { typedef LatencyFromImage type; };
+
+template <class Form>
+void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
+           float* scratch) {
+    const int64_t half_h = s.height / 2, half_w = s.width / 2;
+    const Convolution layer = {scratch + part.state, s.channels, s.height, s.width, packed + at.conv1,
+                               packed + at.conv1_bias, 5, scratch + part.half, s.hidden1, half_w,
+                               half_h * half_w * LANES, half_w * LANES, LANES, false};
+    for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
+}
+
+template <class Form>
+void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* half,
+                  float* quarter) {
+    const int64_t quarter_h = s.height / 4, quarter_w = s.width / 4;
+    const Convolution layer = {half, s.hidden1, s.height / 2, s.width / 2, packed + at.conv2, packed + at.conv2_bias, 5,
+                               quarter, s.hidden2, quarter_w, quarter_h * quarter_w * LANES, quarter_w * LANES, LANES,
+                               false};
+    for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(layer, q);
+}
+
+template <class Form>
+void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
+           float* scratch) {
+    const float* half = scratch + part.half;
+    if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, scratch + part.quarter);
+    const int64_t row = s.width / 2 * LANES;
+    const SpectralLayer layer = {{half, half + LANES, half + row, half + row + LANES}, 4, s.hidden1,
+                                 vectors_of<Form>(s.hidden1), s.height / 2 * row, 2 * row, 2 * LANES, s.height / 4,
+                                 s.width / 4, packed + at.conv2_spectrum, packed + at.conv2_bias, s.hidden2,
+                                 vectors_of<Form>(s.hidden2), scratch + part.spectrum, scratch + part.products};
+    const GridOutput<true> output = {scratch + part.quarter, nullptr, s.height / 4, s.width / 4};
+    switch (at.conv2_size) {
+        case 8: return spectral_convolution<Form, 8, 1>(layer, output);
+        case 9: return spectral_convolution<Form, 9, 1>(layer, output);
+        default: return spectral_convolution<Form, 12, 1>(layer, output);
+    }
+}
+
+// state -> the even pixels of the last transposed convolution.
+template <class Form>
+void autoencoder_body(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at,
+                      const Scratch<Form>& part, float* scratch) {
+    conv1(s, packed, at, part, scratch);
+    conv2(s, packed, at, part, scratch);
+    deconv1(s, packed, at, part, scratch);
+    even_pixels(s, packed, at, scratch + part.upsampled, scratch + part.even);
+}
+
+}  // namespace
+}  // namespace fastmalade::cpu::FASTMALADE_ISA

@@ -1,0 +1,460 @@
+// The transposes of the autoencoder's stages: from the gradient with respect to a stage's output to that with respect to
+// its input. In order conv3, deconv2, deconv1, conv2, conv1, each with the slope of the tanh that it comes to. Every sum
+// has one order (output channel, ky, kx, in-range taps only), so both forms give the same bits.
+#pragma once
+
+#include "cpu/stages.h"
+
+namespace fastmalade::cpu::FASTMALADE_ISA {
+namespace {
+
+// What the transposes write, between the record of one step and the gradient. Only `cotangent` lives on to the next step.
+template <class Form>
+struct TransposeScratch : Places {
+    static constexpr bool single = Form::unit != 1;
+    static constexpr int64_t pixel = single ? 1 : LANES;
+    int64_t cotangent;  // as the state
+    int64_t inner;      // gradient before the last tanh: [C][H][W][LANES], or [C][H] SplitRow
+    int64_t even;       // ... before deconv2's: [C][H/2][W/2][LANES], or 4 PhasePlanes for each channel
+    int64_t half;       // ... before deconv1's: [hidden1][H/2][W/2][LANES], or [vector of 4 hidden1][H/4][W/4][LANES]
+    int64_t quarter;    // ... before conv2's: [vector of hidden2][H/4][W/4][LANES]
+    int64_t first;      // ... before conv1's: [hidden1][H/2][W/2][LANES], or PhasePlanes
+    int64_t back;       // latency: gradient through r with respect to the image, [C][H][W]
+    int64_t spectrum, products;
+
+    explicit TransposeScratch(const AutoencoderShape& s);
+};
+
+// A row of the latency form, its even columns first and then its odd ones, so that neighbours of equal parity share a
+// vector.
+struct SplitRow {
+    int64_t part, floats;
+    explicit SplitRow(int64_t width) : part(width / 2 + LANES), floats(2 * part) {}
+};
+
+template <class Form>
+TransposeScratch<Form>::TransposeScratch(const AutoencoderShape& s) {
+    const int64_t plane = s.height * s.width, planes = PhasePlanes(s.height / 4, s.width / 4).plane;
+    const int64_t all_phases = vectors_of<Form>(4 * s.hidden1), units2 = vectors_of<Form>(s.hidden2);
+    cotangent = take(s.channels * plane * pixel);
+    inner = take(s.channels * (single ? s.height * SplitRow(s.width).floats : plane * LANES));
+    even = take(s.channels * (single ? 4 * planes : plane / 4 * LANES));
+    half = take(all_phases * plane / 16 * LANES);
+    quarter = take(units2 * plane / 16 * LANES);
+    first = take(single ? 4 * s.hidden1 * planes : s.hidden1 * plane / 4 * LANES);
+    back = take(single ? s.channels * plane : 0);
+    const int64_t size1 = deconv1_transpose_plan(s).size, size2 = conv2_transpose_plan(s).size;
+    spectrum = take(larger(size1 * size1 * all_phases, size2 * size2 * units2) * LANES);
+    products = take(larger(size1 * size1 * units2, size2 * size2 * all_phases) * LANES);
+}
+
+// Activations of one step, in floats from the start of the memory that holds them.
+template <class Form>
+struct Record : Places {
+    static constexpr bool single = Form::unit != 1;
+    static constexpr int64_t pixel = single ? 1 : LANES;
+    int64_t half;       // conv1's: [hidden1][H/2][W/2][LANES], or PhasePlanes
+    int64_t quarter;    // conv2's: [vector of hidden2][H/4][W/4][LANES]
+    int64_t upsampled;  // deconv1's: as `half`
+    int64_t even, reconstruction, inside;
+
+    explicit Record(const AutoencoderShape& s) {
+        const int64_t plane = s.height * s.width, planes = PhasePlanes(s.height / 4, s.width / 4).plane;
+        const int64_t half_floats = single ? 4 * s.hidden1 * planes : s.hidden1 * plane / 4 * LANES;
+        half = take(half_floats);
+        quarter = take(vectors_of<Form>(s.hidden2) * plane / 16 * LANES);
+        upsampled = take(half_floats);
+        even = take(s.channels * plane / 4 * pixel);
+        reconstruction = take(s.channels * plane * pixel);
+        inside = take(s.channels * plane * pixel);
+    }
+};
+
+// One step's way back: gradient <- own gradient + J_r^T (scale gradient), the gradient first stopped where the step's clamp
+// acted, if it is `bounded`.
+struct Back {
+    float scale, own;
+    bool bounded;
+};
+
+// The slope of the last tanh. g, record, out: as TransposeScratch says
+FASTMALADE_INLINE Vec stopped(Vec g, const float* inside) { return from_bits(bits(g) & bits(load(inside))); }
+
+inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Throughput>& at, const float* record,
+                       float* g, float* out) {
+    for (int64_t n = 0; n < s.pixels() * LANES; n += LANES) {
+        Vec v = load(g + n);
+        if (b.bounded) {
+            v = stopped(v, record + at.inside + n);
+            store(g + n, v);
+        }
+        store(out + n, broadcast(b.scale) * v * slope(load(record + at.reconstruction + n)));
+    }
+}
+
+inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Latency>& at, const float* record, float* g,
+                       float* out) {
+    const SplitRow split(s.width);
+    for (int64_t row = 0; row < s.channels * s.height; ++row, out += split.floats) {
+        for (int64_t x = 0; x < s.width; x += LANES) {
+            // What lies beyond the row belongs to the next one, or to a margin, and is done again there or never read.
+            const int64_t n = row * s.width + x, count = s.width - x < LANES ? s.width - x : LANES;
+            Vec v = load_some(g + n, count);
+            if (b.bounded) {
+                v = from_bits(bits(v) & bits(load_some(record + at.inside + n, count)));
+                store_some(g + n, v, count);
+            }
+            float lanes[LANES];
+            store(lanes, broadcast(b.scale) * v * slope(load_some(record + at.reconstruction + n, count)));
+            for (int64_t l = 0; l < count; ++l) out[(x + l) % 2 * split.part + (x + l) / 2] = lanes[l];
+        }
+    }
+}
+
+// Taps ky of a 5-tap convolution of stride 2 that read rows 0 .. height-1 for output row q.
+struct StridedRows {
+    int64_t first, last, row;  // row: read by the first tap
+    StridedRows(int64_t q, int64_t height) {
+        first = q == 0 ? 2 : 0;
+        last = height - 1 - (2 * q - 2) < 4 ? height - 1 - (2 * q - 2) : 4;
+        row = 2 * q - 2 + first;
+    }
+};
+
+// conv3 seen from the even pixels: a convolution of stride 2 with the taps turned. Two neighbouring even pixels at once.
+// in: column 2q - 2 of the first row; weights: [out channel][5][5]
+template <bool LEFT_BORDER, bool RIGHT_BORDER>
+FASTMALADE_INLINE void add_inner_gradients(Vec sum[2], const float* in, int64_t channels, int64_t channel_stride,
+                                           int64_t row_stride, const float* weights, const StridedRows& taps) {
+    for (int64_t o = 0; o < channels; ++o) {
+        const float* row = in + o * channel_stride;
+        for (int64_t ky = taps.first; ky <= taps.last; ++ky, row += row_stride) {
+            const float* w = weights + o * 25 + ky * 5;
+            if (!LEFT_BORDER) {
+                sum[0] = fma(broadcast(w[0]), load(row), sum[0]);
+                sum[0] = fma(broadcast(w[1]), load(row + LANES), sum[0]);
+            }
+#pragma GCC unroll 5
+            for (int j = 0; j < 5; ++j) {
+                if (j >= 2) sum[0] = fma(broadcast(w[j]), load(row + j * LANES), sum[0]);
+                if (j < 4 || !RIGHT_BORDER) sum[1] = fma(broadcast(w[j]), load(row + (j + 2) * LANES), sum[1]);
+            }
+        }
+    }
+}
+
+// in: [C][H][W][LANES], out: [C][H/2][W/2][LANES]; packed: the transposes
+inline void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
+                            const Record<Throughput>& kept, const float* record, const float* in, float* out) {
+    const int64_t columns = s.width / 2, row_stride = s.width * LANES, channel_stride = s.height * row_stride;
+    for (int64_t i = 0; i < s.channels; ++i) {
+        const float* w = packed + at.conv3 + i * s.channels * 25;
+        for (int64_t q = 0; q < s.height / 2; ++q) {
+            const StridedRows taps(q, s.height);
+            for (int64_t p = 0; p < columns; p += 2) {  // W is a multiple of 4, so W / 2 is even
+                const float* from = in + taps.row * row_stride + (2 * p - 2) * LANES;
+                Vec sum[2] = {};
+                const bool left = p == 0, right = p + 2 == columns;
+                if (left && right) {
+                    add_inner_gradients<true, true>(sum, from, s.channels, channel_stride, row_stride, w, taps);
+                } else if (left) {
+                    add_inner_gradients<true, false>(sum, from, s.channels, channel_stride, row_stride, w, taps);
+                } else if (right) {
+                    add_inner_gradients<false, true>(sum, from, s.channels, channel_stride, row_stride, w, taps);
+                } else {
+                    add_inner_gradients<false, false>(sum, from, s.channels, channel_stride, row_stride, w, taps);
+                }
+                const int64_t n = ((i * (s.height / 2) + q) * columns + p) * LANES;
+                const float* even = record + kept.even + n;
+                store(out + n, sum[0] * slope(load(even)));
+                store(out + n + LANES, sum[1] * slope(load(even + LANES)));
+            }
+        }
+    }
+}
+
+// in: [C][H] SplitRow, out: [C] 4 PhasePlanes. A vector is LANES neighbouring even pixels.
+inline void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Latency>& at,
+                            const Record<Latency>& kept, const float* record, const float* in, float* out) {
+    const SplitRow split(s.width);
+    const PhasePlanes planes(s.height / 4, s.width / 4);
+    const int64_t columns = s.width / 2;
+    for (int64_t i = 0; i < s.channels; ++i) {
+        for (int64_t q = 0; q < s.height / 2; ++q) {
+            const StridedRows taps(q, s.height);
+            for (int64_t p = 0; p < columns; p += LANES) {
+                const VecInt column = lane_indices() + (int32_t)p;
+                const VecInt first = column == 0, last = column == (int32_t)(columns - 1);
+                Vec sum = {};
+                for (int64_t o = 0; o < s.channels; ++o) {
+                    const float* row = in + (o * s.height + taps.row) * split.floats + p;
+                    for (int64_t ky = taps.first; ky <= taps.last; ++ky, row += split.floats) {
+                        const float* w = packed + at.conv3 + (i * s.channels + o) * 25 + ky * 5;
+                        const float* odd = row + split.part;
+                        sum = select(first, sum, fma(broadcast(w[0]), load(row - 1), sum));
+                        sum = select(first, sum, fma(broadcast(w[1]), load(odd - 1), sum));
+                        sum = fma(broadcast(w[2]), load(row), sum);
+                        sum = fma(broadcast(w[3]), load(odd), sum);
+                        sum = select(last, sum, fma(broadcast(w[4]), load(row + 1), sum));
+                    }
+                }
+                float lanes[LANES];
+                const int64_t n = (i * (s.height / 2) + q) * columns + p;
+                const int64_t count = columns - p < LANES ? columns - p : LANES;
+                store(lanes, sum * slope(load_some(record + kept.even + n, count)));
+                float* to = out + (4 * i + q % 2 * 2) * planes.plane + q / 2 * planes.row;
+                for (int64_t l = 0; l < count; ++l) to[(p + l) % 2 * planes.plane + (p + l) / 2] = lanes[l];
+            }
+        }
+    }
+}
+
+// in: [C][H/2][W/2][LANES], out: [hidden1][H/2][W/2][LANES]
+inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
+                              const Record<Throughput>& kept, const float* record, const float* in, float* out) {
+    const int64_t floats = s.height / 2 * (s.width / 2) * LANES;
+    for (int64_t o = 0; o < s.hidden1; ++o) {
+        const float* w = packed + at.deconv2 + o * s.channels;
+        const float* activation = record + kept.upsampled + o * floats;
+        for (int64_t n = 0; n < floats; n += LANES) {
+            Vec sum = {};
+            for (int64_t c = 0; c < s.channels; ++c) sum = fma(broadcast(w[c]), load(in + c * floats + n), sum);
+            store(out + o * floats + n, sum * slope(load(activation + n)));
+        }
+    }
+}
+
+// in: [C] 4 PhasePlanes, out: [vector of 4 hidden1][H/4][W/4][LANES], phases counted as channels
+inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Latency>& at,
+                              const Record<Latency>& kept, const float* record, const float* in, float* out) {
+    const int64_t height = s.height / 4, width = s.width / 4, channels = 4 * s.hidden1;
+    const PhasePlanes planes(height, width);
+    for (int64_t unit = 0; unit < vectors_of<Latency>(channels); ++unit) {
+        for (int64_t row = 0; row < height; ++row) {
+            for (int64_t p = 0; p < width; p += LANES) {
+                const int64_t place = row * planes.row + p;
+                Vec square[LANES];
+                for (int64_t l = 0; l < LANES; ++l) {
+                    const int64_t channel = unit * LANES + l;
+                    square[l] = Vec{};
+                    if (channel >= channels) continue;
+                    const float* w = packed + at.deconv2 + channel % s.hidden1 * s.channels;
+                    const float* gradient = in + channel / s.hidden1 * planes.plane + place;
+                    for (int64_t c = 0; c < s.channels; ++c) {
+                        square[l] = fma(broadcast(w[c]), load(gradient + 4 * c * planes.plane), square[l]);
+                    }
+                    square[l] = square[l] * slope(load(record + kept.upsampled + channel * planes.plane + place));
+                }
+                transpose(square);
+                float* to = out + ((unit * height + row) * width + p) * LANES;
+                for (int64_t l = 0; l < LANES && p + l < width; ++l) store(to + l * LANES, square[l]);
+            }
+        }
+    }
+}
+
+// The input of deconv1's transpose: the phases are four grids inside half-size images, or channels of one grid.
+inline void phased_input(const AutoencoderShape& s, const float* half, Throughput, SpectralLayer* layer) {
+    const int64_t row = s.width / 2 * LANES;
+    const float* phases[4] = {half, half + LANES, half + row, half + row + LANES};
+    for (int phase = 0; phase < 4; ++phase) layer->in[phase] = phases[phase];
+    layer->groups = 4;
+    layer->in_channels = layer->in_units = s.hidden1;
+    layer->in_unit_stride = s.height / 2 * row;
+    layer->in_row_stride = 2 * row;
+    layer->in_step = 2 * LANES;
+}
+
+inline void phased_input(const AutoencoderShape& s, const float* half, Latency, SpectralLayer* layer) {
+    layer->in[0] = half;
+    layer->groups = 1;
+    layer->in_channels = 4 * s.hidden1;
+    layer->in_units = vectors_of<Latency>(4 * s.hidden1);
+    layer->in_unit_stride = s.height / 4 * (s.width / 4) * LANES;
+    layer->in_row_stride = s.width / 4 * LANES;
+    layer->in_step = LANES;
+}
+
+template <class Form>
+void deconv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at,
+                       const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part, float* scratch) {
+    SpectralLayer layer = {};
+    phased_input(s, scratch + part.half, Form(), &layer);
+    layer.height = s.height / 4;
+    layer.width = s.width / 4;
+    layer.weights = packed + at.deconv1_spectrum;
+    layer.out_channels = s.hidden2;
+    layer.out_units = vectors_of<Form>(s.hidden2);
+    layer.spectrum = scratch + part.spectrum;
+    layer.products = scratch + part.products;
+    const GridOutput<false> output = {scratch + part.quarter, record + kept.quarter, layer.height, layer.width};
+    switch (deconv1_transpose_plan(s).size) {
+        case 9: return spectral_convolution<Form, 9, 2>(layer, output);
+        case 10: return spectral_convolution<Form, 10, 2>(layer, output);
+        default: return spectral_convolution<Form, 12, 2>(layer, output);
+    }
+}
+
+template <class Form>
+void conv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at,
+                     const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part, float* scratch) {
+    const int64_t height = s.height / 4, width = s.width / 4;
+    const SpectralLayer layer = {{scratch + part.quarter}, 1, s.hidden2, vectors_of<Form>(s.hidden2),
+                                 height * width * LANES, width * LANES, LANES, height, width,
+                                 packed + at.conv2_spectrum, nullptr, 4 * s.hidden1, vectors_of<Form>(4 * s.hidden1),
+                                 scratch + part.spectrum, scratch + part.products};
+    const PhasedOutput<Form, false> output = {scratch + part.first, record + kept.half, s.hidden1, height, width};
+    switch (conv2_transpose_plan(s).size) {
+        case 8: return spectral_convolution<Form, 8, 1>(layer, output);
+        case 9: return spectral_convolution<Form, 9, 1>(layer, output);
+        default: return spectral_convolution<Form, 12, 1>(layer, output);
+    }
+}
+
+// Whether a column beside a vector's or tile's own is missing: for all of it, or lane by lane.
+template <bool MISSING>
+struct WholeBorder {
+    inline __attribute__((always_inline)) Vec choose(Vec without, Vec with) const { return MISSING ? without : with; }
+};
+struct LaneBorder {
+    VecInt missing;
+    inline __attribute__((always_inline)) Vec choose(Vec without, Vec with) const { return select(missing, without, with); }
+};
+
+// conv1 seen from the image: columns 4b .. 4b+3 of one image row receive from columns 2b-1 .. 2b+2 of one half-size row.
+// half: those four; w: the five taps of one ky.
+template <class LeftBorder, class RightBorder>
+FASTMALADE_INLINE void add_half_row(Vec sum[4], const Vec half[4], const float* w, LeftBorder left, RightBorder right) {
+    sum[0] = fma(broadcast(w[0]), half[2], sum[0]);
+    sum[1] = fma(broadcast(w[1]), half[2], sum[1]);
+    sum[2] = right.choose(sum[2], fma(broadcast(w[0]), half[3], sum[2]));
+    sum[3] = right.choose(sum[3], fma(broadcast(w[1]), half[3], sum[3]));
+    sum[0] = fma(broadcast(w[2]), half[1], sum[0]);
+    sum[1] = fma(broadcast(w[3]), half[1], sum[1]);
+    sum[2] = fma(broadcast(w[2]), half[2], sum[2]);
+    sum[3] = fma(broadcast(w[3]), half[2], sum[3]);
+    sum[0] = left.choose(sum[0], fma(broadcast(w[4]), half[0], sum[0]));
+    sum[2] = fma(broadcast(w[4]), half[1], sum[2]);
+}
+
+// Image rows 2h (upper) and 2h+1 (lower), which receive from half-size rows h+1, h and, the upper one, h-1.
+// load_row(o, row, half) gives the four columns of channel o.
+template <class LoadRow, class LeftBorder, class RightBorder>
+FASTMALADE_INLINE void add_half_rows(Vec upper[4], Vec lower[4], const AutoencoderShape& s, int64_t h, const float* w,
+                                     LoadRow load_row, LeftBorder left, RightBorder right) {
+    for (int64_t o = 0; o < s.hidden1; ++o, w += 25) {
+        Vec half[4];
+        if (h + 1 < s.height / 2) {
+            load_row(o, h + 1, half);
+            add_half_row(upper, half, w, left, right);
+            add_half_row(lower, half, w + 5, left, right);
+        }
+        load_row(o, h, half);
+        add_half_row(upper, half, w + 10, left, right);
+        add_half_row(lower, half, w + 15, left, right);
+        if (h > 0) {
+            load_row(o, h - 1, half);
+            add_half_row(upper, half, w + 20, left, right);
+        }
+    }
+}
+
+// in: [hidden1][H/2][W/2][LANES]; g: [C][H][W][LANES] <- own g + what comes through the autoencoder
+template <bool LEFT_BORDER, bool RIGHT_BORDER>
+FASTMALADE_INLINE void conv1_transpose_tile(const AutoencoderShape& s, const float* w, const float* in, int64_t h, int64_t b,
+                                            float own, float* g) {
+    const int64_t columns = s.width / 2;
+    Vec upper[4] = {}, lower[4] = {};
+    add_half_rows(upper, lower, s, h, w, [&](int64_t o, int64_t row, Vec half[4]) {
+        const float* from = in + ((o * (s.height / 2) + row) * columns + 2 * b - 1) * LANES;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            half[j] = (LEFT_BORDER && j == 0) || (RIGHT_BORDER && j == 3) ? Vec{} : load(from + j * LANES);
+        }
+    }, WholeBorder<LEFT_BORDER>(), WholeBorder<RIGHT_BORDER>());
+    float* to = g + (2 * h * s.width + 4 * b) * LANES;
+    for (int j = 0; j < 4; ++j, to += LANES) {
+        float* below = to + s.width * LANES;
+        store(to, fma(broadcast(own), load(to), upper[j]));
+        store(below, fma(broadcast(own), load(below), lower[j]));
+    }
+}
+
+inline void conv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
+                            const TransposeScratch<Throughput>& part, float own, float* scratch) {
+    const float* in = scratch + part.first;
+    const int64_t quads = s.width / 4;
+    for (int64_t c = 0; c < s.channels; ++c) {
+        const float* w = packed + at.conv1 + c * s.hidden1 * 25;
+        float* g = scratch + part.cotangent + c * s.height * s.width * LANES;
+        for (int64_t h = 0; h < s.height / 2; ++h) {
+            for (int64_t b = 0; b < quads; ++b) {
+                const bool left = b == 0, right = b == quads - 1;
+                if (left && right) {
+                    conv1_transpose_tile<true, true>(s, w, in, h, b, own, g);
+                } else if (left) {
+                    conv1_transpose_tile<true, false>(s, w, in, h, b, own, g);
+                } else if (right) {
+                    conv1_transpose_tile<false, true>(s, w, in, h, b, own, g);
+                } else {
+                    conv1_transpose_tile<false, false>(s, w, in, h, b, own, g);
+                }
+            }
+        }
+    }
+}
+
+// The same from PhasePlanes; a vector is LANES groups of four columns.
+inline void conv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Latency>& at,
+                            const TransposeScratch<Latency>& part, float own, float* scratch) {
+    const PhasePlanes planes(s.height / 4, s.width / 4);
+    const int64_t quads = s.width / 4;
+    const float* in = scratch + part.first;
+    float* back = scratch + part.back;
+    for (int64_t c = 0; c < s.channels; ++c) {
+        const float* w = packed + at.conv1 + c * s.hidden1 * 25;
+        for (int64_t h = 0; h < s.height / 2; ++h) {
+            for (int64_t b = 0; b < quads; b += LANES) {
+                const VecInt column = lane_indices() + (int32_t)b;
+                Vec sums[2][4] = {};
+                add_half_rows(sums[0], sums[1], s, h, w, [&](int64_t o, int64_t row, Vec half[4]) {
+                    const float* even = in + (row % 2 * 2 * s.hidden1 + o) * planes.plane + row / 2 * planes.row + b;
+                    const float* odd = even + s.hidden1 * planes.plane;
+                    half[0] = load(odd - 1);
+                    half[1] = load(even);
+                    half[2] = load(odd);
+                    half[3] = load(even + 1);
+                }, LaneBorder{column == 0}, LaneBorder{column == (int32_t)(quads - 1)});
+                const int64_t count = quads - b < LANES ? quads - b : LANES;
+                for (int y = 0; y < 2; ++y) {
+                    float* to = back + ((c * s.height + 2 * h + y) * quads + b) * 4;
+                    for (int j = 0; j < 4; ++j) {
+                        float lanes[LANES];
+                        store(lanes, sums[y][j]);
+                        for (int64_t l = 0; l < count; ++l) to[4 * l + j] = lanes[l];
+                    }
+                }
+            }
+        }
+    }
+    float* g = scratch + part.cotangent;
+    for (int64_t n = 0; n < s.pixels(); n += LANES) {
+        const int64_t count = s.pixels() - n < LANES ? s.pixels() - n : LANES;
+        store_some(g + n, fma(broadcast(own), load_some(g + n, count), load_some(back + n, count)), count);
+    }
+}
+
+// g <- own g + J_r^T (scale g) for the step that `record` keeps; g lies in the scratch memory, at part.cotangent.
+template <class Form>
+void step_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at, const Back& b,
+                    const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part, float* scratch) {
+    last_slope(s, b, kept, record, scratch + part.cotangent, scratch + part.inner);
+    conv3_transpose(s, packed, at, kept, record, scratch + part.inner, scratch + part.even);
+    deconv2_transpose(s, packed, at, kept, record, scratch + part.even, scratch + part.half);
+    deconv1_transpose(s, packed, at, kept, record, part, scratch);
+    conv2_transpose(s, packed, at, kept, record, part, scratch);
+    conv1_transpose(s, packed, at, part, b.own, scratch);
+}
+
+}  // namespace
+}  // namespace fastmalade::cpu::FASTMALADE_ISA
