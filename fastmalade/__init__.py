@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastmalade.attacks import eot_gradient
     from fastmalade.data import load_mnist
     from fastmalade.gradcheck import check_gradient
+    from fastmalade.products import autoencoder_vjp, reconstruction_error_gradient
     from fastmalade.training import train_autoencoder, train_classifier
 
 try:
@@ -38,9 +39,11 @@ except PackageNotFoundError:
 
 # Imported on first use: they bring in progress bars and file handling that purification does not need.
 _LAZY = {
+    "autoencoder_vjp": "fastmalade.products",
     "check_gradient": "fastmalade.gradcheck",
     "eot_gradient": "fastmalade.attacks",
     "load_mnist": "fastmalade.data",
+    "reconstruction_error_gradient": "fastmalade.products",
     "train_autoencoder": "fastmalade.training",
     "train_classifier": "fastmalade.training",
 }
@@ -53,6 +56,7 @@ __all__ = [
     "PretrainedError",
     "Purifier",
     "__version__",
+    "autoencoder_vjp",
     "check_gradient",
     "eot_gradient",
     "langevin_chain",
@@ -60,6 +64,7 @@ __all__ = [
     "load_classifier",
     "load_mnist",
     "purify",
+    "reconstruction_error_gradient",
     "shipped_models",
     "standard_normal",
     "train_autoencoder",

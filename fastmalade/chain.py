@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import backends, ops, reference
+from fastmalade.checkpointing import run_checkpointed
+from fastmalade.gradient_plan import check_max_bytes
 from fastmalade.models import Autoencoder
 from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
 from fastmalade.observers import is_transformed, is_unobserved
@@ -57,8 +59,9 @@ def langevin_chain(
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
         clamp_steps: clamp after "every" step or after the "final" one.
         max_bytes: budget for what the gradient keeps in memory; 256 MiB by default. Less memory is paid for by
-            running steps again, see :func:`fastmalade.plan_gradient`; the gradient has the same bits. For a callable
-            that is no Table 8 autoencoder, None lets autograd keep what it wants.
+            running steps again, as :meth:`Purifier.gradient_plan` shows; the gradient has the same bits. For any other
+            callable r(x) None lets autograd keep what it wants, and a budget goes through ``torch.utils.checkpoint``
+            (not inside ``torch.compile``, which decides by itself).
 
     Returns:
         New contiguous (B, C, H, W) tensor; a copy of ``x`` for N = 0.
@@ -159,9 +162,11 @@ def run(
     ids = None if sample_ids is None else check_sample_ids(sample_ids, x.shape[0], x.device)
     settings = (step_sizes, noise_scales, lows, highs)
     recorded = gradients and not trajectory and torch.is_grad_enabled()
+    if max_bytes is not None:
+        max_bytes = check_max_bytes(max_bytes)
     if weights is None:
         with torch.set_grad_enabled(recorded):
-            return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory)
+            return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory, max_bytes)
     if name == "cpu" and is_unobserved(x, noise, *weights, recorded=recorded):
         return backends.cpu.langevin_chain(
             x,
@@ -193,6 +198,7 @@ def _run_callable(
     noise: Tensor | None,
     backend: str,
     trajectory: bool,
+    max_bytes: int | None,
 ) -> Tensor:
     if x.shape[0] == 0 or len(step_sizes) == 0:
         # A module of the user's need not cope with an empty batch.
@@ -211,32 +217,28 @@ def _run_callable(
             raise TypeError(f"autoencoder: expected a floating output, got {reconstruction.dtype}")
         return reconstruction if reconstruction.dtype == state.dtype else reconstruction.to(state.dtype)
 
-    if backend == "torch" or (not torch.compiler.is_compiling() and is_transformed()):
-        # Forward-mode differentiation, vmap and the like go through torch's own operations.
-        def drawn(step: int) -> Tensor:
-            return torch.ops.fastmalade.standard_normal(seed_bits, ids, step, x, backend)
+    # Forward-mode differentiation, vmap and the like go through torch's own operations.
+    in_torch = backend == "torch" or (not torch.compiler.is_compiling() and is_transformed())
 
-        return reference.langevin_chain(
-            x,
-            checked,
-            step_sizes,
-            noise_scales,
-            lows=lows,
-            highs=highs,
-            noise=drawn if noise is None else noise,
-            trajectory=trajectory,
-        ).contiguous()
-
-    states = [x]
-    for step, (a, d, low, high) in enumerate(zip(step_sizes, noise_scales, lows, highs, strict=True)):
+    def advance(state: Tensor, step: int) -> Tensor:
+        a, d, low, high = (values[step] for values in (step_sizes, noise_scales, lows, highs))
         z = None if noise is None else noise[step]
-        reconstruction = checked(x)
-        arguments: Any = (x, reconstruction, a, d, low, high, seed_bits, ids, step, z, backend)
-        direct = is_unobserved(x, reconstruction, z, recorded=torch.is_grad_enabled())
-        x = ops.run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
-        if trajectory:
-            states.append(x)
-    return torch.stack(states) if trajectory else x
+        reconstruction = checked(state)
+        if in_torch:
+            if z is None and d != 0.0:
+                z = torch.ops.fastmalade.standard_normal(seed_bits, ids, step, state, backend)
+            return reference.langevin_step(state, reconstruction, a, d, z, low=low, high=high).contiguous()
+        arguments: Any = (state, reconstruction, a, d, low, high, seed_bits, ids, step, z, backend)
+        direct = is_unobserved(state, reconstruction, z, recorded=torch.is_grad_enabled())
+        return ops.run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
+
+    if max_bytes is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return run_checkpointed(advance, x, len(step_sizes), max_bytes)
+    states = [x]
+    for step in range(len(step_sizes)):
+        state = advance(states[-1], step)
+        states = [*states, state] if trajectory else [state]
+    return torch.stack(states) if trajectory else states[-1]
 
 
 def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:

@@ -102,6 +102,8 @@ def check_gradient(
       noise. BPDA and blind gradients fail: they are not the derivative, which is no fault if it is what you want.
     - "float32 gradient": the gradient in the dtype and on the backend of ``x`` against the one in float64.
     - "rows": the gradient of the last image alone against the one in the batch; batched EOT relies on it.
+    - "budgets": the gradient under budgets of memory (``max_bytes``) that make steps run again, against the default's,
+      bit for bit. Purifiers with a Table 8 autoencoder, and classifiers behind one.
     - "finite" and "zero": share of components that are NaN, infinite or exactly 0, the marks of masked gradients.
     - "noise": whether calls without a seed differ, and whether reseeding torch's global generator, as attack libraries
       do, makes them repeat.
@@ -140,6 +142,8 @@ def check_gradient(
             checks.append(_float32(probe, gradient, exact, value_error))
         if len(x) > 1:
             checks.append(_rows(probe, x, gradient, cotangent))
+        if probe.smooth_purifier() is not None:
+            checks.append(_budgets(probe, x, gradient, cotangent))
         checks += [_finite(gradient), _zero(gradient)]
         checks += _noise(probe, x, gradient, cotangent)
     return GradientReport(type(model).__name__, tuple(x.shape), tuple(checks))
@@ -153,8 +157,15 @@ class _Probe:
         self.seed = seed
         self.reseed = reseed
         self.seeded = isinstance(model, (Purifier, DefendedClassifier))
-        smooth = isinstance(model, Purifier) and is_native_autoencoder(model.autoencoder)
-        self.tolerance = _SMOOTH_TOLERANCE if smooth else _KINKED_TOLERANCE
+        self.tolerance = _SMOOTH_TOLERANCE if self.smooth_purifier() is model else _KINKED_TOLERANCE
+
+    def smooth_purifier(self) -> Purifier | None:
+        """The purifier with a Table 8 autoencoder that this is, or that it has in front; whether gradients use it."""
+        model = self.model
+        purifier = model.purifier if isinstance(model, DefendedClassifier) and model.gradient == "unrolled" else model
+        if isinstance(purifier, Purifier) and is_native_autoencoder(purifier.autoencoder):
+            return purifier
+        return None
 
     def in_dtype(self, dtype: torch.dtype) -> _Probe:
         """The same model with parameters of ``dtype``."""
@@ -281,6 +292,24 @@ def _rows(probe: _Probe, x: Tensor, gradient: Tensor, cotangent: Tensor) -> Grad
     alone = probe.gradient(x[-1:], cotangent[-1:], first_id=last)
     error = _relative_error(alone.double(), gradient[-1:].double())
     return _limited("rows", error, probe.tolerance, "last image alone against the batch")
+
+
+def _budgets(probe: _Probe, x: Tensor, gradient: Tensor, cotangent: Tensor) -> GradientCheck:
+    # A copy: the budget belongs to the caller's model.
+    model = copy.deepcopy(probe.model)
+    other = _Probe(model, probe.seed, probe.reseed)
+    purifier = other.smooth_purifier()
+    assert purifier is not None
+    chains = model.n_chains if isinstance(model, DefendedClassifier) else 1
+    images = x.new_empty((len(x) * chains, *x.shape[1:]), device="meta")
+    full = purifier.gradient_plan(images, max_bytes=2**62)
+    budgets = [full.least_bytes, (full.least_bytes + full.n_bytes) // 2]
+    error, steps = 0.0, []
+    for purifier.max_bytes in budgets:
+        steps.append(purifier.gradient_plan(images).forward_steps)
+        found = other.gradient(x, cotangent)
+        error = max(error, 0.0 if torch.equal(found, gradient) else _relative_error(found.double(), gradient.double()))
+    return _limited("budgets", error, 0.0, f"{full.forward_steps} forward steps against {steps[0]} and {steps[1]}")
 
 
 def _finite(gradient: Tensor) -> GradientCheck:

@@ -1,9 +1,10 @@
 """What a chain's gradient keeps in memory, and what it computes again: the plan for a budget of bytes.
 
-Going back over a step takes its activations (a record). Where not all N records fit, some states are kept as checkpoints,
-and steps are run again from the last one before them, ``records`` at a time. Which checkpoints to set is the question of
-Griewank and Walther (Algorithm 799: Revolve, 2000), whose answer is used here with segments of ``records`` steps in place
-of single steps. A step that is run again is the same step, so the gradient has the same bits under every plan.
+Going back over a step takes its activations (a record). Where not all N records fit, some states are kept as
+checkpoints, and steps are run again from the last one before them, ``records`` at a time. Which checkpoints to set is
+the question of Griewank and Walther (Algorithm 799: Revolve, 2000), whose answer is used here with segments of
+``records`` steps in place of single steps. A step that is run again is the same step, so the gradient has the same
+bits under every plan.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class GradientPlan:
         checkpoints: states that are kept at once, besides the input.
         n_bytes: working memory of the gradient; the input, the two gradients and the model come on top.
         max_bytes: the budget.
+        least_bytes: the smallest budget that holds a step.
         forward_steps: forward steps that the gradient runs; N where all activations fit.
         actions: what is done, in order.
     """
@@ -85,6 +87,7 @@ class GradientPlan:
     checkpoints: int
     n_bytes: int
     max_bytes: int
+    least_bytes: int
     forward_steps: int
     actions: tuple[Action, ...]
 
@@ -131,7 +134,7 @@ def check_max_bytes(max_bytes: int | None) -> int:
 @functools.lru_cache(maxsize=256)
 def _cached_plan(n_steps: int, sizes: Sizes, limit: int) -> GradientPlan:
     if n_steps == 0:
-        return GradientPlan(0, 0, 0, 0, limit, 0, ())
+        return GradientPlan(0, 0, 0, 0, limit, 0, 0, ())
     best: tuple[int, int, int] | None = None  # forward steps, records, checkpoints
     for records in _spread(1, n_steps):
         segments = -(-n_steps // records)
@@ -143,13 +146,13 @@ def _cached_plan(n_steps: int, sizes: Sizes, limit: int) -> GradientPlan:
         # Of equal ones the plan that keeps less.
         if best is None or (steps, sizes.of(checkpoints, records)) < (best[0], sizes.of(best[2], best[1])):
             best = steps, records, checkpoints
+    least = sizes.of(0, 1)
     if best is None:
-        least = sizes.of(0, 1)
         raise ValueError(f"max_bytes: expected at least {least}, which one step of this chain takes, got {limit}")
     steps, records, checkpoints = best
     actions = tuple(_actions(n_steps, records, checkpoints))
     assert sum(a.which for a in actions if a.kind in (Kind.ADVANCE, Kind.RECORD)) == steps
-    return GradientPlan(n_steps, records, checkpoints, sizes.of(checkpoints, records), limit, steps, actions)
+    return GradientPlan(n_steps, records, checkpoints, sizes.of(checkpoints, records), limit, least, steps, actions)
 
 
 def _forward_steps(n_steps: int, records: int, checkpoints: int) -> int:

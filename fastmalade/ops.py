@@ -178,7 +178,8 @@ def run_chain_backward(
         steps = slice(first, first + count)
         # Explicit noise: by itself the chain would draw that of steps 0, 1, ...
         given = torch.stack([drawn(first + n) for n in range(count)])
-        return run_chain(state, weights, *(v[steps] for v in settings), seed, sample_ids, given, backend)
+        a, d, low, high = (values[steps] for values in settings)
+        return run_chain(state, weights, a, d, low, high, seed, sample_ids, given, backend)
 
     way = ChainGradient(x, weights, *settings, run, drawn, weight_gradients, noise_gradient)
     return way.evaluate(cotangent, max_bytes)

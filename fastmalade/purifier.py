@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import backends, chain
+from fastmalade.chain_gradient import batch_sizes
+from fastmalade.gradient_plan import GradientPlan, check_max_bytes, make_plan
 from fastmalade.inputs import prepare
 from fastmalade.models import Autoencoder
 from fastmalade.schedules import ChainConfig
@@ -31,10 +33,12 @@ class Purifier(nn.Module):
         value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0,
             1].
         backend: "torch", "cpu" or None to choose by environment, dtype and device at each call.
+        max_bytes: budget for what a gradient through the chain keeps in memory, see
+            :func:`fastmalade.langevin_chain`.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an empty or infinite value range, or an unknown backend.
+        ValueError: an empty or infinite value range, an unknown backend, or a budget below 1.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Purifier(nn.Module):
         *,
         value_range: tuple[float, float] = (0.0, 1.0),
         backend: str | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         super().__init__()
         if not callable(autoencoder):
@@ -59,6 +64,7 @@ class Purifier(nn.Module):
         self.chain = chain
         self.value_range = (low, high)
         self.backend = backend
+        self.max_bytes = None if max_bytes is None else check_max_bytes(max_bytes)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], *, backend: str | None = None) -> Purifier:
@@ -165,6 +171,29 @@ class Purifier(nn.Module):
             result = result.clamp(*self.value_range)
         return prepared.restore(result)
 
+    def gradient_plan(self, images: Tensor, *, max_bytes: int | None = None) -> GradientPlan:
+        """What a gradient through this chain would keep and run again; print it before running anything.
+
+        Args:
+            images: a batch (B, C, H, W) like the one to come, on any device, "meta" included; its values are not read.
+            max_bytes: budget, by default the purifier's own.
+
+        Raises:
+            TypeError: the autoencoder is not a Table 8 ``Autoencoder``, of whose steps no sizes are known.
+            ValueError: the budget does not hold a single step.
+        """
+        autoencoder = self.autoencoder
+        if not chain.is_native_autoencoder(autoencoder):
+            raise TypeError(f"gradient_plan: expected a Table 8 Autoencoder, got {type(autoencoder).__name__}")
+        assert isinstance(autoencoder, Autoencoder)
+        autoencoder.check_shape(images.shape)
+        dtype, device = _dtype_and_device(autoencoder)
+        budget = self.max_bytes if max_bytes is None else max_bytes
+        if backends.resolve(self.backend, device=device, dtype=dtype) == "cpu":
+            return backends.cpu.gradient_plan(images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget)
+        batch = torch.empty(images.shape, dtype=dtype, device="meta")
+        return make_plan(self.chain.n_steps, batch_sizes(batch, autoencoder.weights()), budget)
+
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
         return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}"
@@ -196,6 +225,7 @@ class Purifier(nn.Module):
             backend=backend,
             trajectory=trajectory,
             gradients=gradients,
+            max_bytes=self.max_bytes,
         )
         return result if is_unit else result * (high - low) + low
 

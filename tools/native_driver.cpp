@@ -93,6 +93,43 @@ void check_noise() {
     }
 }
 
+// The way back by every program: all steps recorded, one at a time from the start, one at a time from a checkpoint.
+void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights, const ChainArguments& chain) {
+    using cpu::GradientAction;
+    const std::vector<float> cotangent = values(chain.batch * s.pixels(), 1.0f, 13);
+    const GradientAction whole[] = {{GradientAction::load, 0, 0}, {GradientAction::record, 0, 2},
+                                    {GradientAction::reverse, 0, 2}};
+    const GradientAction again[] = {{GradientAction::load, 0, 0},    {GradientAction::advance, 0, 1},
+                                    {GradientAction::record, 1, 1},  {GradientAction::reverse, 1, 1},
+                                    {GradientAction::load, 0, 0},    {GradientAction::record, 0, 1},
+                                    {GradientAction::reverse, 0, 1}};
+    const GradientAction kept[] = {{GradientAction::load, 0, 0},    {GradientAction::advance, 0, 1},
+                                   {GradientAction::save, 1, 1},    {GradientAction::advance, 1, 1},
+                                   {GradientAction::load, 1, 1},    {GradientAction::record, 1, 1},
+                                   {GradientAction::reverse, 1, 1}, {GradientAction::load, 0, 0},
+                                   {GradientAction::record, 0, 1},  {GradientAction::reverse, 0, 1}};
+    std::vector<float> first;
+    for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::latency, cpu::Form::automatic}) {
+        std::vector<float> gradient(cotangent.size(), std::numeric_limits<float>::quiet_NaN());
+        for (const cpu::GradientArguments& g : {
+                 cpu::GradientArguments{cotangent.data(), gradient.data(), whole, 3, 0, 2},
+                 cpu::GradientArguments{cotangent.data(), gradient.data(), again, 7, 0, 1},
+                 cpu::GradientArguments{cotangent.data(), gradient.data(), kept, 10, 1, 1}}) {
+            cpu::chain_gradient(kernels(), s, weights, chain, g, form, 2);
+            if (first.empty()) first = gradient;
+            expect(same_bits(first, gradient), "the gradient depends on the form or on what is kept");
+        }
+        for (const float* given : {cotangent.data(), (const float*)nullptr}) {
+            cpu::autoencoder_gradient(kernels(), s, weights,
+                                      cpu::JacobianArguments{chain.batch, chain.x, given, -1.0f, 1.0f, gradient.data()},
+                                      form, 2);
+            for (const float value : gradient) expect(std::isfinite(value), "an entry of a product was not written");
+            if (form == cpu::Form::throughput) print_bits(gradient);
+        }
+    }
+    print_bits(first);
+}
+
 void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     const int64_t pixels = s.pixels(), n_steps = 2;
     const std::vector<float> w[10] = {
@@ -124,6 +161,8 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     cpu::autoencoder_forward(kernels(), s, weights, batch, x.data(), reconstruction.data(), cpu::Form::automatic, 2);
     for (const float value : reconstruction) expect(std::fabs(value) <= 1.0f, "r(x) is not within [-1, 1]");
     print_bits(reconstruction);
+    check_gradient(s, weights, ChainArguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42,
+                                              ids.data(), given_noise ? noise.data() : nullptr, nullptr, false});
 }
 
 // The update of one step against the noise and the arithmetic of the other kernels, cut in every way.

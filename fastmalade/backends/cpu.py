@@ -189,9 +189,7 @@ def gradient_plan(
 ) -> GradientPlan:
     """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory."""
     batch, channels, height, width = x_shape
-    return make_plan(
-        n_steps, _gradient_sizes(_load(), [channels, height, width, *hidden_channels], batch), max_bytes
-    )
+    return make_plan(n_steps, _gradient_sizes(_load(), [channels, height, width, *hidden_channels], batch), max_bytes)
 
 
 def _gradient_sizes(extension: ModuleType, shape: Sequence[int], batch: int) -> Sizes:
@@ -205,7 +203,7 @@ def autoencoder_vjp(cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, 
 
 
 def reconstruction_error_gradient(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
-    """Gradient of ||x - r(x)||^2 (003 eq. 7) with respect to x, through r: float32 (B, C, H, W) in and out."""
+    """Gradient of ||x - r(x)||^2 with respect to x, through r (003 eq. 8): float32 (B, C, H, W) in and out."""
     return _jacobian_product(None, x, weights, -1.0, 1.0, form)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastmalade import DefendedClassifier, Purifier, chain, check_gradient, load_classifier, ops, reference
+from fastmalade.backends import cpu
 from fastmalade.models import Autoencoder
 
 
@@ -106,28 +107,53 @@ def test_a_dropped_factor_in_one_layer_is_caught(purifier, images, monkeypatch):
 
 
 def test_a_stale_noise_key_in_the_backward_is_caught(purifier, images, monkeypatch):
-    exact = ops.run_chain
-
-    def planted(x, weights, a, d, lows, highs, seed, *rest, trajectory=False):
-        # Only the backward asks for the trajectory.
-        return exact(x, weights, a, d, lows, highs, seed + int(trajectory), *rest, trajectory=trajectory)
-
-    monkeypatch.setattr(ops, "run_chain", planted)
+    exact = ops._noise_of_step
+    monkeypatch.setattr(ops, "_noise_of_step", lambda x, seed, *rest: exact(x, seed + 1, *rest))
     report = check_gradient(purifier, images)
     assert report["derivative"].status == "FAIL"
 
 
-def test_an_error_in_float32_only_is_caught(purifier, images, monkeypatch):
-    exact = reference.autoencoder_vjp
+@pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=str(cpu.unavailable_reason()))
+@pytest.mark.parametrize("mistake", ["factor", "noise"])
+def test_a_mistake_of_the_kernel_alone_is_caught(purifier, images, monkeypatch, mistake):
+    exact = cpu.chain_gradient
 
-    def planted(cotangent, activations, weights, **options):
-        factor = 1.001 if cotangent.dtype == torch.float32 else 1.0
-        return exact(factor * cotangent, activations, weights, **options)
+    def planted(cotangent, x, weights, *settings, seed, **options):
+        if mistake == "factor":
+            return exact(1.001 * cotangent, x, weights, *settings, seed=seed, **options)
+        return exact(cotangent, x, weights, *settings, seed=seed + 1, **options)
 
-    monkeypatch.setattr(reference, "autoencoder_vjp", planted)
+    monkeypatch.setattr(cpu, "chain_gradient", planted)
     report = check_gradient(purifier, images)
-    assert report["derivative"].status == "PASS"
+    assert report["derivative"].status == "PASS"  # computed in float64, where no kernel takes part
     assert report["float32 gradient"].status == "FAIL"
+
+
+def test_a_budget_that_changes_the_gradient_is_caught(purifier, images, backend, monkeypatch):
+    owner, name = (cpu, "chain_gradient") if backend == "cpu" else (ops.ChainGradient, "evaluate")
+    exact = getattr(owner, name)
+
+    def planted(*arguments, **options):
+        found = exact(*arguments, **options)
+        if options.get("max_bytes", arguments[-1]) is None:
+            return found
+        return found * (1 + 1e-6) if backend == "cpu" else (found[0] * (1 + 1e-6), *found[1:])
+
+    monkeypatch.setattr(owner, name, planted)
+    purifier.backend = backend
+    report = check_gradient(purifier, images)
+    assert report["budgets"].status == "FAIL"
+    assert report["derivative"].status == "PASS"
+
+
+def test_budgets_are_reported(purifier, smooth, images):
+    report = check_gradient(purifier, images)
+    assert report["budgets"].status == "PASS"
+    assert "forward steps" in report["budgets"].detail
+    assert purifier.max_bytes is None
+    assert check_gradient(DefendedClassifier(purifier, smooth), images)["budgets"].status == "PASS"
+    with pytest.raises(KeyError):
+        check_gradient(lambda x: x.square(), images)["budgets"]
 
 
 def test_masked_gradients_are_caught(images):

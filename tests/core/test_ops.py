@@ -32,6 +32,7 @@ def call(x, weights, bounds, backend, *, seed=11, noise=None, a=A, d=D):
         ids,
         noise,
         backend,
+        None,
     )
 
 
@@ -173,11 +174,26 @@ def test_opcheck(make_autoencoder, make_images, backend, explicit_noise):
     weights = list(make_autoencoder(1, (3, 5)).weights())
     noise = make_images(3, 3, 1, 8, 8).requires_grad_() if explicit_noise else None
     ids, seed = check_sample_ids(None, 3), ops.seed_tensor(1)
-    chain = (x, weights, A, D, *TIGHT, seed, ids, noise, backend)
+    chain = (x, weights, A, D, *TIGHT, seed, ids, noise, backend, None)
     torch.library.opcheck(torch.ops.fastmalade.langevin_chain.default, chain)
     detached = [w.detach() for w in weights]
-    backward = (x.detach(), x.detach(), detached, A, D, *TIGHT, seed, ids, None, backend, True, False)
-    torch.library.opcheck(torch.ops.fastmalade.langevin_chain_backward.default, backward)
+    for budget, with_weights in ((None, True), (10**9, False)):
+        backward = (
+            x.detach(),
+            x.detach(),
+            detached,
+            A,
+            D,
+            *TIGHT,
+            seed,
+            ids,
+            None,
+            backend,
+            budget,
+            with_weights,
+            False,
+        )
+        torch.library.opcheck(torch.ops.fastmalade.langevin_chain_backward.default, backward)
 
 
 def test_opcheck_of_the_noise_operators(make_images, backend):

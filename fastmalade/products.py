@@ -1,0 +1,71 @@
+"""Products with the Jacobian of one reconstruction: what attacks and purifiers other than the chain are built of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastmalade import backends
+from fastmalade.chain import is_native_autoencoder
+from fastmalade.models import Autoencoder
+
+
+def autoencoder_vjp(
+    autoencoder: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """J_r(x)^T cotangent: the vector-Jacobian product of r at x.
+
+    Args:
+        autoencoder: r, (B, C, H, W) -> (B, C, H, W). A Table 8 :class:`fastmalade.Autoencoder` goes through the
+            native kernels where the "cpu" backend serves, anything else through torch's autograd.
+        x: floating (B, C, H, W), dtype and device of the autoencoder.
+        cotangent: (B, C, H, W), gradient of something with respect to r(x); dtype and device of ``x``.
+        backend: as for :func:`fastmalade.langevin_chain`.
+
+    Returns:
+        (B, C, H, W), without gradient of its own.
+
+    Raises:
+        ValueError, BackendUnavailableError: a shape that does not fit; a backend that cannot run this.
+    """
+    if cotangent.shape != x.shape:
+        raise ValueError(f"cotangent: expected the shape of x {tuple(x.shape)}, got {tuple(cotangent.shape)}")
+    weights = _native_weights(autoencoder, x, backend)
+    if weights is not None:
+        return backends.cpu.autoencoder_vjp(cotangent, x, weights)
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        reconstruction = autoencoder(leaf)
+    (product,) = torch.autograd.grad(reconstruction, leaf, cotangent)
+    return product
+
+
+def reconstruction_error_gradient(
+    autoencoder: Callable[[Tensor], Tensor], x: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """Gradient of ||x - r(x)||^2, summed over pixels, with respect to x and through r: the step of APuDAE (003 eq. 8).
+
+    Arguments, result and errors are those of :func:`autoencoder_vjp`.
+    """
+    weights = _native_weights(autoencoder, x, backend)
+    if weights is not None:
+        return backends.cpu.reconstruction_error_gradient(x, weights)
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        error = (leaf - autoencoder(leaf)).square().sum()
+    (gradient,) = torch.autograd.grad(error, leaf)
+    return gradient
+
+
+def _native_weights(
+    autoencoder: Callable[[Tensor], Tensor], x: Tensor, backend: str | None
+) -> tuple[Tensor, ...] | None:
+    """The ten weights where the native kernels serve this call, else None."""
+    name = backends.resolve(backend, device=x.device, dtype=x.dtype)
+    if not is_native_autoencoder(autoencoder):
+        return None
+    assert isinstance(autoencoder, Autoencoder)
+    autoencoder.check_shape(x.shape)
+    return autoencoder.weights() if name == "cpu" else None
