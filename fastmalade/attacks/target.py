@@ -118,13 +118,11 @@ class Target:
     def chains_per_call(self, x: Tensor, max_bytes: int) -> int:
         """How many rows of the size of an image of ``x`` may run as one call within ``max_bytes``, at least 1.
 
-        Counted are the states of the chain (they are kept for the gradient) and, as an allowance for activations of
-        autoencoder and classifier, 32 times the image.
+        Counted is, as an allowance for images, gradients and the activations of a classifier, 32 times the image. The
+        gradient through the chain has a budget of its own (``Purifier.max_bytes``).
         """
-        states, chains = 1, 1
-        if self.defended is not None:
-            states, chains = self.defended.purifier.chain.n_steps + 1, self.defended.n_chains
-        per_row = max(1, x[0].numel() if len(x) else 1) * x.element_size() * (states + 32) * chains
+        chains = 1 if self.defended is None else self.defended.n_chains
+        per_row = max(1, x[0].numel() if len(x) else 1) * x.element_size() * 32 * chains
         return max(1, max_bytes // per_row)
 
 

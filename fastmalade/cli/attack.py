@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastmalade.attacks import AttackResult
+    from fastmalade.attacks.cost import GradientCost
 
 DEFAULT_ATTACKS = "pgd:unrolled,pgd:bpda,pgd:blind"
 SPLITS = ("embedded", "validation", "test")
@@ -59,11 +60,13 @@ def attack(
 
     Accuracy is that of one query of the defence, averaged over --judge-chains queries per image; "majority" counts the
     images that most queries get right, with a 95% interval. "cosine" tells whether the noise draws were enough: it
-    compares the gradients of their two halves.
+    compares the gradients of their two halves. "classifier" is the part of a gradient's time that the classifier takes
+    by itself.
     """
     message = "interrupted; with --checkpoint-dir the same command goes on"
     with exit_codes(message, also=(ValueError, FloatingPointError)):
         from fastmalade.attacks import FGSM
+        from fastmalade.attacks.cost import gradient_cost
         from fastmalade.defended import DefendedClassifier
         from fastmalade.models import in_channels_last
         from fastmalade.pretrained import load_classifier
@@ -89,10 +92,18 @@ def attack(
             path = None if checkpoint_dir is None else checkpoint_dir / f"{index}-{name.replace(':', '-')}.safetensors"
             results[name] = run(defended, x, y, batch_size=batch_size, checkpoint=path)
         rows = [_row(name, result) for name, result in results.items()]
+        some = slice(0, batch_size)
+        costs = {
+            name: gradient_cost(defended, x[some], y[some], gradient=run.gradient, samples=run.eot)
+            for name, run in runs.items()
+            if run.gradient != "blind"
+        }
         if len(runs) > 1:
             survivors = int((~_any_success(results)).sum())
             rows.append({"attack": "worst per image", "majority_correct": survivors, "n": len(x)})
-        _print(rows, f"{model} + {classifier}, {len(x)} {split} images, {norm} {epsilon:g}, EOT {eot}, seed {seed}")
+        _print(
+            rows, costs, f"{model} + {classifier}, {len(x)} {split} images, {norm} {epsilon:g}, EOT {eot}, seed {seed}"
+        )
         if output is not None:
             payload = {
                 "model": model,
@@ -102,6 +113,7 @@ def attack(
                 "batch_size": batch_size,
                 "settings": {name: run.settings() for name, run in runs.items()},
                 "rows": rows,
+                "gradient_costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
             }
             with replacing(output) as partial:
                 partial.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
@@ -178,14 +190,15 @@ def _row(name: str, result: AttackResult) -> dict[str, Any]:
     }
 
 
-def _print(rows: list[dict[str, Any]], title: str) -> None:
+def _print(rows: list[dict[str, Any]], costs: dict[str, GradientCost], title: str) -> None:
     from fastmalade.evaluation import wilson_interval
 
     table = Table(title=title)
-    for heading in ("attack", "accuracy, %", "majority, %", "cosine", "gradients", "seconds"):
+    for heading in ("attack", "accuracy, %", "majority, %", "cosine", "gradients", "seconds", "classifier, %"):
         table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
     for row in rows:
         low, high = wilson_interval(row["majority_correct"], row["n"])
+        cost = costs.get(row["attack"])
         majority = f"{100 * row['majority_correct'] / row['n']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         cells = [
             _figure(row.get("accuracy_per_query"), 100, 1),
@@ -193,6 +206,7 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
             _figure(row.get("cosine"), 1, 2),
             _figure(row.get("gradients_per_image"), 1, 0),
             _figure(row.get("seconds"), 1, 1),
+            _figure(None if cost is None else cost.classifier_share, 100, 0),
         ]
         table.add_row(row["attack"], *cells)
     Console(width=120).print(table)

@@ -200,3 +200,33 @@ def test_empty_batch(purifier, classifier):
 def test_arguments_are_checked(purifier, classifier, change, error, message):
     with pytest.raises(error, match=message):
         DefendedClassifier(**{"purifier": purifier, "classifier": classifier, **change})
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("gradient", MODES)
+def test_compiled_as_one_graph(purifier, classifier, make_images, gradient):
+    model = DefendedClassifier(purifier, classifier, gradient=gradient, seed=4).eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = make_images(5, 1, 8, 8).requires_grad_()
+    found, expected = compiled(x), model(x)
+    close(found, expected)
+    close(loss_gradient(found, x), loss_gradient(expected, x))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_exported_with_its_classifier(purifier, classifier, make_images):
+    model = DefendedClassifier(purifier, classifier).eval()
+    seeded = DefendedClassifier(purifier, classifier, seed=4).eval()
+    x, batch = make_images(5, 1, 8, 8), torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+        assert not torch.equal(program(x), program(x))  # fresh noise inside the exported graph, too
+        assert program(make_images(9, 1, 8, 8)).shape == (9, 5)
+        close(torch.export.export(seeded, (x,)).module()(x), seeded(x))
