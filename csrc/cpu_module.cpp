@@ -6,6 +6,7 @@
 #include <cmath>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -325,6 +326,46 @@ void autoencoder_gradient(const std::string& isa, const std::string& form, int64
     without_interpreter_lock([&] { cpu::autoencoder_gradient(kernels, shape, weights, arguments, chosen, threads); });
 }
 
+// A call of recorded_chain, for chain_reverse.
+struct RecordedCall {
+    Settings settings;
+    cpu::KeptChain kept;
+};
+
+// As langevin_chain, without a trajectory.
+std::unique_ptr<RecordedCall> recorded_chain(
+    const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
+    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
+    const std::vector<double>& noise_scales, const std::vector<double>& lows, const std::vector<double>& highs,
+    uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t out, int threads) {
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("threads", threads, 1);
+    Settings settings(batch, step_sizes, noise_scales, lows, highs);
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const cpu::Form chosen = find_form(form);
+    std::unique_ptr<RecordedCall> call(new RecordedCall{
+        std::move(settings), cpu::KeptChain(kernels, shape, batch, (int64_t)step_sizes.size(), chosen, threads)});
+    std::vector<int64_t> own_ids;
+    const ChainArguments arguments = call->settings.arguments(
+        pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
+        pointer<const float>("noise", noise, false), pointer<float>("out", out, batch > 0), false);
+    without_interpreter_lock([&] { cpu::recorded_chain(call->kept, weights, arguments, threads); });
+    return call;
+}
+
+// cotangent, gradient: (batch, C, H, W)
+void chain_reverse(const RecordedCall& call, const std::vector<uintptr_t>& weight_addresses, uintptr_t cotangent,
+                   uintptr_t gradient, int threads) {
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("threads", threads, 1);
+    const bool any = call.kept.batch > 0;
+    const float* from = pointer<const float>("cotangent", cotangent, any);
+    float* to = pointer<float>("gradient", gradient, any);
+    const ChainArguments arguments = call.settings.arguments(nullptr, 0, nullptr, nullptr, nullptr, false);
+    without_interpreter_lock([&] { cpu::chain_reverse(call.kept, weights, arguments, from, to, threads); });
+}
+
 py::dict gradient_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
     const cpu::GradientMemory bytes = cpu::gradient_bytes(find_kernels(isa), check_shape(sizes));
     py::dict facts;
@@ -489,6 +530,14 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"),
           py::arg("cotangent"), py::arg("gradient"), py::arg("actions"), py::arg("checkpoints"), py::arg("records"),
           py::arg("threads"));
+    py::class_<RecordedCall>(m, "RecordedCall", "A chain with the activations of all steps kept")
+        .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); });
+    m.def("recorded_chain", &recorded_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
+          py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"),
+          py::arg("threads"));
+    m.def("chain_reverse", &chain_reverse, py::kw_only(), py::arg("call"), py::arg("weights"), py::arg("cotangent"),
+          py::arg("gradient"), py::arg("threads"));
     m.def("autoencoder_gradient", &autoencoder_gradient, py::kw_only(), py::arg("isa"), py::arg("form"),
           py::arg("batch"), py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("cotangent"), py::arg("scale"),
           py::arg("own"), py::arg("out"), py::arg("threads"));

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastmalade import backends, ops, reference
+from fastmalade import backends, direct, ops, reference
 from fastmalade.checkpointing import run_checkpointed
 from fastmalade.gradient_plan import check_max_bytes
 from fastmalade.models import Autoencoder
@@ -58,8 +58,9 @@ def langevin_chain(
         backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
         clamp_steps: clamp after "every" step or after the "final" one.
-        max_bytes: budget for what the gradient keeps in memory; 256 MiB by default. Less memory is paid for by
-            running steps again, as :meth:`Purifier.gradient_plan` shows; the gradient has the same bits. For any other
+        max_bytes: budget for the working memory of the gradient; 256 MiB by default. Less memory is paid for by
+            running steps again, as :meth:`Purifier.gradient_plan` shows; the gradient has the same bits. Without a
+            budget, batches whose activations take less than 8 MiB keep them, and run nothing again. For any other
             callable r(x) None lets autograd keep what it wants, and a budget goes through ``torch.utils.checkpoint``
             (not inside ``torch.compile``, which decides by itself).
 
@@ -167,16 +168,16 @@ def run(
     if weights is None:
         with torch.set_grad_enabled(recorded):
             return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory, max_bytes)
-    if name == "cpu" and is_unobserved(x, noise, *weights, recorded=recorded):
-        return backends.cpu.langevin_chain(
-            x,
-            weights,
-            *settings,
-            seed=fresh_seed() if seed is None else seed,
-            sample_ids=ids,
-            noise=noise,
-            trajectory=trajectory,
-        )
+    if name == "cpu" and is_unobserved(x, noise, *weights, recorded=False):
+        number = fresh_seed() if seed is None else seed
+        if not recorded or is_unobserved(x, noise, *weights, recorded=True):
+            return backends.cpu.langevin_chain(
+                x, weights, *settings, seed=number, sample_ids=ids, noise=noise, trajectory=trajectory
+            )
+        if is_unobserved(noise, *weights, recorded=True):
+            return direct.langevin_chain(
+                x, weights, settings, seed=number, sample_ids=ids, noise=noise, max_bytes=max_bytes
+            )
     if ids is None:
         ids = check_sample_ids(None, x.shape[0], x.device)
     arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name, max_bytes)

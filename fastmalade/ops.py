@@ -25,6 +25,11 @@ from fastmalade import backends, reference
 from fastmalade.chain_gradient import ChainGradient
 from fastmalade.noise import draw, fresh_seed, signed64
 
+DOUBLE_BACKWARD = (
+    "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
+    "second derivatives are available through fastmalade.reference.langevin_chain"
+)
+
 _LIBRARY = torch.library.Library("fastmalade", "FRAGMENT")
 _CHAIN_ARGUMENTS = (
     "Tensor x, Tensor[] weights, float[] step_sizes, float[] noise_scales, float[] lows, float[] highs, "
@@ -369,10 +374,7 @@ def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-    raise RuntimeError(
-        "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
-        "second derivatives are available through fastmalade.reference.langevin_chain"
-    )
+    raise RuntimeError(DOUBLE_BACKWARD)
 
 
 def _no_gradient(ctx: Any, cotangent: Tensor) -> tuple[None, ...]:

@@ -174,6 +174,9 @@ class Purifier(nn.Module):
     def gradient_plan(self, images: Tensor, *, max_bytes: int | None = None) -> GradientPlan:
         """What a gradient through this chain would keep and run again; print it before running anything.
 
+        The plan is for the backward pass by itself. Where no budget was set, a small batch keeps its activations from
+        the forward pass instead.
+
         Args:
             images: a batch (B, C, H, W) like the one to come, on any device, "meta" included; its values are not read.
             max_bytes: budget, by default the purifier's own.

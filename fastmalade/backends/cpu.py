@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,6 +183,83 @@ def chain_gradient(
         threads=torch.get_num_threads(),
     )
     return gradient
+
+
+class RecordedChain:
+    """A chain with the activations of all its steps kept: the gradient then runs nothing again.
+
+    Attributes:
+        result: float32 (B, C, H, W), that of :func:`langevin_chain`.
+        nbytes: memory that the activations take.
+    """
+
+    def __init__(self, result: Tensor, call: Any, shape: Sequence[int]) -> None:
+        self.result = result
+        self.nbytes = int(call.nbytes)
+        self._call, self._shape = call, shape
+
+    def gradient(self, cotangent: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Vector-Jacobian product with respect to x; ``weights`` are those of the chain, unchanged."""
+        cotangent = _tensor("cotangent", cotangent, torch.float32, self._shape)
+        arrays = [_tensor("weights", w, torch.float32, w.shape) for w in weights]
+        gradient = _like(cotangent)
+        _load().chain_reverse(
+            call=self._call,
+            weights=[array.data_ptr() for array in arrays],
+            cotangent=cotangent.data_ptr(),
+            gradient=gradient.data_ptr(),
+            threads=torch.get_num_threads(),
+        )
+        return gradient
+
+
+def recorded_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    seed: int,
+    sample_ids: Tensor | None,
+    noise: Tensor | None = None,
+    form: str = "auto",
+) -> RecordedChain:
+    """:func:`langevin_chain` for a gradient to come; arguments and errors as there."""
+    extension = _load()
+    x, address, shape, addresses, _alive = _model(extension, x, weights)
+    batch = x.shape[0]
+    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
+    if noise is not None:
+        noise = _tensor("noise", noise, torch.float32, (len(step_sizes), *x.shape))
+    out = _like(x)
+    call = extension.recorded_chain(
+        isa=isa_in_use(),
+        form=form,
+        batch=batch,
+        shape=shape,
+        weights=addresses,
+        x=address,
+        step_sizes=step_sizes,
+        noise_scales=noise_scales,
+        lows=lows,
+        highs=highs,
+        seed=_seed(seed),
+        sample_ids=0 if ids is None else ids.data_ptr(),
+        noise=0 if noise is None else noise.data_ptr(),
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return RecordedChain(out, call, x.shape)
+
+
+def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
+    """About the memory that :func:`recorded_chain` keeps for images (B, C, H, W): exact for whole groups of images."""
+    batch, channels, height, width = x_shape
+    extension = _load()
+    sizes = extension.gradient_bytes(isa_in_use(), [channels, height, width, *hidden_channels])
+    return int(sizes["record"] * n_steps * batch / extension.lanes(isa_in_use()))
 
 
 def gradient_plan(

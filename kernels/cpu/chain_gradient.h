@@ -22,18 +22,6 @@ struct GradientScratch {
         checkpoints = forward.floats + transposes.floats;
         records = checkpoints + kept_states * state_floats;
     }
-
-    int64_t record_at(int64_t n) const { return records + n * record.floats; }
-
-    // The forward pass's places, with the activations that are kept in record n instead.
-    Scratch<Form> recorded(int64_t n) const {
-        Scratch<Form> part = forward;
-        if (!Scratch<Form>::single) part.half = record_at(n) + record.half;
-        part.quarter = record_at(n) + record.quarter;
-        part.upsampled = record_at(n) + record.upsampled;
-        part.even = record_at(n) + record.even;
-        return part;
-    }
 };
 
 template <class Form>
@@ -42,60 +30,77 @@ GradientMemory gradient_memory(const AutoencoderShape& s) {
     return GradientMemory{part.records, part.state_floats, part.record.floats};
 }
 
+// One group or image on its way there and back. Records lie in the scratch memory or elsewhere: they are named by address.
 template <class Form>
 class Gradient {
 public:
     Gradient(const AutoencoderShape& s, const float* packed, const float* transposes, int64_t first, int64_t count,
-             int64_t kept_states, int64_t records, float* scratch)
+             int64_t kept_states, float* scratch)
         : s_(s), transposes_(transposes), layout_(s), part_(s, kept_states), images_(s, packed, first, count, scratch),
-          scratch_(scratch) {
-        // The latency form reads beside the even pixels, as Images says.
-        for (int64_t n = 0; n < records; ++n) clear_margins(scratch + part_.record_at(n) + part_.record.even);
-    }
+          scratch_(scratch) {}
 
+    const Images<Form>& images() const { return images_; }
     float* state() const { return scratch_ + part_.forward.state; }
     float* cotangent() const { return transpose_scratch() + part_.transposes.cotangent; }
     float* checkpoint(int64_t n) const { return scratch_ + part_.checkpoints + n * part_.state_floats; }
-    const float* reconstruction(int64_t n) const { return record(n) + part_.record.reconstruction; }
+    float* record(int64_t n) const { return scratch_ + part_.records + n * part_.record.floats; }
+    const float* reconstruction(const float* record) const { return record + part_.record.reconstruction; }
     int64_t state_floats() const { return s_.pixels() * Scratch<Form>::pixel; }
-    const Images<Form>& images() const { return images_; }
+    int64_t record_floats() const { return part_.record.floats; }
 
     void copy_state(const float* from, float* to) const {
         for (int64_t n = 0; n < state_floats(); ++n) to[n] = from[n];
     }
 
-    void advance(const ChainArguments& c, int64_t t) const { images_.template step<false>(c, t, part_.forward, KeptEnd{}); }
-
-    void record_step(const ChainArguments& c, int64_t t, int64_t n) const {
-        images_.template step<true>(c, t, part_.recorded(n), kept_end(n));
-        keep_planes(n, Form());
+    void advance(const ChainArguments& c, int64_t t) const {
+        images_.template step<false>(c, t, part_.forward, part_.forward.activations(scratch_), KeptEnd{});
     }
 
-    void record_reconstruction(int64_t n) const {
-        images_.template reconstruct<true>(part_.recorded(n), kept_end(n));
-        keep_planes(n, Form());
+    void record_step(const ChainArguments& c, int64_t t, float* record) const {
+        clear_margins(record);
+        images_.template step<true>(c, t, part_.forward, activations(record), kept_end(record));
+        keep_planes(record, Form());
     }
 
-    void reverse(const Back& back, int64_t n) const {
-        step_transpose(s_, transposes_, layout_, back, part_.record, record(n), part_.transposes, transpose_scratch());
+    void record_reconstruction(float* record) const {
+        clear_margins(record);
+        images_.template reconstruct<true>(part_.forward, activations(record), kept_end(record));
+        keep_planes(record, Form());
+    }
+
+    void reverse(const Back& back, const float* record) const {
+        step_transpose(s_, transposes_, layout_, back, part_.record, record, part_.transposes, transpose_scratch());
+    }
+
+    void reverse_step(const ChainArguments& c, int64_t t, const float* record) const {
+        const float a = c.step_sizes[t], unbounded = __builtin_inff();
+        reverse(Back{a, 1.0f - a, c.lows[t] > -unbounded || c.highs[t] < unbounded}, record);
     }
 
 private:
     float* transpose_scratch() const { return scratch_ + part_.forward.floats; }
-    float* record(int64_t n) const { return scratch_ + part_.record_at(n); }
-    KeptEnd kept_end(int64_t n) const {
-        return KeptEnd{record(n) + part_.record.reconstruction, record(n) + part_.record.inside};
+
+    // The latency form's conv1 writes vectors of channels, which keep_planes puts into the record.
+    Activations activations(float* record) const {
+        return Activations{Scratch<Form>::single ? scratch_ + part_.forward.half : record + part_.record.half,
+                           record + part_.record.quarter, record + part_.record.upsampled, record + part_.record.even};
     }
 
-    void clear_margins(float* even) const {
-        const int64_t end = part_.record.reconstruction - part_.record.even - Places::margin;
-        for (int64_t n = 0; n < Places::margin; ++n) even[n - Places::margin] = even[end + n] = 0.0f;
+    KeptEnd kept_end(float* record) const {
+        return KeptEnd{record + part_.record.reconstruction, record + part_.record.inside};
     }
 
-    void keep_planes(int64_t, Throughput) const {}
+    // The latency form reads beside the even pixels, as Images says.
+    void clear_margins(float* record) const {
+        float* even = record + part_.record.even;
+        float* end = record + part_.record.reconstruction - Places::margin;
+        for (int64_t n = 0; n < Places::margin; ++n) even[n - Places::margin] = end[n] = 0.0f;
+    }
+
+    void keep_planes(float*, Throughput) const {}
 
     // conv1's output, [vector of hidden1][H/2][W/2][LANES], as the PhasePlanes that the transposes read.
-    void keep_planes(int64_t n, Latency) const {
+    void keep_planes(float* record, Latency) const {
         const int64_t height = s_.height / 4, width = s_.width / 4;
         const PhasePlanes planes(height, width);
         const float* half = scratch_ + part_.forward.half;
@@ -104,7 +109,7 @@ private:
             for (int64_t row = 0; row < 2 * height; ++row) {
                 for (int64_t parity = 0; parity < 2; ++parity) {
                     const int64_t channel = (row % 2 * 2 + parity) * s_.hidden1 + unit * LANES;
-                    float* to = record(n) + part_.record.half + channel * planes.plane + row / 2 * planes.row;
+                    float* to = record + part_.record.half + channel * planes.plane + row / 2 * planes.row;
                     const float* from = half + ((unit * 2 * height + row) * 2 * width + parity) * LANES;
                     for (int64_t p = 0; p < width; p += LANES) {
                         Vec square[LANES];
@@ -130,7 +135,7 @@ private:
 template <class Form>
 void chain_gradient(const AutoencoderShape& s, const float* packed, const float* transposes, const ChainArguments& c,
                     const GradientArguments& g, int64_t first, int64_t count, float* scratch) {
-    const Gradient<Form> way(s, packed, transposes, first, count, g.checkpoints, g.records, scratch);
+    const Gradient<Form> way(s, packed, transposes, first, count, g.checkpoints, scratch);
     way.images().read(g.cotangent, way.cotangent());
     for (int64_t n = 0; n < g.n_actions; ++n) {
         const GradientAction& action = g.actions[n];
@@ -149,32 +154,49 @@ void chain_gradient(const AutoencoderShape& s, const float* packed, const float*
                 for (int64_t k = 0; k < action.which; ++k) way.advance(c, action.step + k);
                 break;
             case GradientAction::record:
-                for (int64_t k = 0; k < action.which; ++k) way.record_step(c, action.step + k, k);
+                for (int64_t k = 0; k < action.which; ++k) way.record_step(c, action.step + k, way.record(k));
                 break;
             default:
-                for (int64_t k = action.which - 1; k >= 0; --k) {
-                    const int64_t t = action.step + k;
-                    const float a = c.step_sizes[t], unbounded = __builtin_inff();
-                    way.reverse(Back{a, 1.0f - a, c.lows[t] > -unbounded || c.highs[t] < unbounded}, k);
-                }
+                for (int64_t k = action.which - 1; k >= 0; --k) way.reverse_step(c, action.step + k, way.record(k));
         }
     }
     way.images().write(way.cotangent(), g.gradient);
 }
 
+// The chain with every step recorded, records: (N, record); out as ChainArguments says, no trajectory.
+template <class Form>
+void recorded_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first, int64_t count,
+                    float* scratch, float* records) {
+    const Gradient<Form> way(s, packed, nullptr, first, count, 0, scratch);
+    way.images().read(c.x, way.state());
+    for (int64_t t = 0; t < c.n_steps; ++t) way.record_step(c, t, records + t * way.record_floats());
+    way.images().write(way.state(), c.out);
+}
+
+// The way back over those records.
+template <class Form>
+void chain_reverse(const AutoencoderShape& s, const float* transposes, const ChainArguments& c, const float* cotangent,
+                   float* gradient, int64_t first, int64_t count, float* scratch, const float* records) {
+    const Gradient<Form> way(s, nullptr, transposes, first, count, 0, scratch);
+    way.images().read(cotangent, way.cotangent());
+    for (int64_t t = c.n_steps - 1; t >= 0; --t) way.reverse_step(c, t, records + t * way.record_floats());
+    way.images().write(way.cotangent(), gradient);
+}
+
 template <class Form>
 void autoencoder_gradient(const AutoencoderShape& s, const float* packed, const float* transposes,
                           const JacobianArguments& j, int64_t first, int64_t count, float* scratch) {
-    const Gradient<Form> way(s, packed, transposes, first, count, 0, 1, scratch);
+    const Gradient<Form> way(s, packed, transposes, first, count, 0, scratch);
+    float* record = way.record(0);
     way.images().read(j.x, way.state());
-    way.record_reconstruction(0);
+    way.record_reconstruction(record);
     way.images().read(j.cotangent ? j.cotangent : j.x, way.cotangent());
     if (!j.cotangent) {
         float* g = way.cotangent();
-        const float* r = way.reconstruction(0);
+        const float* r = way.reconstruction(record);
         for (int64_t n = 0; n < way.state_floats(); ++n) g[n] = 2.0f * (g[n] - r[n]);
     }
-    way.reverse(Back{j.scale, j.own, false}, 0);
+    way.reverse(Back{j.scale, j.own, false}, record);
     way.images().write(way.cotangent(), j.out);
 }
 

@@ -17,13 +17,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double elapsed(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-// The batch as `groups` groups, then single images.
-struct Plan {
-    int64_t grouped;  // images that go in groups, from the first on
-    int64_t groups, singles;
-    int64_t tasks() const { return groups + singles; }
-};
-
 Plan plan_with(int64_t batch, int64_t lanes, int64_t groups) {
     const int64_t grouped = std::min(batch, groups * lanes);
     return Plan{grouped, groups, batch - grouped};
@@ -56,15 +49,19 @@ Plan choose_plan(const Kernels& kernels, int64_t batch, Form form, int threads) 
     return best;
 }
 
-// Calls run(form, arrays of the model, first image, images, scratch) for every task of the plan. scratch_floats(form) is
-// what a task of that form takes.
+// What is to be done to one task.
+struct Task {
+    int64_t number, first, count;  // first image and number of images
+    const FormKernels& form;
+    const PackedModel::Arrays& model;
+    float* scratch;
+};
+
+// Calls run(task) for every task of the plan. scratch_floats(form) is what a task of that form takes.
 template <class ScratchFloats, class Run>
 void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
-              int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
-    if (batch <= 0) return;
-    // The threads that the call may get, or a small batch would be cut for threads that do not come.
-    const int workers = usable_threads(threads);
-    const Plan plan = choose_plan(kernels, batch, form, workers);
+              const Plan& plan, int workers, ScratchFloats scratch_floats, Run run) {
+    if (plan.tasks() == 0) return;
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
     const PackedModel::Arrays none{};
     const PackedModel::Arrays throughput = plan.groups > 0 ? model->throughput(transposes) : none;
@@ -77,57 +74,107 @@ void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const Autoe
             if (!scratch) scratch = thread_scratch().take(floats);
             if (task < plan.groups) {
                 const int64_t first = task * kernels.lanes;
-                run(kernels.throughput, throughput, first, std::min(kernels.lanes, plan.grouped - first), scratch);
+                run(Task{task, first, std::min(kernels.lanes, plan.grouped - first), kernels.throughput, throughput, scratch});
             } else {
-                run(kernels.latency, latency, plan.grouped + task - plan.groups, (int64_t)1, scratch);
+                run(Task{task, plan.grouped + task - plan.groups, 1, kernels.latency, latency, scratch});
             }
         }
         thread_scratch().trim();
     });
 }
 
+// The same for a batch, cut for the threads that the call may get, or a small one would be cut for threads that do not come.
+template <class ScratchFloats, class Run>
+void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
+               int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
+    const int workers = usable_threads(threads);
+    run_plan(kernels, shape, weights, transposes, choose_plan(kernels, batch, form, workers), workers, scratch_floats, run);
+}
+
 }  // namespace
 
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, Form form, int threads) {
-    run_plan(kernels, shape, weights, false, arguments.batch, form, threads,
-             [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
-             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
-                 float* scratch) { chosen.langevin_chain(shape, model.layers, arguments, first, count, scratch); });
+    run_batch(kernels, shape, weights, false, arguments.batch, form, threads,
+              [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
+              [&](const Task& t) {
+                  t.form.langevin_chain(shape, t.model.layers, arguments, t.first, t.count, t.scratch);
+              });
 }
 
 void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                          int64_t batch, const float* x, float* out, Form form, int threads) {
-    run_plan(kernels, shape, weights, false, batch, form, threads,
-             [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
-             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
-                 float* scratch) { chosen.autoencoder_forward(shape, model.layers, x, out, first, count, scratch); });
+    run_batch(kernels, shape, weights, false, batch, form, threads,
+              [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
+              [&](const Task& t) {
+                  t.form.autoencoder_forward(shape, t.model.layers, x, out, t.first, t.count, t.scratch);
+              });
 }
 
 void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads) {
-    run_plan(kernels, shape, weights, true, arguments.batch, form, threads,
-             [&](const FormKernels& chosen) {
-                 const GradientMemory memory = chosen.gradient_memory(shape);
-                 return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
-             },
-             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
-                 float* scratch) {
-                 chosen.chain_gradient(shape, model.layers, model.transposes, arguments, gradient, first, count, scratch);
+    run_batch(kernels, shape, weights, true, arguments.batch, form, threads,
+              [&](const FormKernels& chosen) {
+                  const GradientMemory memory = chosen.gradient_memory(shape);
+                  return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
+              },
+              [&](const Task& t) {
+                  t.form.chain_gradient(shape, t.model.layers, t.model.transposes, arguments, gradient, t.first, t.count,
+                                        t.scratch);
+              });
+}
+
+KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_shape, int64_t images, int64_t steps,
+                     Form form, int threads)
+    : kernels(the_kernels),
+      shape(the_shape),
+      batch(images),
+      n_steps(steps),
+      plan(choose_plan(kernels, batch, form, usable_threads(threads))),
+      group_floats_(n_steps * kernels.throughput.gradient_memory(shape).record),
+      single_floats_(n_steps * kernels.latency.gradient_memory(shape).record),
+      memory_(allocate(plan.groups * group_floats_ + plan.singles * single_floats_)) {}
+
+float* KeptChain::records(int64_t task) const {
+    const int64_t singles = std::max<int64_t>(0, task - plan.groups);
+    return memory_.get() + (task - singles) * group_floats_ + singles * single_floats_;
+}
+
+int64_t KeptChain::bytes() const {
+    return buffer_bytes(plan.groups * group_floats_ + plan.singles * single_floats_);
+}
+
+void recorded_chain(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
+                    int threads) {
+    run_plan(kept.kernels, kept.shape, weights, false, kept.plan, usable_threads(threads),
+             [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
+             [&](const Task& t) {
+                 t.form.recorded_chain(kept.shape, t.model.layers, arguments, t.first, t.count, t.scratch,
+                                       kept.records(t.number));
+             });
+}
+
+void chain_reverse(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
+                   const float* cotangent, float* gradient, int threads) {
+    run_plan(kept.kernels, kept.shape, weights, true, kept.plan, usable_threads(threads),
+             [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
+             [&](const Task& t) {
+                 t.form.chain_reverse(kept.shape, t.model.transposes, arguments, cotangent, gradient, t.first, t.count,
+                                      t.scratch, kept.records(t.number));
              });
 }
 
 void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                           const JacobianArguments& arguments, Form form, int threads) {
-    run_plan(kernels, shape, weights, true, arguments.batch, form, threads,
-             [&](const FormKernels& chosen) {
-                 const GradientMemory memory = chosen.gradient_memory(shape);
-                 return memory.fixed + memory.record;
-             },
-             [&](const FormKernels& chosen, const PackedModel::Arrays& model, int64_t first, int64_t count,
-                 float* scratch) {
-                 chosen.autoencoder_gradient(shape, model.layers, model.transposes, arguments, first, count, scratch);
-             });
+    run_batch(kernels, shape, weights, true, arguments.batch, form, threads,
+              [&](const FormKernels& chosen) {
+                  const GradientMemory memory = chosen.gradient_memory(shape);
+                  return memory.fixed + memory.record;
+              },
+              [&](const Task& t) {
+                  t.form.autoencoder_gradient(shape, t.model.layers, t.model.transposes, arguments, t.first, t.count,
+                                              t.scratch);
+              });
 }
 
 GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape) {

@@ -7,11 +7,19 @@
 #include <array>
 
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 
 namespace fastmalade::cpu {
 
 // Both forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
 enum class Form { automatic, throughput, latency };
+
+// The batch as `groups` groups, then single images.
+struct Plan {
+    int64_t grouped;  // images that go in groups, from the first on
+    int64_t groups, singles;
+    int64_t tasks() const { return groups + singles; }
+};
 
 // Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/pool.h says which.
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
@@ -25,6 +33,33 @@ void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, 
 // .trajectory are not used.
 void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads);
+
+// Activations of all steps of one call, for a gradient that does not run the chain again.
+class KeptChain {
+public:
+    KeptChain(const Kernels& kernels, const AutoencoderShape& shape, int64_t batch, int64_t n_steps, Form form,
+              int threads);
+
+    const Kernels& kernels;
+    const AutoencoderShape shape;
+    const int64_t batch, n_steps;
+    const Plan plan;
+
+    float* records(int64_t task) const;  // of one task of the plan
+    int64_t bytes() const;
+
+private:
+    const int64_t group_floats_, single_floats_;
+    const Buffer memory_;
+};
+
+// The chain, all of its activations kept in `kept`, which was made for its kernels, shape and batch.
+void recorded_chain(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
+                    int threads);
+
+// The gradient for a call of recorded_chain. Of the arguments only the schedule is read. cotangent, gradient: (B, C, H, W)
+void chain_reverse(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
+                   const float* cotangent, float* gradient, int threads);
 
 // One product with the transposed Jacobian of r.
 void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,

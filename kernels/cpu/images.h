@@ -41,9 +41,10 @@ struct Images<Throughput> {
         }
     }
 
-    // Step t of the chain on the state. `part` may send the activations elsewhere than the scratch memory's own places.
+    // Step t of the chain on the state.
     template <bool KEEP>
-    void step(const ChainArguments& c, int64_t t, const Scratch<Throughput>& part, const KeptEnd& kept) const {
+    void step(const ChainArguments& c, int64_t t, const Scratch<Throughput>& part, const Activations& to,
+              const KeptEnd& kept) const {
         GroupNoise noise = {};
         noise.pixels = s.pixels();
         noise.count = count;
@@ -55,16 +56,17 @@ struct Images<Throughput> {
             noise.id_low[l] = (uint32_t)id;
             noise.id_high[l] = (uint32_t)(id >> 32);
         }
-        autoencoder_body(s, packed, at, part, scratch);
-        finish_step<KEEP>(s, packed, at, scratch + part.even, scratch + part.state, step_update(c, t), noise,
+        autoencoder_body(s, packed, at, to, part, scratch);
+        finish_step<KEEP>(s, packed, at, to.even, scratch + part.state, step_update(c, t), noise,
                           scratch + part.sums, kept);
     }
 
     // state <- r(state)
     template <bool KEEP>
-    void reconstruct(const Scratch<Throughput>& part, const KeptEnd& kept) const {
-        autoencoder_body(s, packed, at, part, scratch);
-        finish_step<KEEP>(s, packed, at, scratch + part.even, scratch + part.state, reconstruction_only, GroupNoise{},
+    void reconstruct(const Scratch<Throughput>& part, const Activations& to,
+              const KeptEnd& kept) const {
+        autoencoder_body(s, packed, at, to, part, scratch);
+        finish_step<KEEP>(s, packed, at, to.even, scratch + part.state, reconstruction_only, GroupNoise{},
                           scratch + part.sums, kept);
     }
 };
@@ -91,7 +93,8 @@ struct Images<Latency> {
     }
 
     template <bool KEEP>
-    void step(const ChainArguments& c, int64_t t, const Scratch<Latency>& part, const KeptEnd& kept) const {
+    void step(const ChainArguments& c, int64_t t, const Scratch<Latency>& part, const Activations& to,
+              const KeptEnd& kept) const {
         const Update update = step_update(c, t);
         const float* noise = nullptr;
         if (update.noise_scale != 0.0f && c.noise) {
@@ -100,19 +103,21 @@ struct Images<Latency> {
             standard_normal(c.seed, (uint64_t)c.sample_ids[first], (uint32_t)t, s.pixels(), scratch + part.noise);
             noise = scratch + part.noise;
         }
-        finish<KEEP>(part, update, noise, kept);
+        finish<KEEP>(part, to, update, noise, kept);
     }
 
     template <bool KEEP>
-    void reconstruct(const Scratch<Latency>& part, const KeptEnd& kept) const {
-        finish<KEEP>(part, reconstruction_only, nullptr, kept);
+    void reconstruct(const Scratch<Latency>& part, const Activations& to,
+              const KeptEnd& kept) const {
+        finish<KEEP>(part, to, reconstruction_only, nullptr, kept);
     }
 
 private:
     template <bool KEEP>
-    void finish(const Scratch<Latency>& part, const Update& update, const float* noise, const KeptEnd& kept) const {
-        autoencoder_body(s, packed, at, part, scratch);
-        last_sums(s, packed, at, scratch + part.even, scratch + part.sums);
+    void finish(const Scratch<Latency>& part, const Activations& to, const Update& update, const float* noise,
+                const KeptEnd& kept) const {
+        autoencoder_body(s, packed, at, to, part, scratch);
+        last_sums(s, packed, at, to.even, scratch + part.sums);
         finish_step<KEEP>(s, scratch + part.sums, scratch + part.state, update, noise, kept);
     }
 

@@ -71,6 +71,13 @@ struct FormKernels {
     void (*chain_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
                            const ChainArguments& arguments, const GradientArguments& gradient, int64_t first,
                            int64_t count, float* scratch);
+    // The chain with the activations of all steps kept, and the way back over them. records: (N * record,), 64-byte aligned;
+    // scratch: (fixed,)
+    void (*recorded_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
+                           int64_t first, int64_t count, float* scratch, float* records);
+    void (*chain_reverse)(const AutoencoderShape& shape, const float* transposes, const ChainArguments& arguments,
+                          const float* cotangent, float* gradient, int64_t first, int64_t count, float* scratch,
+                          const float* records);
     // scratch: (fixed + record,)
     void (*autoencoder_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
                                  const JacobianArguments& arguments, int64_t first, int64_t count, float* scratch);

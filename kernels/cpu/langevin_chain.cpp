@@ -22,7 +22,7 @@ void langevin_chain(const AutoencoderShape& s, const float* packed, const ChainA
     images.read(c.x, state);
     for (int64_t t = 0; t < c.n_steps; ++t) {
         if (c.trajectory) images.write(state, c.out + t * c.batch * s.pixels());
-        images.template step<false>(c, t, part, KeptEnd{});
+        images.template step<false>(c, t, part, part.activations(scratch), KeptEnd{});
     }
     images.write(state, c.out + (c.trajectory ? c.n_steps * c.batch * s.pixels() : 0));
 }
@@ -33,7 +33,7 @@ void autoencoder_forward(const AutoencoderShape& s, const float* packed, const f
     const Scratch<Form> part(s);
     const Images<Form> images(s, packed, first, count, scratch);
     images.read(x, scratch + part.state);
-    images.template reconstruct<false>(part, KeptEnd{});
+    images.template reconstruct<false>(part, part.activations(scratch), KeptEnd{});
     images.write(scratch + part.state, out);
 }
 
@@ -59,11 +59,12 @@ template <class Form>
 void run_stage(const AutoencoderShape& s, const float* packed, int stage, float* scratch) {
     const PackedLayout<Form> at(s);
     const Scratch<Form> part(s);
+    const Activations to = part.activations(scratch);
     switch (stage) {
-        case 0: return conv1(s, packed, at, part, scratch);
-        case 1: return conv2(s, packed, at, part, scratch);
-        case 2: return deconv1(s, packed, at, part, scratch);
-        case 3: return even_pixels(s, packed, at, scratch + part.half, scratch + part.even);
+        case 0: return conv1(s, packed, at, to, scratch + part.state);
+        case 1: return conv2(s, packed, at, to, part, scratch);
+        case 2: return deconv1(s, packed, at, to, part, scratch);
+        case 3: return even_pixels(s, packed, at, to.upsampled, to.even);
         default: return last_stage(s, packed, at, part, scratch);
     }
 }
@@ -90,7 +91,8 @@ template <class Form>
 constexpr FormKernels form_kernels(int64_t images) {
     return {images,           packed_floats<Form>,  pack_model<Form>,         transpose_floats<Form>,
             pack_transposes<Form>, scratch_floats<Form>, langevin_chain<Form>, run_stage<Form>,
-            autoencoder_forward<Form>, gradient_memory<Form>, chain_gradient<Form>, autoencoder_gradient<Form>};
+            autoencoder_forward<Form>, gradient_memory<Form>, chain_gradient<Form>, recorded_chain<Form>,
+            chain_reverse<Form>, autoencoder_gradient<Form>};
 }
 
 }  // namespace

@@ -28,22 +28,29 @@ struct Places {
     static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 };
 
-// Working memory of one call. `half` serves conv1's output and, once conv2 has read it,
-// deconv1's (`upsampled`); a gradient keeps them apart.
+// Where one step's activations go. `half` and `upsampled` may be the same place: conv2 has read conv1's output by the time
+// deconv1 writes its own.
+struct Activations {
+    float* half;       // conv1's: [vector of hidden1][H/2][W/2][LANES]
+    float* quarter;    // conv2's: [vector of hidden2][H/4][W/4][LANES]
+    float* upsampled;  // deconv1's: [hidden1][H/2][W/2][LANES], or PhasePlanes
+    float* even;       // deconv2's even pixels: [C][H/2][W/2][pixel of Scratch]
+};
+
+// Working memory of one call, in floats from its start.
 template <class Form>
 struct Scratch : Places {
     // The throughput form's state, deconv1's output and even pixels hold one vector for each pixel, the latency form's
     // one float; conv1 and conv2 write vectors in both.
     static constexpr bool single = Form::unit != 1;
     static constexpr int64_t pixel = single ? 1 : LANES;
-    int64_t state, half, quarter, upsampled, even, sums, noise, spectrum, products;
+    int64_t state, half, quarter, even, sums, noise, spectrum, products;
 
     explicit Scratch(const AutoencoderShape& s) {
         const int64_t plane = s.height * s.width;
         state = take(s.channels * plane * pixel);
         const int64_t planes = 4 * s.hidden1 * PhasePlanes(s.height / 4, s.width / 4).plane;
         half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, single ? planes : 0));
-        upsampled = half;
         quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
         even = take(s.channels * plane / 4 * pixel);
         sums = take(single ? s.channels * plane : 4 * s.width * LANES);
@@ -53,6 +60,10 @@ struct Scratch : Places {
         const int64_t units1 = vectors_of<Form>(s.hidden1), units2 = vectors_of<Form>(s.hidden2);
         spectrum = take(larger(numbers2 * 4 * units1, numbers1 * units2) * LANES);
         products = take(larger(numbers2 * units2, numbers1 * vectors_of<Form>(4 * s.hidden1)) * LANES);
+    }
+
+    Activations activations(float* scratch) const {
+        return Activations{scratch + half, scratch + quarter, scratch + half, scratch + even};
     }
 };
 
@@ -87,16 +98,16 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
 }
 
 template <class Form>
-void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
-             float* scratch) {
-    float* quarter = scratch + part.quarter;
-    if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, scratch + part.upsampled);
+void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
+             const Scratch<Form>& part, float* scratch) {
+    float* quarter = to.quarter;
+    if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, to.upsampled);
     const int64_t height = s.height / 4, width = s.width / 4;
     const SpectralLayer layer = {{quarter}, 1, s.hidden2, vectors_of<Form>(s.hidden2), height * width * LANES,
                                  width * LANES, LANES, height, width, packed + at.deconv1_spectrum,
                                  packed + at.deconv1_bias, 4 * s.hidden1, vectors_of<Form>(4 * s.hidden1),
                                  scratch + part.spectrum, scratch + part.products};
-    const PhasedOutput<Form, true> output = {scratch + part.upsampled, nullptr, s.hidden1, height, width};
+    const PhasedOutput<Form, true> output = {to.upsampled, nullptr, s.hidden1, height, width};
     switch (at.deconv1_size) {
         case 9: return spectral_convolution<Form, 9, 2>(layer, output);
         case 10: return spectral_convolution<Form, 10, 2>(layer, output);
@@ -110,11 +121,11 @@ template <>
 struct ImageForm<Latency> { typedef LatencyFromImage type; };
 
 template <class Form>
-void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
-           float* scratch) {
+void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
+           const float* state) {
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
-    const Convolution layer = {scratch + part.state, s.channels, s.height, s.width, packed + at.conv1,
-                               packed + at.conv1_bias, 5, scratch + part.half, s.hidden1, half_w,
+    const Convolution layer = {state, s.channels, s.height, s.width, packed + at.conv1,
+                               packed + at.conv1_bias, 5, to.half, s.hidden1, half_w,
                                half_h * half_w * LANES, half_w * LANES, LANES, false};
     for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
 }
@@ -130,16 +141,16 @@ void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLa
 }
 
 template <class Form>
-void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Scratch<Form>& part,
-           float* scratch) {
-    const float* half = scratch + part.half;
-    if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, scratch + part.quarter);
+void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
+           const Scratch<Form>& part, float* scratch) {
+    const float* half = to.half;
+    if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, to.quarter);
     const int64_t row = s.width / 2 * LANES;
     const SpectralLayer layer = {{half, half + LANES, half + row, half + row + LANES}, 4, s.hidden1,
                                  vectors_of<Form>(s.hidden1), s.height / 2 * row, 2 * row, 2 * LANES, s.height / 4,
                                  s.width / 4, packed + at.conv2_spectrum, packed + at.conv2_bias, s.hidden2,
                                  vectors_of<Form>(s.hidden2), scratch + part.spectrum, scratch + part.products};
-    const GridOutput<true> output = {scratch + part.quarter, nullptr, s.height / 4, s.width / 4};
+    const GridOutput<true> output = {to.quarter, nullptr, s.height / 4, s.width / 4};
     switch (at.conv2_size) {
         case 8: return spectral_convolution<Form, 8, 1>(layer, output);
         case 9: return spectral_convolution<Form, 9, 1>(layer, output);
@@ -150,11 +161,11 @@ void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
 // state -> the even pixels of the last transposed convolution.
 template <class Form>
 void autoencoder_body(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at,
-                      const Scratch<Form>& part, float* scratch) {
-    conv1(s, packed, at, part, scratch);
-    conv2(s, packed, at, part, scratch);
-    deconv1(s, packed, at, part, scratch);
-    even_pixels(s, packed, at, scratch + part.upsampled, scratch + part.even);
+                      const Activations& to, const Scratch<Form>& part, float* scratch) {
+    conv1(s, packed, at, to, scratch + part.state);
+    conv2(s, packed, at, to, part, scratch);
+    deconv1(s, packed, at, to, part, scratch);
+    even_pixels(s, packed, at, to.upsampled, to.even);
 }
 
 }  // namespace

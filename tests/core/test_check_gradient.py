@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmalade import DefendedClassifier, Purifier, chain, check_gradient, load_classifier, ops, reference
+from fastmalade import DefendedClassifier, Purifier, chain, check_gradient, direct, load_classifier, ops, reference
 from fastmalade.backends import cpu
 from fastmalade.models import Autoencoder
 
@@ -114,9 +114,9 @@ def test_a_stale_noise_key_in_the_backward_is_caught(purifier, images, monkeypat
 
 
 @pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=str(cpu.unavailable_reason()))
-@pytest.mark.parametrize("mistake", ["factor", "noise"])
+@pytest.mark.parametrize("mistake", ["factor", "noise", "factor of kept activations"])
 def test_a_mistake_of_the_kernel_alone_is_caught(purifier, images, monkeypatch, mistake):
-    exact = cpu.chain_gradient
+    exact, kept = cpu.chain_gradient, cpu.RecordedChain.gradient
 
     def planted(cotangent, x, weights, *settings, seed, **options):
         if mistake == "factor":
@@ -124,6 +124,9 @@ def test_a_mistake_of_the_kernel_alone_is_caught(purifier, images, monkeypatch, 
         return exact(cotangent, x, weights, *settings, seed=seed + 1, **options)
 
     monkeypatch.setattr(cpu, "chain_gradient", planted)
+    monkeypatch.setattr(cpu.RecordedChain, "gradient", lambda self, *given: 1.001 * kept(self, *given))
+    if "kept" not in mistake:
+        monkeypatch.setattr(direct, "KEPT_BYTES", 0)
     report = check_gradient(purifier, images)
     assert report["derivative"].status == "PASS"  # computed in float64, where no kernel takes part
     assert report["float32 gradient"].status == "FAIL"

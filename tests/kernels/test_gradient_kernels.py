@@ -193,3 +193,21 @@ def test_the_binding_checks_its_arguments(native, change, message) -> None:
     native._load().chain_gradient(**arguments)
     with pytest.raises(ValueError, match=message):
         native._load().chain_gradient(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 36), (1, 4, 4)])
+@pytest.mark.parametrize("form", ["auto", *FORMS])
+def test_the_same_bits_from_kept_activations(isa: str, shape, form: str) -> None:
+    weights = reference64.random_weights(shape[0], 7, 9)
+    for batch in (0, 1, 9, 17):
+        x, cotangent, ids = images(batch, shape), normals(2, batch, *shape), torch.arange(5, 5 + batch)
+        settings = (*schedule(3), [0.0] * 3, [1.0] * 3)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            kept = cpu.recorded_chain(x, weights, *settings, seed=7, sample_ids=ids, form=form)
+            assert torch.equal(kept.result, cpu.langevin_chain(x, weights, *settings, seed=7, sample_ids=ids))
+            expected = cpu.chain_gradient(cotangent, x, weights, *settings, seed=7, sample_ids=ids)
+            for _ in range(2):
+                assert torch.equal(kept.gradient(cotangent, weights), expected)
+    with pytest.raises(ValueError, match="cotangent: expected"):
+        kept.gradient(cotangent[1:], weights)
