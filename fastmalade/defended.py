@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmalade.defense import Defense
 from fastmalade.noise import check_sample_ids, check_seed
-from fastmalade.purifier import Purifier
 
 GradientMode = Literal["unrolled", "bpda", "blind"]
 Vote = Literal["mean", "majority"]
@@ -22,7 +22,8 @@ class DefendedClassifier(nn.Module):
 
     Gradient modes; the value is the same in all three:
 
-    - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
+    - "unrolled": the purifier's own gradient: the exact derivative through all N steps, for the noise that was drawn,
+      or what a rival states in its ``gradient``.
     - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
     - "blind": the Jacobian of the classifier at x itself. A loss is still that of the defended value; for an attacker
       who does not know of the defence at all see ``gradient="blind"`` in :mod:`fastmalade.attacks`.
@@ -32,7 +33,7 @@ class DefendedClassifier(nn.Module):
     noise.
 
     Args:
-        purifier: the defence.
+        purifier: the defence: a :class:`fastmalade.Purifier` or another :class:`fastmalade.Defense`.
         classifier: (B, C, H, W) in the purifier's ``value_range`` -> logits (B, K). Frozen or not as it is
             given; call ``.eval()`` on the whole before attacking.
         gradient: "unrolled", "bpda" or "blind".
@@ -48,7 +49,7 @@ class DefendedClassifier(nn.Module):
 
     def __init__(
         self,
-        purifier: Purifier,
+        purifier: Defense,
         classifier: Callable[[Tensor], Tensor],
         *,
         gradient: GradientMode = "unrolled",
@@ -57,8 +58,8 @@ class DefendedClassifier(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(purifier, Purifier):
-            raise TypeError(f"purifier: expected a Purifier, got {type(purifier).__name__}")
+        if not isinstance(purifier, Defense):
+            raise TypeError(f"purifier: expected a Purifier or another Defense, got {type(purifier).__name__}")
         if not callable(classifier):
             raise TypeError(f"classifier: expected a module or callable, got {type(classifier).__name__}")
         if gradient not in get_args(GradientMode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import backends, chain
+from fastmalade.defense import Cost, Defense
 from fastmalade.inputs import prepare
 from fastmalade.models import Autoencoder
 from fastmalade.schedules import ChainConfig
 
 
-class Purifier(nn.Module):
+class Purifier(Defense):
     """Relaxes images towards high density by Langevin dynamics (MALADE or MALA: 000 sec. 4.2, 001 sec. 3).
 
     ``forward`` is the differentiable piece that goes in front of a classifier; ``purify`` is the forgiving
@@ -45,19 +45,15 @@ class Purifier(nn.Module):
         value_range: tuple[float, float] = (0.0, 1.0),
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(value_range=value_range)
         if not callable(autoencoder):
             raise TypeError(f"autoencoder: expected a module or callable r(x), got {type(autoencoder).__name__}")
         if not isinstance(chain, ChainConfig):
             raise TypeError(f"chain: expected a ChainConfig, got {type(chain).__name__}")
-        low, high = (float(bound) for bound in value_range)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"value_range: expected finite (low, high) with low < high, got {tuple(value_range)}")
         if backend is not None and backend not in backends.BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}")
         self.autoencoder = autoencoder
         self.chain = chain
-        self.value_range = (low, high)
         self.backend = backend
 
     @classmethod
@@ -164,6 +160,29 @@ class Purifier(nn.Module):
             # The map back to the value range may round a value on its edge to the outside.
             result = result.clamp(*self.value_range)
         return prepared.restore(result)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any step adds noise."""
+        return any(scale != 0 for scale in self.chain.schedule()[1])
+
+    @property
+    def states_kept(self) -> int:
+        """The states of the chain, kept for the gradient."""
+        return self.chain.n_steps + 1
+
+    def cost(self, batch: int = 1, image_shape: tuple[int, int, int] = (1, 28, 28)) -> Cost:
+        """Work of one call: one pass of the autoencoder for each step; see :meth:`fastmalade.Defense.cost`.
+
+        Raises:
+            TypeError: the autoencoder is no module.
+        """
+        from fastmalade.defenses.flops import network_flops
+
+        if not isinstance(self.autoencoder, nn.Module):
+            raise TypeError(f"autoencoder: expected a module to count, got {type(self.autoencoder).__name__}")
+        evaluations = batch * self.chain.n_steps
+        return Cost(evaluations * network_flops(self.autoencoder, (1, *image_shape))[0], evaluations, 0)
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

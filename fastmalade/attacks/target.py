@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmalade.defended import DefendedClassifier, GradientMode
-from fastmalade.purifier import Purifier
+from fastmalade.defense import Defense
 
 Loss = Literal["cross_entropy", "margin"]
 Model = Callable[..., Tensor]
@@ -123,17 +123,24 @@ class Target:
         """
         states, chains = 1, 1
         if self.defended is not None:
-            states, chains = self.defended.purifier.chain.n_steps + 1, self.defended.n_chains
+            states, chains = self.defended.purifier.states_kept, self.defended.n_chains
         per_row = max(1, x[0].numel() if len(x) else 1) * x.element_size() * (states + 32) * chains
         return max(1, max_bytes // per_row)
 
 
-def reconstruct(purifier: Purifier, x: Tensor) -> Tensor:
-    """r(x) of the purifier's autoencoder for images (B, C, H, W) in the purifier's value range, and back."""
+def reconstruct(purifier: Defense, x: Tensor) -> Tensor:
+    """r(x) of the purifier's autoencoder for images (B, C, H, W) in the purifier's value range, and back.
+
+    Raises:
+        TypeError: a defence without an autoencoder.
+    """
+    autoencoder = getattr(purifier, "autoencoder", None)
+    if autoencoder is None:
+        raise TypeError(f"purifier: expected a defence with an autoencoder, got {type(purifier).__name__}")
     low, high = purifier.value_range
     if (low, high) == (0.0, 1.0):
-        return purifier.autoencoder(x)
-    return purifier.autoencoder((x - low) / (high - low)) * (high - low) + low
+        return autoencoder(x)
+    return autoencoder((x - low) / (high - low)) * (high - low) + low
 
 
 @contextmanager

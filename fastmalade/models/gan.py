@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmalade.models.checks import check_counts
+
 
 class GanGenerator(nn.Module):
     """Images from codes: Linear, then three transposed convolutions of 5x5 with stride 2, ReLU between, sigmoid last.
@@ -28,7 +30,7 @@ class GanGenerator(nn.Module):
 
     def __init__(self, latent_dim: int = 128, width: int = 64, out_channels: int = 1) -> None:
         super().__init__()
-        _check_counts(latent_dim=latent_dim, width=width, out_channels=out_channels)
+        check_counts(latent_dim=latent_dim, width=width, out_channels=out_channels)
         self.latent_dim, self.width, self.out_channels = latent_dim, width, out_channels
         self.linear = nn.Linear(latent_dim, 4 * width * 16)
         self.deconv1 = nn.ConvTranspose2d(4 * width, 2 * width, 5, stride=2, padding=2, output_padding=1)
@@ -60,7 +62,7 @@ class Critic(nn.Module):
 
     def __init__(self, width: int = 64, in_channels: int = 1) -> None:
         super().__init__()
-        _check_counts(width=width, in_channels=in_channels)
+        check_counts(width=width, in_channels=in_channels)
         self.conv1 = nn.Conv2d(in_channels, width, 5, stride=2, padding=2)
         self.conv2 = nn.Conv2d(width, 2 * width, 5, stride=2, padding=2)
         self.conv3 = nn.Conv2d(2 * width, 4 * width, 5, stride=2, padding=2)
@@ -85,9 +87,3 @@ def _he_initial(model: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=(2.0 / fan_in) ** 0.5)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
