@@ -176,9 +176,12 @@ class Purifier(Defense):
 
         Raises:
             TypeError: the autoencoder is no module.
+            ValueError: a batch below 1, or a shape that does not fit.
         """
+        from fastmalade.attacks.checks import check_count
         from fastmalade.defenses.flops import network_flops
 
+        check_count("batch", batch, 1)
         if not isinstance(self.autoencoder, nn.Module):
             raise TypeError(f"autoencoder: expected a module to count, got {type(self.autoencoder).__name__}")
         evaluations = batch * self.chain.n_steps

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import backends
+from fastmalade.attacks.checks import check_count
 from fastmalade.defense import Cost, Defense, StatedGradient
 from fastmalade.defenses.flops import network_flops
 from fastmalade.defenses.optimizers import Adam, Momentum
@@ -133,11 +134,3 @@ class CodeSearch(Defense):
 
     def _of_generator(self, name: str) -> Any:
         return getattr(self.generator, name)
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise TypeError unless ``value`` is an int, and ValueError if it is below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmalade import backends
+from fastmalade.attacks.checks import check_count
 from fastmalade.defense import Cost, Defense, StatedGradient
-from fastmalade.defenses.code_search import check_count
 from fastmalade.defenses.optimizers import Adam
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
 from fastmalade.models.prior import PriorNetwork

@@ -121,6 +121,9 @@ def _fill(path: Path, networks: Mapping[str, nn.Module], tensors: Mapping[str, T
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise PretrainedError(f"{path}: expected finite float16 or float32 in {name}, got {value.dtype}")
     for part, network in networks.items():
-        prefix = f"{part}."
-        own = {name.removeprefix(prefix): v.float() for name, v in tensors.items() if name.startswith(prefix)}
-        network.load_state_dict(own, assign=True)
+        # Filled in place of a fresh one, which carries the versions of layers: without them batch normalisation expects
+        # the buffers of its first version.
+        state = network.state_dict()
+        for name in state:
+            state[name] = tensors[f"{part}.{name}"].float()
+        network.load_state_dict(state, assign=True)

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastmalade.attacks.checks import check_count
 from fastmalade.defense import Cost, Defense, StatedGradient
-from fastmalade.defenses.code_search import CodeSearch, check_count
+from fastmalade.defenses.code_search import CodeSearch
 from fastmalade.defenses.flops import network_flops
-from fastmalade.defenses.optimizers import Adam, _positive
+from fastmalade.defenses.optimizers import Adam, check_positive
 
 
 class InvertAndClassify(CodeSearch):
@@ -58,7 +59,7 @@ class InvertAndClassify(CodeSearch):
             gradient=gradient,
         )
         if eta is not None:
-            _positive("eta", eta)
+            check_positive("eta", eta)
         self.rate, self.eta = rate, eta
 
     @torch.no_grad()

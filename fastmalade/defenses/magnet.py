@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import chain
+from fastmalade.attacks.checks import check_count
 from fastmalade.defense import Cost, Defense, StatedGradient
-from fastmalade.defenses.code_search import check_count
 from fastmalade.defenses.flops import network_flops
 from fastmalade.models import Autoencoder
 from fastmalade.schedules import ChainConfig

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 
-def _positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is finite and above 0."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
@@ -33,7 +34,7 @@ class Momentum:
     momentum: float = 0.7
 
     def __post_init__(self) -> None:
-        _positive("rate", self.rate)
+        check_positive("rate", self.rate)
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum!r}")
 
@@ -69,8 +70,8 @@ class Adam:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        _positive("rate", self.rate)
-        _positive("epsilon", self.epsilon)
+        check_positive("rate", self.rate)
+        check_positive("epsilon", self.epsilon)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
