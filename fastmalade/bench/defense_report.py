@@ -16,7 +16,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         cells = [cell for cell in result["cells"] if cell["threads"] == threads]
         columns = list(dict.fromkeys((cell["batch"], cell["steps"]) for cell in cells))
         title = f"microseconds per image on 1x28x28, medians, {threads} thread{'s' if threads > 1 else ''}"
-        table = Table(title=title)
+        table = Table(title=title, min_width=len(title) + 4)
         table.add_column("defence", no_wrap=True)
         for batch, steps in columns:
             table.add_column(f"batch {batch}\nN=L={steps}", justify="right", no_wrap=True)

@@ -93,8 +93,9 @@ def load_defense(name_or_path: str | os.PathLike[str], expected: type[AnyDefense
     """
     path = resolve_path(name_or_path)
     header, tensors = read_tensors(path, *("defense", "purifier") if issubclass(Purifier, expected) else ("defense",))
-    if header["kind"] == "purifier" and issubclass(Purifier, expected):
-        return load_purifier(path)
+    if header["kind"] == "purifier":
+        purifier: Any = load_purifier(path)
+        return purifier
     cls = DEFENSES.get(str(header.get("defense")))
     if cls is None:
         raise PretrainedError(f"{path}: expected one of {', '.join(DEFENSES)}, got {header.get('defense')!r}")

@@ -1,0 +1,235 @@
+"""The overpowered attack on INC, and training of the classifier against it (paper 004, eq. 3 and 6)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmalade.attacks.checks import check_count
+from fastmalade.attacks.target import derive_seed, evaluation_mode
+from fastmalade.defenses.optimizers import check_positive
+from fastmalade.noise import check_seed, standard_normal
+from fastmalade.training.checks import check_images, check_labels
+from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
+
+PAPER_DISTANCE = 5e-5
+PAPER_VALID_DISTANCE = 1.25e-4
+
+
+@dataclass(frozen=True)
+class CodePairs:
+    """Pairs of codes whose images are close and whose classes are meant to be far apart.
+
+    Attributes:
+        first, second: codes z and z', (n, latent_dim).
+        distance: mean over pixels of (G(z) - G(z'))^2, (n,).
+        divergence: Kullback-Leibler divergence in nats between the class probabilities of G(z) and G(z'), (n,).
+        changed: whether the two have different classes, bool (n,).
+        valid: whether ``distance`` is below the limit asked for, bool (n,).
+    """
+
+    first: Tensor
+    second: Tensor
+    distance: Tensor
+    divergence: Tensor
+    changed: Tensor
+    valid: Tensor
+
+    @property
+    def share_changed(self) -> float:
+        """Share of the valid pairs that change class; NaN without valid pairs."""
+        count = int(self.valid.sum())
+        return int((self.valid & self.changed).sum()) / count if count else math.nan
+
+
+def find_pairs(
+    generator: nn.Module,
+    classifier: Callable[[Tensor], Tensor],
+    n_pairs: int,
+    *,
+    n_steps: int = 10_000,
+    distance: float = PAPER_DISTANCE,
+    valid_distance: float = PAPER_VALID_DISTANCE,
+    rate: float = 0.02,
+    multiplier_rate: float = 1e4,
+    spread: float = 0.3,
+    seed: int = 0,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> CodePairs:
+    """Search for code pairs that are close in image space and far in class probability.
+
+    Alternating steps, all pairs in one batch: Adam on (z, z') raises
+
+        |p(G(z)) - p(G(z'))|^2 - lambda (d(z, z') - distance),   d the mean squared difference of the images,
+
+    and each pair's lambda >= 0 grows by ``multiplier_rate`` times (d - distance): eq. 3 with its sign mended (it
+    prints + with lambda >= 0, and eq. 6 and 9 lambda <= 0) and its constraint divided by the number of pixels.
+
+    Args:
+        generator: G, (B, latent_dim) -> (B, C, H, W), with attribute ``latent_dim``.
+        classifier: (B, C, H, W) in the range of G -> logits (B, K); used in eval mode.
+        n_pairs: pairs, >= 1.
+        n_steps: 10,000 in the paper.
+        distance: eta^2 per pixel. The paper's 2e-4 is for images in [-1, 1]: 5e-5 in [0, 1].
+        valid_distance: limit below which a pair counts as close; the paper's 0.0005 is 1.25e-4 in [0, 1].
+        rate: of Adam on the codes. The paper gives none, nor the next two.
+        multiplier_rate: step of lambda per unit of d, "much more aggressive".
+        spread: z' starts at z plus that many standard deviations: at z' = z the objective has no gradient.
+        seed: of the starting codes.
+        start: (z, z') to start from, in place of random ones.
+
+    Raises:
+        TypeError, ValueError: a count, rate or distance out of its range.
+
+    Source: paper 004, sections 2.2 and 4.3.
+    """
+    check_count("n_pairs", n_pairs, 1)
+    check_count("n_steps", n_steps, 0)
+    for name, value in (("distance", distance), ("rate", rate), ("multiplier_rate", multiplier_rate)):
+        check_positive(name, value)
+    first, second = _starts(generator, n_pairs, spread, check_seed(seed)) if start is None else start
+    codes = torch.cat([first, second]).detach().clone().requires_grad_(True)
+    multiplier = torch.zeros(n_pairs, dtype=codes.dtype, device=codes.device)
+    optimizer = torch.optim.Adam([codes], lr=rate)
+    with evaluation_mode(classifier, generator), torch.enable_grad():
+        for _ in range(n_steps):
+            gap, _, logits = _compare(generator, classifier, codes)
+            probabilities = logits.softmax(1)
+            objective = (probabilities[:n_pairs] - probabilities[n_pairs:]).square().sum(1)
+            loss = (multiplier * (gap - distance) - objective).sum()
+            (codes.grad,) = torch.autograd.grad(loss, codes)
+            optimizer.step()
+            multiplier = (multiplier + multiplier_rate * (gap.detach() - distance)).clamp_min(0.0)
+        with torch.no_grad():
+            gap, _, logits = _compare(generator, classifier, codes)
+    log_p = F.log_softmax(logits, dim=1)
+    found = codes.detach()
+    return CodePairs(
+        first=found[:n_pairs],
+        second=found[n_pairs:],
+        distance=gap,
+        divergence=(log_p[:n_pairs].exp() * (log_p[:n_pairs] - log_p[n_pairs:])).sum(1),
+        changed=logits[:n_pairs].argmax(1) != logits[n_pairs:].argmax(1),
+        valid=gap < valid_distance,
+    )
+
+
+def judge_pairs(pairs: CodePairs, generator: nn.Module, classifier: Callable[[Tensor], Tensor]) -> CodePairs:
+    """The same codes under another classifier: divergence and change of class anew."""
+    with evaluation_mode(classifier, generator), torch.no_grad():
+        _, _, logits = _compare(generator, classifier, torch.cat([pairs.first, pairs.second]))
+    n = len(pairs.first)
+    log_p = F.log_softmax(logits, dim=1)
+    return CodePairs(
+        first=pairs.first,
+        second=pairs.second,
+        distance=pairs.distance,
+        divergence=(log_p[:n].exp() * (log_p[:n] - log_p[n:])).sum(1),
+        changed=logits[:n].argmax(1) != logits[n:].argmax(1),
+        valid=pairs.valid,
+    )
+
+
+@dataclass(frozen=True)
+class RobustSettings(LoopSettings):
+    """Settings of :func:`train_robust`; the shared ones are described at ``LoopSettings``.
+
+    Attributes:
+        mix: mu, weight of the pairs' term against the cross entropy, in (0, 1).
+        pairs: pairs per batch.
+        inner_steps: steps of the search for each batch, 500 in the paper.
+        distance: see :func:`find_pairs`.
+    """
+
+    epochs: int = 1
+    mix: float = 0.5
+    pairs: int = 32
+    inner_steps: int = 500
+    distance: float = PAPER_DISTANCE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.mix < 1.0:
+            raise ValueError(f"mix: expected a number in (0, 1), got {self.mix!r}")
+        check_count("pairs", self.pairs, 1)
+        check_count("inner_steps", self.inner_steps, 0)
+        check_positive("distance", self.distance)
+
+
+def train_robust(
+    classifier: nn.Module,
+    generator: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> TrainingReport:
+    """Train a classifier further, in place, so that close images of the generator get close class probabilities.
+
+    Args:
+        classifier: (B, C, H, W) in [0, 1] -> logits (B, K); its parameters that require a gradient are trained.
+        generator: see :func:`find_pairs`; its parameters are left alone.
+        images: (n, C, H, W) float32 in [0, 1].
+        labels: (n,) int64.
+        checkpoint: file written after each epoch; if it exists, training goes on from it.
+        progress: show a progress bar on standard error.
+        settings: fields of :class:`RobustSettings`.
+
+    Raises:
+        ValueError: images, labels or settings that do not fit.
+        CheckpointError: the checkpoint is of other settings.
+
+    Source: paper 004, eq. 6 and section 4.3.
+    """
+    chosen = RobustSettings(**settings)
+    check_images(images)
+    check_labels(labels, len(images), int(labels.max()) + 1)
+
+    def batch_loss(indices: Tensor) -> Tensor:
+        # The loop has seeded torch's generator for this epoch: each batch draws a seed of its own from it.
+        seed = int(torch.randint(2**62, ()))
+        pairs = find_pairs(
+            generator, classifier, chosen.pairs, n_steps=chosen.inner_steps, distance=chosen.distance, seed=seed
+        )
+        with torch.no_grad():
+            near = generator(torch.cat([pairs.first, pairs.second]))
+        first, second = classifier(near).softmax(1).chunk(2)
+        apart = (first - second).square().sum(1).mean()
+        return chosen.mix * apart + (1 - chosen.mix) * F.cross_entropy(classifier(images[indices]), labels[indices])
+
+    return run_epochs(
+        classifier,
+        chosen,
+        len(images),
+        batch_loss,
+        dict,
+        checkpoint=checkpoint,
+        progress=progress,
+        label="robust training",
+    )
+
+
+def _starts(generator: nn.Module, n_pairs: int, spread: float, seed: int) -> tuple[Tensor, Tensor]:
+    latent: Any = generator.latent_dim
+    like = next(generator.parameters())
+    ids = torch.arange(n_pairs)
+    base, away = (standard_normal(derive_seed(seed, k), ids, 0, (latent,)).to(like) for k in (0, 1))
+    return base, base + spread * away
+
+
+def _compare(
+    generator: nn.Module, classifier: Callable[[Tensor], Tensor], codes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance (n,), images (2n, C, H, W) and logits (2n, K) of codes (2n, latent_dim), partners n apart."""
+    images = generator(codes)
+    first, second = images.chunk(2)
+    return (first - second).square().flatten(1).mean(1), images, classifier(images)
