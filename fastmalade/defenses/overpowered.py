@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def find_pairs(
     distance: float = PAPER_DISTANCE,
     valid_distance: float = PAPER_VALID_DISTANCE,
     rate: float = 0.02,
-    multiplier_rate: float = 1e4,
+    multiplier_rate: float = 0.1,
     spread: float = 0.3,
     seed: int = 0,
     start: tuple[Tensor, Tensor] | None = None,
@@ -69,8 +70,10 @@ def find_pairs(
 
         |p(G(z)) - p(G(z'))|^2 - lambda (d(z, z') - distance),   d the mean squared difference of the images,
 
-    and each pair's lambda >= 0 grows by ``multiplier_rate`` times (d - distance): eq. 3 with its sign mended (it
-    prints + with lambda >= 0, and eq. 6 and 9 lambda <= 0) and its constraint divided by the number of pixels.
+    and the log of each pair's lambda grows by ``multiplier_rate`` times (d / distance - 1), at most 1. Of each pair is
+    kept the point of its way with the largest difference in probability among those closer than ``valid_distance``,
+    or the last point if there is none. This is eq. 3 with its sign mended (it prints + with lambda >= 0; eq. 6 and 9
+    have lambda <= 0) and its constraint divided by the number of pixels.
 
     Args:
         generator: G, (B, latent_dim) -> (B, C, H, W), with attribute ``latent_dim``.
@@ -80,7 +83,7 @@ def find_pairs(
         distance: eta^2 per pixel. The paper's 2e-4 is for images in [-1, 1]: 5e-5 in [0, 1].
         valid_distance: limit below which a pair counts as close; the paper's 0.0005 is 1.25e-4 in [0, 1].
         rate: of Adam on the codes. The paper gives none, nor the next two.
-        multiplier_rate: step of lambda per unit of d, "much more aggressive".
+        multiplier_rate: step of log lambda; "much more aggressive" than the other.
         spread: z' starts at z plus that many standard deviations: at z' = z the objective has no gradient.
         seed: of the starting codes.
         start: (z, z') to start from, in place of random ones.
@@ -96,45 +99,34 @@ def find_pairs(
         check_positive(name, value)
     first, second = _starts(generator, n_pairs, spread, check_seed(seed)) if start is None else start
     codes = torch.cat([first, second]).detach().clone().requires_grad_(True)
-    multiplier = torch.zeros(n_pairs, dtype=codes.dtype, device=codes.device)
+    multiplier = torch.full((n_pairs,), 0.1 / distance, dtype=codes.dtype, device=codes.device)
     optimizer = torch.optim.Adam([codes], lr=rate)
+    best = codes.detach().clone()
+    score = torch.full((n_pairs,), -torch.inf, dtype=codes.dtype, device=codes.device)
     with evaluation_mode(classifier, generator), torch.enable_grad():
-        for _ in range(n_steps):
-            gap, _, logits = _compare(generator, classifier, codes)
+        for t in range(n_steps + 1):
+            gap, logits = _compare(generator, classifier, codes)
             probabilities = logits.softmax(1)
             objective = (probabilities[:n_pairs] - probabilities[n_pairs:]).square().sum(1)
+            # The two players circle each other; kept is the best point of the way that is close enough.
+            better = (gap < valid_distance) & (objective > score)
+            score = torch.where(better, objective, score).detach()
+            chosen = better | torch.isinf(score)
+            best = torch.where(torch.cat([chosen, chosen])[:, None], codes, best).detach()
+            if t == n_steps:
+                break
             loss = (multiplier * (gap - distance) - objective).sum()
             (codes.grad,) = torch.autograd.grad(loss, codes)
             optimizer.step()
-            multiplier = (multiplier + multiplier_rate * (gap.detach() - distance)).clamp_min(0.0)
-        with torch.no_grad():
-            gap, _, logits = _compare(generator, classifier, codes)
-    log_p = F.log_softmax(logits, dim=1)
-    found = codes.detach()
-    return CodePairs(
-        first=found[:n_pairs],
-        second=found[n_pairs:],
-        distance=gap,
-        divergence=(log_p[:n_pairs].exp() * (log_p[:n_pairs] - log_p[n_pairs:])).sum(1),
-        changed=logits[:n_pairs].argmax(1) != logits[n_pairs:].argmax(1),
-        valid=gap < valid_distance,
-    )
+            # Steps on log lambda: in lambda itself a pair that has met would free itself far more slowly than it met.
+            excess = (gap.detach() / distance - 1.0).clamp_max(1.0)
+            multiplier = multiplier * torch.exp(multiplier_rate * excess)
+    return _judged(generator, classifier, best[:n_pairs], best[n_pairs:], valid_distance)
 
 
 def judge_pairs(pairs: CodePairs, generator: nn.Module, classifier: Callable[[Tensor], Tensor]) -> CodePairs:
     """The same codes under another classifier: divergence and change of class anew."""
-    with evaluation_mode(classifier, generator), torch.no_grad():
-        _, _, logits = _compare(generator, classifier, torch.cat([pairs.first, pairs.second]))
-    n = len(pairs.first)
-    log_p = F.log_softmax(logits, dim=1)
-    return CodePairs(
-        first=pairs.first,
-        second=pairs.second,
-        distance=pairs.distance,
-        divergence=(log_p[:n].exp() * (log_p[:n] - log_p[n:])).sum(1),
-        changed=logits[:n].argmax(1) != logits[n:].argmax(1),
-        valid=pairs.valid,
-    )
+    return dataclasses.replace(_judged(generator, classifier, pairs.first, pairs.second, 0.0), valid=pairs.valid)
 
 
 @dataclass(frozen=True)
@@ -226,10 +218,24 @@ def _starts(generator: nn.Module, n_pairs: int, spread: float, seed: int) -> tup
     return base, base + spread * away
 
 
-def _compare(
-    generator: nn.Module, classifier: Callable[[Tensor], Tensor], codes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance (n,), images (2n, C, H, W) and logits (2n, K) of codes (2n, latent_dim), partners n apart."""
+def _judged(
+    generator: nn.Module, classifier: Callable[[Tensor], Tensor], first: Tensor, second: Tensor, valid_distance: float
+) -> CodePairs:
+    with evaluation_mode(classifier, generator), torch.no_grad():
+        gap, logits = _compare(generator, classifier, torch.cat([first, second]))
+    p, q = F.log_softmax(logits, dim=1).chunk(2)
+    return CodePairs(
+        first=first,
+        second=second,
+        distance=gap,
+        divergence=(p.exp() * (p - q)).sum(1),
+        changed=p.argmax(1) != q.argmax(1),
+        valid=gap < valid_distance,
+    )
+
+
+def _compare(generator: nn.Module, classifier: Callable[[Tensor], Tensor], codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance (n,) and logits (2n, K) of codes (2n, latent_dim), partners n apart."""
     images = generator(codes)
     first, second = images.chunk(2)
-    return (first - second).square().flatten(1).mean(1), images, classifier(images)
+    return (first - second).square().flatten(1).mean(1), classifier(images)

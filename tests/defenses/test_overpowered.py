@@ -42,10 +42,10 @@ def test_pairs_lie_on_both_sides_of_a_known_border():
     assert bool(pairs.valid.all())
     assert bool(pairs.changed.all())
     assert pairs.share_changed == 1.0
-    # Farthest apart in probability at the distance allowed is what lies evenly around the border.
+    # Farthest apart in probability at the distance allowed is what lies evenly around the border, at the limit.
     middle = (pairs.first + pairs.second).flatten() / 2
     torch.testing.assert_close(middle, torch.full((4,), 0.3), rtol=0, atol=4e-3)
-    torch.testing.assert_close(pairs.distance, torch.full((4,), 4e-4), rtol=0.2, atol=0)
+    torch.testing.assert_close(pairs.distance, torch.full((4,), 5e-4), rtol=0.1, atol=0)
     p = torch.sigmoid(30 * (pairs.first.flatten() - 0.3))
     q = torch.sigmoid(30 * (pairs.second.flatten() - 0.3))
     expected = p * torch.log(p / q) + (1 - p) * torch.log((1 - p) / (1 - q))
