@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmalade.training import CheckpointError
+from fastmalade.training import CheckpointError, loop
 from fastmalade.training.gan import gradient_penalty, train_gan
 from fastmalade.training.generative import Vae, train_denoiser, train_vae
 
@@ -36,12 +36,11 @@ def test_an_interrupted_training_ends_like_one_that_was_not(training, digits, tm
         calls.append(1)
         return one_epoch(*arguments, **options)
 
-    from fastmalade.training import loop
-
     one_epoch = loop._one_epoch
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "_one_epoch", stop_after_one)
+    monkeypatch.setattr(loop, "_one_epoch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
         train(images, progress=False, checkpoint=path, **settings)
+    monkeypatch.undo()
     resumed, resumed_report = train(images, progress=False, checkpoint=path, **settings)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -61,17 +60,17 @@ def test_the_global_generator_is_left_alone(training, digits):
 
 
 def test_losses_fall(digits):
-    images = digits[0][:300]
-    _, vae = train_vae(images, validation=images, progress=False, epochs=8, batch_size=20, hidden=32, latent_dim=4)
+    images = digits[0][:200]
+    _, vae = train_vae(images, validation=images, progress=False, epochs=6, batch_size=20, hidden=32, latent_dim=4)
     assert vae.history[-1]["validation_bound"] < 0.8 * vae.history[0]["validation_bound"]
     _, dae = train_denoiser(
-        images, validation=images, progress=False, epochs=4, batch_size=20, width=8, depth=2, learning_rate=1e-2
+        images, validation=images, progress=False, epochs=3, batch_size=20, width=4, depth=2, learning_rate=1e-2
     )
     assert dae.history[-1]["validation_error"] < 0.8 * dae.history[0]["validation_error"]
 
 
 def test_generated_images_come_closer_to_digits(digits):
-    images = digits[0][:400]
+    images = digits[0][:200]
     settings = {**GAN, "epochs": 6, "width": 4, "critic_width": 4, "learning_rate": 2e-3, "average": 0.5}
     codes = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     short, _ = train_gan(images, progress=False, **{**settings, "epochs": 1, "learning_rate": 1e-9})
