@@ -22,8 +22,7 @@ class DefendedClassifier(nn.Module):
 
     Gradient modes; the value is the same in all three:
 
-    - "unrolled": the purifier's own gradient: the exact derivative through all N steps, for the noise that was drawn,
-      or what a rival states in its ``gradient``.
+    - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
     - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
     - "blind": the Jacobian of the classifier at x itself. A loss is still that of the defended value; for an attacker
       who does not know of the defence at all see ``gradient="blind"`` in :mod:`fastmalade.attacks`.
@@ -44,7 +43,7 @@ class DefendedClassifier(nn.Module):
 
     Raises:
         TypeError: wrong type of the purifier, the classifier or n_chains.
-        ValueError: unknown gradient or vote, or n_chains < 1.
+        ValueError: unknown gradient or vote, "unrolled" for a defence whose own gradient is BPDA, or n_chains < 1.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class DefendedClassifier(nn.Module):
             raise TypeError(f"classifier: expected a module or callable, got {type(classifier).__name__}")
         if gradient not in get_args(GradientMode):
             raise ValueError(f"gradient: expected one of {', '.join(get_args(GradientMode))}, got {gradient!r}")
+        check_stated_gradient(purifier, gradient)
         if vote not in get_args(Vote):
             raise ValueError(f"vote: expected one of {', '.join(get_args(Vote))}, got {vote!r}")
         if isinstance(n_chains, bool) or not isinstance(n_chains, int):
@@ -152,3 +152,12 @@ class DefendedClassifier(nn.Module):
         probabilities = mean.detach().exp().clamp_min(torch.finfo(mean.dtype).tiny)
         value = torch.log((votes + probabilities) / (self.n_chains + 1))
         return value + (mean - mean.detach())
+
+
+def check_stated_gradient(purifier: Defense, gradient: GradientMode) -> None:
+    """Raise ValueError if "unrolled" is asked of a defence whose gradient is another: it would be BPDA in silence."""
+    if gradient == "unrolled" and purifier.gradient != "unrolled":
+        raise ValueError(
+            f"gradient: expected {purifier.gradient!r}, which this {type(purifier).__name__} states, got 'unrolled'; "
+            f"build it with gradient='unrolled' for the exact derivative"
+        )

@@ -80,7 +80,7 @@ def measure(
     for row in rows:
         counts["clean" if row.attack == "none" else f"{row.attack} {row.epsilon:g}"] = row.correct[name]
     seconds["transferred"] = time.perf_counter() - started
-    model = DefendedClassifier(defense, classifier).eval()
+    model = DefendedClassifier(defense, classifier, gradient=defense.gradient).eval()
     modes = ("bpda", "unrolled") if defense.gradient == "unrolled" else ("bpda",)
     for mode in modes:
         started = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.defended import DefendedClassifier, GradientMode
+from fastmalade.defended import DefendedClassifier, GradientMode, check_stated_gradient
 from fastmalade.defense import Defense
 
 Loss = Literal["cross_entropy", "margin"]
@@ -70,6 +70,7 @@ class Target:
                 raise ValueError(
                     f"value_range: expected the purifier's {model.purifier.value_range}, got {tuple(value_range)}"
                 )
+            check_stated_gradient(model.purifier, gradient)
             # Shallow: modules are shared, and only the copy gets the attacker's gradient.
             self.defended = copy.copy(model)
             self.defended.gradient = gradient

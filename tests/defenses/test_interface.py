@@ -148,6 +148,13 @@ def test_bpda_is_the_identity_on_the_way_back(make_defense, images):
     assert torch.equal(gradient, torch.ones_like(x))
     report = check_gradient(replaced, images[:2])
     assert "replaces it on purpose" in report["derivative"].detail
+    # An attacker who asks for the exact gradient must not be given another one in silence.
+    message = "gradient: expected 'bpda', which this InvertAndClassify states, got 'unrolled'"
+    with pytest.raises(ValueError, match=message):
+        DefendedClassifier(replaced, nn.Flatten())
+    model = DefendedClassifier(replaced, nn.Flatten(), gradient="bpda")
+    with pytest.raises(ValueError, match=message):
+        PGD(epsilon=0.1, norm="linf", steps=1, step_size=0.1)(model, images, torch.zeros(5, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 2, 3, 7, 10])
