@@ -16,7 +16,8 @@ needs_native = pytest.mark.skipif(backends.available()["cpu"] is not None, reaso
 
 
 @needs_native
-def test_cells_file_and_tables(tmp_path):
+def test_cells_file_and_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastmalade.bench.defenses.GAN_STEPS", 3)
     names = ("malade native", "malade eager", "defense-gan R=1", "inc", "apudae table 8")
     settings = DefenseSettings(**QUICK, contenders=names)
     output = tmp_path / "defenses.json"
@@ -28,7 +29,7 @@ def test_cells_file_and_tables(tmp_path):
     assert told == sorted(told)
     assert len(told) == 4
     timed = {(c["contender"], c["batch"], c["steps"]) for c in result["cells"]}
-    assert timed == {(n, b, 2) for n in names for b in (1, 2)} | {("defense-gan R=1", b, 200) for b in (1, 2)}
+    assert timed == {(n, b, 2) for n in names for b in (1, 2)} | {("defense-gan R=1", b, 3) for b in (1, 2)}
     for cell in result["cells"]:
         assert cell["us_per_image"]["median"] > 0
         assert cell["flops_per_image"] == build(cell["contender"], cell["steps"]).cost(1).flops
