@@ -18,6 +18,7 @@ from fastmalade.api import purify
 from fastmalade.backends import BackendUnavailableError
 from fastmalade.chain import langevin_chain, langevin_trajectory
 from fastmalade.defended import DefendedClassifier
+from fastmalade.defense import Defense
 from fastmalade.models import Autoencoder
 from fastmalade.noise import standard_normal
 from fastmalade.pretrained import PretrainedError, load_classifier, shipped_models
@@ -53,6 +54,7 @@ __all__ = [
     "BackendUnavailableError",
     "ChainConfig",
     "DefendedClassifier",
+    "Defense",
     "PretrainedError",
     "Purifier",
     "__version__",

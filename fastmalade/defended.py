@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmalade.defense import Defense
 from fastmalade.noise import check_sample_ids, check_seed
-from fastmalade.purifier import Purifier
 
 GradientMode = Literal["unrolled", "bpda", "blind"]
 Vote = Literal["mean", "majority"]
@@ -32,7 +32,7 @@ class DefendedClassifier(nn.Module):
     noise.
 
     Args:
-        purifier: the defence.
+        purifier: the defence: a :class:`fastmalade.Purifier` or another :class:`fastmalade.Defense`.
         classifier: (B, C, H, W) in the purifier's ``value_range`` -> logits (B, K). Frozen or not as it is
             given; call ``.eval()`` on the whole before attacking.
         gradient: "unrolled", "bpda" or "blind".
@@ -43,12 +43,12 @@ class DefendedClassifier(nn.Module):
 
     Raises:
         TypeError: wrong type of the purifier, the classifier or n_chains.
-        ValueError: unknown gradient or vote, or n_chains < 1.
+        ValueError: unknown gradient or vote, "unrolled" for a defence whose own gradient is BPDA, or n_chains < 1.
     """
 
     def __init__(
         self,
-        purifier: Purifier,
+        purifier: Defense,
         classifier: Callable[[Tensor], Tensor],
         *,
         gradient: GradientMode = "unrolled",
@@ -57,12 +57,13 @@ class DefendedClassifier(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(purifier, Purifier):
-            raise TypeError(f"purifier: expected a Purifier, got {type(purifier).__name__}")
+        if not isinstance(purifier, Defense):
+            raise TypeError(f"purifier: expected a Purifier or another Defense, got {type(purifier).__name__}")
         if not callable(classifier):
             raise TypeError(f"classifier: expected a module or callable, got {type(classifier).__name__}")
         if gradient not in get_args(GradientMode):
             raise ValueError(f"gradient: expected one of {', '.join(get_args(GradientMode))}, got {gradient!r}")
+        check_stated_gradient(purifier, gradient)
         if vote not in get_args(Vote):
             raise ValueError(f"vote: expected one of {', '.join(get_args(Vote))}, got {vote!r}")
         if isinstance(n_chains, bool) or not isinstance(n_chains, int):
@@ -151,3 +152,12 @@ class DefendedClassifier(nn.Module):
         probabilities = mean.detach().exp().clamp_min(torch.finfo(mean.dtype).tiny)
         value = torch.log((votes + probabilities) / (self.n_chains + 1))
         return value + (mean - mean.detach())
+
+
+def check_stated_gradient(purifier: Defense, gradient: GradientMode) -> None:
+    """Raise ValueError if "unrolled" is asked of a defence whose gradient is another: it would be BPDA in silence."""
+    if gradient == "unrolled" and purifier.gradient != "unrolled":
+        raise ValueError(
+            f"gradient: expected {purifier.gradient!r}, which this {type(purifier).__name__} states, got 'unrolled'; "
+            f"build it with gradient='unrolled' for the exact derivative"
+        )

@@ -17,6 +17,7 @@ from fastmalade.attacks.checks import check_count
 from fastmalade.attacks.target import derive_seed, evaluation_mode
 from fastmalade.chain import is_native_autoencoder
 from fastmalade.defended import DefendedClassifier
+from fastmalade.defense import Defense
 from fastmalade.noise import check_seed
 from fastmalade.purifier import Purifier
 
@@ -156,7 +157,7 @@ class _Probe:
         self.model = model
         self.seed = seed
         self.reseed = reseed
-        self.seeded = isinstance(model, (Purifier, DefendedClassifier))
+        self.seeded = isinstance(model, (Defense, DefendedClassifier))
         self.tolerance = _SMOOTH_TOLERANCE if self.smooth_purifier() is model else _KINKED_TOLERANCE
 
     def smooth_purifier(self) -> Purifier | None:
@@ -257,7 +258,8 @@ def _derivative(
         errors.append((found - predicted).abs().amin(0))
         sizes.append(torch.maximum(found.abs().amin(0), predicted.abs()))
     error = _rms(torch.stack(errors)) / max(_rms(torch.stack(sizes)), torch.finfo(torch.float64).tiny)
-    mode = getattr(probe.model, "gradient", "unrolled") if isinstance(probe.model, DefendedClassifier) else "unrolled"
+    stated = isinstance(probe.model, (Defense, DefendedClassifier))
+    mode = getattr(probe.model, "gradient", "unrolled") if stated else "unrolled"
     if error <= limit:
         detail = f"agrees with finite differences in {str(x.dtype).removeprefix('torch.')}"
     elif mode != "unrolled":
@@ -355,7 +357,7 @@ def _noise(probe: _Probe, x: Tensor, gradient: Tensor, cotangent: Tensor) -> lis
 def _expects_noise(model: object) -> bool:
     if isinstance(model, DefendedClassifier):
         return model.seed is None and _expects_noise(model.purifier)
-    return isinstance(model, Purifier) and any(d != 0 for d in model.chain.schedule()[1])
+    return isinstance(model, Defense) and model.is_random
 
 
 def _check_arguments(model: object, x: object, dtype: torch.dtype) -> None:

@@ -4,9 +4,11 @@ Loading reads numbers and JSON and nothing else: no code is run and no network i
 target and renames, so that an interruption leaves the old file. Header format, version 1, under the key
 "fastmalade"::
 
-    {"format_version": 1, "kind": "purifier" | "autoencoder" | "classifier",
+    {"format_version": 1, "kind": "purifier" | "autoencoder" | "classifier" | "defense",
      "autoencoder": {"in_channels", "hidden_channels"} | "classifier": {"name", ...},
      "chain": {...}, "value_range": [low, high], "training": {...}}
+
+The kind "defense" is described in :mod:`fastmalade.defenses.files`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class PretrainedError(ValueError):
 
 
 def shipped_models() -> dict[str, Path]:
-    """Names and files of the models inside the package: purifiers and classifiers."""
+    """Names and files of the models inside the package: purifiers, other defences and classifiers."""
     return {path.stem: path for path in sorted(_WEIGHTS_DIR.glob("*.safetensors"))}
 
 
@@ -89,7 +91,7 @@ def save_purifier(
         "value_range": list(purifier.value_range),
         "training": dict(training or {}),
     }
-    _write(Path(path), autoencoder, header, dtype)
+    write_tensors(Path(path), autoencoder.state_dict(), header, dtype)
 
 
 def load_purifier(name_or_path: str | os.PathLike[str], *, backend: str | None = None) -> Purifier:
@@ -100,7 +102,7 @@ def load_purifier(name_or_path: str | os.PathLike[str], *, backend: str | None =
         PretrainedError: a damaged or foreign file, or one that holds no purifier.
     """
     path = resolve_path(name_or_path)
-    header, tensors = _read(path, "purifier")
+    header, tensors = read_tensors(path, "purifier")
     autoencoder = _fill(path, "autoencoder", header, tensors)
     try:
         chain = ChainConfig.from_dict(header["chain"])
@@ -122,13 +124,13 @@ def save_autoencoder(
     if type(autoencoder) is not Autoencoder:
         raise TypeError(f"autoencoder: expected a fastmalade.Autoencoder to save, got {type(autoencoder).__name__}")
     header = {"kind": "autoencoder", "autoencoder": autoencoder.config(), "training": dict(training or {})}
-    _write(Path(path), autoencoder, header, dtype)
+    write_tensors(Path(path), autoencoder.state_dict(), header, dtype)
 
 
 def load_autoencoder(name_or_path: str | os.PathLike[str]) -> Autoencoder:
     """Load the autoencoder of an autoencoder or purifier file; errors as for :func:`load_purifier`."""
     path = resolve_path(name_or_path)
-    header, tensors = _read(path, "autoencoder", "purifier")
+    header, tensors = read_tensors(path, "autoencoder", "purifier")
     model = _fill(path, "autoencoder", header, tensors)
     assert isinstance(model, Autoencoder)
     return model
@@ -146,7 +148,7 @@ def save_classifier(
     if not callable(config):
         raise TypeError(f"classifier: expected a model of build_classifier to save, got {type(classifier).__name__}")
     header = {"kind": "classifier", "classifier": config(), "training": dict(training or {})}
-    _write(Path(path), classifier, header, dtype)
+    write_tensors(Path(path), classifier.state_dict(), header, dtype)
 
 
 def load_classifier(name_or_path: str | os.PathLike[str]) -> nn.Module:
@@ -160,22 +162,32 @@ def load_classifier(name_or_path: str | os.PathLike[str]) -> nn.Module:
         PretrainedError: a damaged or foreign file, or one that holds no classifier.
     """
     path = resolve_path(name_or_path)
-    header, tensors = _read(path, "classifier")
+    header, tensors = read_tensors(path, "classifier")
     return _fill(path, "classifier", header, tensors)
 
 
 def read_header(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The configuration in a file's header, the facts about its training included; errors as for loading."""
-    header, _ = _read(resolve_path(name_or_path), "purifier", "autoencoder", "classifier")
+    header, _ = read_tensors(resolve_path(name_or_path), "purifier", "autoencoder", "classifier", "defense")
     return header
 
 
-def _write(path: Path, model: nn.Module, header: dict[str, Any], dtype: str) -> None:
+def write_tensors(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any], dtype: str) -> None:
+    """Write tensors under a header, whole or not at all.
+
+    Args:
+        path: file to write.
+        state: finite floating tensors by name.
+        header: JSON values.
+        dtype: "float32" or "float16".
+
+    Raises:
+        ValueError: an unknown dtype, or values that are not finite in it.
+    """
     if dtype not in _STORED_DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(_STORED_DTYPES)}, got {dtype!r}")
     tensors = {
-        name: value.detach().to(device="cpu", dtype=_STORED_DTYPES[dtype]).contiguous()
-        for name, value in model.state_dict().items()
+        name: value.detach().to(device="cpu", dtype=_STORED_DTYPES[dtype]).contiguous() for name, value in state.items()
     }
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
@@ -186,7 +198,7 @@ def _write(path: Path, model: nn.Module, header: dict[str, Any], dtype: str) -> 
         partial.write_bytes(content)
 
 
-def _read(path: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_tensors(path: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_HEADER_KEY)

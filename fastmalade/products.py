@@ -42,6 +42,15 @@ def autoencoder_vjp(
     return product
 
 
+def reconstruct(autoencoder: Callable[[Tensor], Tensor], x: Tensor, *, backend: str | None = None) -> Tensor:
+    """r(x) by the kernels where they serve, without gradient: arguments and errors as :func:`autoencoder_vjp`."""
+    weights = _native_weights(autoencoder, x, backend)
+    if weights is not None:
+        return backends.cpu.autoencoder_forward(x, weights)
+    with torch.no_grad():
+        return autoencoder(x)
+
+
 def reconstruction_error_gradient(
     autoencoder: Callable[[Tensor], Tensor], x: Tensor, *, backend: str | None = None
 ) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 
 from fastmalade import backends, chain
 from fastmalade.chain_gradient import batch_sizes
+from fastmalade.defense import Cost, Defense
 from fastmalade.gradient_plan import GradientPlan, check_max_bytes, make_plan
 from fastmalade.inputs import prepare
 from fastmalade.models import Autoencoder
 from fastmalade.schedules import ChainConfig
 
 
-class Purifier(nn.Module):
+class Purifier(Defense):
     """Relaxes images towards high density by Langevin dynamics (MALADE or MALA: 000 sec. 4.2, 001 sec. 3).
 
     ``forward`` is the differentiable piece that goes in front of a classifier; ``purify`` is the forgiving
@@ -50,19 +50,15 @@ class Purifier(nn.Module):
         backend: str | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(value_range=value_range)
         if not callable(autoencoder):
             raise TypeError(f"autoencoder: expected a module or callable r(x), got {type(autoencoder).__name__}")
         if not isinstance(chain, ChainConfig):
             raise TypeError(f"chain: expected a ChainConfig, got {type(chain).__name__}")
-        low, high = (float(bound) for bound in value_range)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"value_range: expected finite (low, high) with low < high, got {tuple(value_range)}")
         if backend is not None and backend not in backends.BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}")
         self.autoencoder = autoencoder
         self.chain = chain
-        self.value_range = (low, high)
         self.backend = backend
         self.max_bytes = None if max_bytes is None else check_max_bytes(max_bytes)
 
@@ -196,6 +192,27 @@ class Purifier(nn.Module):
             return backends.cpu.gradient_plan(images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget)
         batch = torch.empty(images.shape, dtype=dtype, device="meta")
         return make_plan(self.chain.n_steps, batch_sizes(batch, autoencoder.weights()), budget)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any step adds noise."""
+        return any(scale != 0 for scale in self.chain.schedule()[1])
+
+    def cost(self, batch: int = 1, image_shape: tuple[int, int, int] = (1, 28, 28)) -> Cost:
+        """Work of one call: one pass of the autoencoder for each step; see :meth:`fastmalade.Defense.cost`.
+
+        Raises:
+            TypeError: the autoencoder is no module.
+            ValueError: a batch below 1, or a shape that does not fit.
+        """
+        from fastmalade.attacks.checks import check_count
+        from fastmalade.defenses.flops import network_flops
+
+        check_count("batch", batch, 1)
+        if not isinstance(self.autoencoder, nn.Module):
+            raise TypeError(f"autoencoder: expected a module to count, got {type(self.autoencoder).__name__}")
+        evaluations = batch * self.chain.n_steps
+        return Cost(evaluations * network_flops(self.autoencoder, (1, *image_shape))[0], evaluations, 0)
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

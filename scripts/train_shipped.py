@@ -68,15 +68,15 @@ def classifier_stage(runs: Path, data: Path) -> None:
         num_classes=10,
         **CLASSIFIER,  # type: ignore[arg-type]
     )
-    facts = _facts(data, report)
+    facts = training_facts(data, report)
     images, labels = load_mnist("test", data)
-    facts["test_accuracy"] = _proportion(accuracy(model, images, labels), len(labels))
+    facts["test_accuracy"] = proportion(accuracy(model, images, labels), len(labels))
     # Rounding the weights to float16 halves the file; accuracy is measured on the rounded weights below.
     save_classifier(model, WEIGHTS / "mnist-c.safetensors", training=facts, dtype="float16")
     stored = load_classifier("mnist-c")
-    facts["test_accuracy_stored"] = _proportion(accuracy(stored, images, labels), len(labels))
+    facts["test_accuracy_stored"] = proportion(accuracy(stored, images, labels), len(labels))
     save_classifier(model, WEIGHTS / "mnist-c.safetensors", training=facts, dtype="float16")
-    _card("mnist-c", "Classifier C (paper 000, Table 7) for MNIST, stored as float16", facts)
+    write_card("mnist-c", "Classifier C (paper 000, Table 7) for MNIST, stored as float16", facts)
 
 
 def dae(runs: Path, data: Path) -> tuple[Autoencoder, TrainingReport]:
@@ -116,7 +116,7 @@ def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingR
     start = time.perf_counter()
     tried = search_chain(model, classifier, runs, data)
     best = tried[0]
-    facts = _facts(data, report)
+    facts = training_facts(data, report)
     facts["tuning"] = {
         "images": f"first {TUNING_IMAGES} of the validation split",
         "validation_accuracies": best.accuracies,
@@ -127,10 +127,10 @@ def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingR
     images, labels = load_mnist("test", data)
     with torch.no_grad():
         purified = purifier(images, seed=SEED)
-    facts["test_accuracy_clean_purified"] = _proportion(accuracy(classifier, purified, labels), len(labels))
+    facts["test_accuracy_clean_purified"] = proportion(accuracy(classifier, purified, labels), len(labels))
     facts["chain"] = best.chain.to_dict()
     save_purifier(purifier, WEIGHTS / f"{name}.safetensors", training=facts)
-    _card(name, title, facts)
+    write_card(name, title, facts)
 
 
 def search_chain(
@@ -172,12 +172,14 @@ def _attacked_validation(
     return torch.from_numpy(np.load(path))
 
 
-def _proportion(correct: int, n: int) -> dict[str, float]:
+def proportion(correct: int, n: int) -> dict[str, float]:
+    """A count with its 95% interval, for headers and cards."""
     low, high = wilson_interval(correct, n)
     return {"correct": correct, "n": n, "low95": round(low, 5), "high95": round(high, 5)}
 
 
-def _facts(data: Path, report: TrainingReport) -> dict[str, object]:
+def training_facts(data: Path, report: TrainingReport) -> dict[str, object]:
+    """What a header and a card tell about a training."""
     return {
         "fastmalade": __version__,
         "torch": torch.__version__,
@@ -193,14 +195,22 @@ def _facts(data: Path, report: TrainingReport) -> dict[str, object]:
     }
 
 
-def _card(name: str, title: str, facts: dict[str, object]) -> None:
+LIMITS = """
+Trained on MNIST alone. Chain settings were chosen under attacks on the bare classifier; attacks that
+know the purifier and differentiate through its steps are far stronger. The README's tables show both.
+"""
+
+
+def write_card(
+    name: str, title: str, facts: dict[str, object], *, script: str = "train_shipped.py", limits: str = LIMITS
+) -> None:
     """Model card: the facts of the file's header, readable."""
     lines = [
         f"# {name}",
         "",
         f"{title}.",
         "",
-        "Made by `python scripts/train_shipped.py`; licence Apache-2.0.",
+        f"Made by `python scripts/{script}`; licence Apache-2.0.",
         "",
     ]
     for key, value in facts.items():
@@ -210,13 +220,7 @@ def _card(name: str, title: str, facts: dict[str, object]) -> None:
             lines.append("")
         else:
             lines += [f"- {key}: {value}", ""]
-    lines += [
-        "## Limits",
-        "",
-        "Trained on MNIST alone. Chain settings were chosen under attacks on the bare classifier; attacks that",
-        "know the purifier and differentiate through its steps are far stronger. The README's tables show both.",
-        "",
-    ]
+    lines += ["## Limits", "", *limits.strip().splitlines(), ""]
     (WEIGHTS / f"{name}.md").write_text("\n".join(lines))
     print("\n".join(lines), flush=True)
 

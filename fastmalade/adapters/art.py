@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmalade.defense import Defense
 from fastmalade.noise import check_seed, fresh_seed
-from fastmalade.purifier import Purifier
 
 try:
     from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
@@ -52,15 +52,15 @@ class PurifierPreprocessor(PreprocessorPyTorch):
 
     def __init__(
         self,
-        purifier: Purifier,
+        purifier: Defense,
         *,
         gradient: Gradient = "unrolled",
         seed: int | None = None,
         apply_fit: bool = False,
         apply_predict: bool = True,
     ) -> None:
-        if not isinstance(purifier, Purifier):
-            raise TypeError(f"purifier: expected a Purifier, got {type(purifier).__name__}")
+        if not isinstance(purifier, Defense):
+            raise TypeError(f"purifier: expected a Purifier or another Defense, got {type(purifier).__name__}")
         parameter = next(purifier.parameters(), None)
         self._dtype = torch.float32 if parameter is None else parameter.dtype
         device = torch.device("cpu") if parameter is None else parameter.device

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.defended import DefendedClassifier, GradientMode
-from fastmalade.purifier import Purifier
+from fastmalade.defended import DefendedClassifier, GradientMode, check_stated_gradient
+from fastmalade.defense import Defense
 
 Loss = Literal["cross_entropy", "margin"]
 Model = Callable[..., Tensor]
@@ -70,6 +70,7 @@ class Target:
                 raise ValueError(
                     f"value_range: expected the purifier's {model.purifier.value_range}, got {tuple(value_range)}"
                 )
+            check_stated_gradient(model.purifier, gradient)
             # Shallow: modules are shared, and only the copy gets the attacker's gradient.
             self.defended = copy.copy(model)
             self.defended.gradient = gradient
@@ -118,20 +119,30 @@ class Target:
     def chains_per_call(self, x: Tensor, max_bytes: int) -> int:
         """How many rows of the size of an image of ``x`` may run as one call within ``max_bytes``, at least 1.
 
-        Counted is, as an allowance for images, gradients and the activations of a classifier, 32 times the image. The
-        gradient through the chain has a budget of its own (``Purifier.max_bytes``).
+        Counted are the states that a defence keeps for its gradient and, as an allowance for the activations of the
+        classifier, 32 times the image. A Purifier keeps no states: its gradient has a budget of its own
+        (``Purifier.max_bytes``).
         """
-        chains = 1 if self.defended is None else self.defended.n_chains
-        per_row = max(1, x[0].numel() if len(x) else 1) * x.element_size() * 32 * chains
+        states, chains = 1, 1
+        if self.defended is not None:
+            states, chains = self.defended.purifier.states_kept, self.defended.n_chains
+        per_row = max(1, x[0].numel() if len(x) else 1) * x.element_size() * (states + 32) * chains
         return max(1, max_bytes // per_row)
 
 
-def reconstruct(purifier: Purifier, x: Tensor) -> Tensor:
-    """r(x) of the purifier's autoencoder for images (B, C, H, W) in the purifier's value range, and back."""
+def reconstruct(purifier: Defense, x: Tensor) -> Tensor:
+    """r(x) of the purifier's autoencoder for images (B, C, H, W) in the purifier's value range, and back.
+
+    Raises:
+        TypeError: a defence without an autoencoder.
+    """
+    autoencoder = getattr(purifier, "autoencoder", None)
+    if autoencoder is None:
+        raise TypeError(f"purifier: expected a defence with an autoencoder, got {type(purifier).__name__}")
     low, high = purifier.value_range
     if (low, high) == (0.0, 1.0):
-        return purifier.autoencoder(x)
-    return purifier.autoencoder((x - low) / (high - low)) * (high - low) + low
+        return autoencoder(x)
+    return autoencoder((x - low) / (high - low)) * (high - low) + low
 
 
 @contextmanager

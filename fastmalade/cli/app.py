@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from fastmalade.cli.attack import attack
-from fastmalade.cli.bench import bench
+from fastmalade.cli.bench import bench_app
 from fastmalade.cli.demo import demo
 from fastmalade.cli.evaluate import evaluate
 from fastmalade.cli.info import info
@@ -25,8 +25,8 @@ app.command("purify")(purify)
 app.command("info")(info)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
-app.command("bench")(bench)
 app.command("attack")(attack)
+app.add_typer(bench_app, name="bench")
 app.add_typer(train_app, name="train")
 
 

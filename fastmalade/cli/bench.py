@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 PARTS = 1000
 
+bench_app = typer.Typer(invoke_without_command=True, add_completion=False, rich_markup_mode=None)
 
+
+@bench_app.callback()
 def bench(
+    context: typer.Context,
     peers: Annotated[
         str, typer.Option(help="Peers, comma-separated: names, or all, rewritten (graph rewritten by hand), none.")
     ] = "all",
@@ -40,6 +44,8 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Draw microseconds per image against the batch size.")] = None,
 ) -> None:
     """Time the native chain and its peers, taking turns, each verified first; print microseconds per image."""
+    if context.invoked_subcommand is not None:
+        return
     with exit_codes("interrupted; what --output has is kept, and --resume goes on from it", also=(ValueError,)):
         from fastmalade.bench import Settings
         from fastmalade.bench.settings import parse_shape
@@ -63,6 +69,47 @@ def bench(
             _print_stages(settings, console)
         else:
             _run(settings, console, output, resume, plot)
+
+
+@bench_app.command("defenses")
+def defenses(
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64",
+    steps: Annotated[str, typer.Option(help="Values of N and L, comma-separated; Defense-GAN adds 200.")] = "10,25,50",
+    restarts: Annotated[str, typer.Option(help="Values of Defense-GAN's R, comma-separated.")] = "1,10",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
+    contenders: Annotated[str, typer.Option(help="Names, comma-separated [default: all].")] = "",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each defence in each cell.")] = 5.0,
+    longest: Annotated[float, typer.Option(help="Calls that take longer, in seconds, are timed once.")] = 20.0,
+    compiled: Annotated[bool, typer.Option(help="Also try torch.compile for the rivals' networks.")] = True,
+    output: Annotated[Path | None, typer.Option(help="Write the result as JSON, after every cell.")] = None,
+) -> None:
+    """Time MALADE and the rival defences, taking turns; print microseconds per image."""
+    with exit_codes("interrupted; what --output has is kept", also=(ValueError,)):
+        from fastmalade.bench.defense_report import tables
+        from fastmalade.bench.defenses import DefenseSettings, run
+
+        settings = DefenseSettings(
+            batches=_integers("--batches", batches),
+            steps=_integers("--steps", steps),
+            restarts=_integers("--restarts", restarts),
+            threads=_integers("--threads", threads),
+            seconds=seconds,
+            longest=longest,
+            compiled=compiled,
+            contenders=tuple(_names(contenders)),
+        )
+        console = Console() if Console().is_terminal else Console(width=160)
+        with progress_bar(transient=True) as bar:
+            task = bar.add_task("starting", total=PARTS)
+            result = run(
+                settings,
+                output=output,
+                report=lambda what, part: bar.update(task, description=what, completed=int(PARTS * part)),
+            )
+        for table in tables(result):
+            console.print(table)
+        for warning in result["warnings"]:
+            console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _run(settings: Settings, console: Console, output: Path | None, resume: bool, plot: Path | None) -> None:

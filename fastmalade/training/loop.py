@@ -1,4 +1,4 @@
-"""The epoch loop shared by both trainings: seeding, learning rate, validation, progress, checkpoint and resume.
+"""The epoch loop shared by all trainings: seeding, learning rate, validation, progress, checkpoint and resume.
 
 Each epoch draws all its randomness (order, noise, dropout) from a seed derived from (seed, epoch), so a run that was
 interrupted and resumed ends with the same parameters, bit for bit, as one that was not. Resume restarts the epoch that
@@ -52,7 +52,7 @@ class TrainingReport:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings that both trainings share.
+    """Settings that all trainings share.
 
     Attributes:
         epochs: passes over the training images.
@@ -86,6 +86,7 @@ def run_epochs(
     progress: bool,
     label: str,
     extra: dict[str, Any] | None = None,
+    optimizer: torch.optim.Adam | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place.
 
@@ -99,13 +100,16 @@ def run_epochs(
         progress: show a progress bar on standard error.
         label: text at the bar.
         extra: more facts that a checkpoint must agree with, besides the settings.
+        optimizer: in place of Adam with its defaults; a parameter group may have a ``rate_factor``, by which the
+            learning rate of the settings is multiplied.
 
     Raises:
         CheckpointError: the checkpoint is of other settings, or damaged.
         FloatingPointError: the loss became NaN or infinite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    if optimizer is None:
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     report = TrainingReport(settings=dataclasses.asdict(settings) | {"n_images": n_images} | (extra or {}))
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
@@ -153,7 +157,7 @@ def _one_epoch(
             position = (epoch * steps + step) / (settings.epochs * steps)
             rate = settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * position)))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_factor", 1.0)
             optimizer.zero_grad(set_to_none=True)
             loss = batch_loss(indices)
             loss.backward()

@@ -142,7 +142,7 @@ def test_float64_images_come_back_as_float64(purifier, few):
 def test_flags_and_wrong_arguments(purifier, linear, few):
     defence = PurifierPreprocessor(purifier)
     assert (defence.is_fitted, defence.apply_fit, defence.apply_predict) == (True, False, True)
-    with pytest.raises(TypeError, match="purifier: expected a Purifier, got Sequential"):
+    with pytest.raises(TypeError, match="purifier: expected a Purifier or another Defense, got Sequential"):
         PurifierPreprocessor(linear)
     with pytest.raises(ValueError, match="gradient"):
         PurifierPreprocessor(purifier, gradient="blind")

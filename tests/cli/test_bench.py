@@ -86,3 +86,15 @@ def test_an_interrupted_run_leaves_a_file_to_go_on_from(tmp_path, spawn):
     left = json.loads(output.read_text())
     assert not left["complete"]
     assert {cell["batch"] for cell in left["cells"]} == {1}
+
+
+def test_defenses_is_a_command_of_its_own(tmp_path, invoke):
+    output = tmp_path / "defenses.json"
+    arguments = ["--contenders", "inc,magnet", "--batches", 1, "--steps", 1, "--threads", 1, "--seconds", 0]
+    result = invoke("bench", "defenses", *arguments, "--no-compiled", "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "microseconds per image on 1x28x28, medians, 1 thread" in result.stdout
+    assert {cell["contender"] for cell in json.loads(output.read_text())["cells"]} == {"inc", "magnet"}
+    refused = invoke("bench", "defenses", "--contenders", "nobody")
+    assert refused.exit_code == 2
+    assert "contenders: expected any of" in refused.stderr

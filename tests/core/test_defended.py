@@ -188,7 +188,7 @@ def test_empty_batch(purifier, classifier):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"purifier": nn.Identity()}, TypeError, "purifier: expected a Purifier, got Identity"),
+        ({"purifier": nn.Identity()}, TypeError, "purifier: expected a Purifier or another Defense, got Identity"),
         ({"classifier": None}, TypeError, "classifier: expected"),
         ({"gradient": "exact"}, ValueError, "gradient: expected one of unrolled, bpda, blind, got 'exact'"),
         ({"vote": "median"}, ValueError, "vote: expected one of mean, majority, got 'median'"),

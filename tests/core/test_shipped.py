@@ -18,7 +18,16 @@ ROOT = Path(fastmalade.__file__).parent.parent
 
 def test_names_sizes_and_cards():
     models = shipped_models()
-    assert sorted(models) == ["mala-mnist", "malade-mnist", "mnist-c"]
+    assert sorted(models) == [
+        "apudae-mnist",
+        "autoencode-mnist",
+        "defense-gan-mnist",
+        "inc-mnist",
+        "magnet-mnist",
+        "mala-mnist",
+        "malade-mnist",
+        "mnist-c",
+    ]
     assert sum(path.stat().st_size for path in models.values()) < 10e6
     for name, path in models.items():
         facts = read_header(name)["training"]
