@@ -54,12 +54,14 @@ class _Chain(torch.autograd.Function):
         noise: Tensor | None,
         max_bytes: int | None,
     ) -> Tensor:
-        # Saved so that autograd finds out if any of them is written to before the gradient is taken.
-        ctx.save_for_backward(x, sample_ids, noise, *weights)
+        # Saved so that autograd finds out if one of them is written to before the gradient is taken. For the weights
+        # that is done here: ten more saved tensors would take longer than the rest of this function.
+        ctx.save_for_backward(x, sample_ids, noise)
+        ctx.weights, ctx.versions = weights, [w._version for w in weights]
         ctx.settings, ctx.seed, ctx.max_bytes, ctx.recorded = settings, seed, max_bytes, None
         a, d, low, high = settings
         hidden = weights[0].shape[0], weights[2].shape[0]
-        if max_bytes is None and 0 < cpu.recorded_bytes(x.shape, hidden, len(a)) <= KEPT_BYTES:
+        if max_bytes is None and 0 < cpu.recorded_bytes(tuple(x.shape), hidden, len(a)) <= KEPT_BYTES:
             recorded = cpu.recorded_chain(x, weights, a, d, low, high, seed=seed, sample_ids=sample_ids, noise=noise)
             ctx.recorded = recorded
             return recorded.result
@@ -67,7 +69,13 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        x, sample_ids, noise, *weights = ctx.saved_tensors
+        x, sample_ids, noise = ctx.saved_tensors
+        weights = ctx.weights
+        if ctx.versions != [w._version for w in weights]:
+            raise RuntimeError(
+                "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were "
+                "modified in place since"
+            )
         if ctx.recorded is not None:
             gradient = ctx.recorded.gradient(cotangent, weights)
         else:

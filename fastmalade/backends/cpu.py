@@ -159,7 +159,7 @@ def chain_gradient(
     n_steps = len(step_sizes)
     if noise is not None:
         noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
-    plan = make_plan(n_steps, _gradient_sizes(extension, shape, batch), max_bytes)
+    plan = make_plan(n_steps, _gradient_sizes(shape, batch), max_bytes)
     gradient = _like(x)
     extension.chain_gradient(
         isa=isa_in_use(),
@@ -200,13 +200,14 @@ class RecordedChain:
 
     def gradient(self, cotangent: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Vector-Jacobian product with respect to x; ``weights`` are those of the chain, unchanged."""
+        extension = _load()
         cotangent = _tensor("cotangent", cotangent, torch.float32, self._shape)
-        arrays = [_tensor("weights", w, torch.float32, w.shape) for w in weights]
+        cotangent, address, _, addresses, _alive = _model(extension, cotangent, weights)
         gradient = _like(cotangent)
-        _load().chain_reverse(
+        extension.chain_reverse(
             call=self._call,
-            weights=[array.data_ptr() for array in arrays],
-            cotangent=cotangent.data_ptr(),
+            weights=addresses,
+            cotangent=address,
             gradient=gradient.data_ptr(),
             threads=torch.get_num_threads(),
         )
@@ -256,10 +257,14 @@ def recorded_chain(
 
 def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
     """About the memory that :func:`recorded_chain` keeps for images (B, C, H, W): exact for whole groups of images."""
-    batch, channels, height, width = x_shape
+    return x_shape[0] * _recorded_bytes(isa_in_use(), tuple(x_shape[1:]), hidden_channels, n_steps)
+
+
+@functools.lru_cache(maxsize=256)
+def _recorded_bytes(isa: str, image_shape: tuple[int, ...], hidden_channels: tuple[int, int], n_steps: int) -> int:
     extension = _load()
-    sizes = extension.gradient_bytes(isa_in_use(), [channels, height, width, *hidden_channels])
-    return int(sizes["record"] * n_steps * batch / extension.lanes(isa_in_use()))
+    record = extension.gradient_bytes(isa, [*image_shape, *hidden_channels])["record"]
+    return int(record) * n_steps // int(extension.lanes(isa))
 
 
 def gradient_plan(
@@ -267,12 +272,16 @@ def gradient_plan(
 ) -> GradientPlan:
     """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory."""
     batch, channels, height, width = x_shape
-    return make_plan(n_steps, _gradient_sizes(_load(), [channels, height, width, *hidden_channels], batch), max_bytes)
+    return make_plan(n_steps, _gradient_sizes([channels, height, width, *hidden_channels], batch), max_bytes)
 
 
-def _gradient_sizes(extension: ModuleType, shape: Sequence[int], batch: int) -> Sizes:
-    workers = max(1, min(torch.get_num_threads(), batch))
-    return Sizes(**extension.gradient_bytes(isa_in_use(), list(shape)), workers=workers)
+def _gradient_sizes(shape: Sequence[int], batch: int) -> Sizes:
+    return _sizes(isa_in_use(), tuple(shape), max(1, min(torch.get_num_threads(), batch)))
+
+
+@functools.lru_cache(maxsize=256)
+def _sizes(isa: str, shape: tuple[int, ...], workers: int) -> Sizes:
+    return Sizes(**_load().gradient_bytes(isa, list(shape)), workers=workers)
 
 
 def autoencoder_vjp(cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:

@@ -109,6 +109,8 @@ __attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t grou
     }
 }
 
+constexpr int64_t PREFETCH_DISTANCE = 512;  // floats
+
 // Products of one bin for UNITS output vectors, summed over groups and input channels in their order.
 // in: [re, -im][group][in unit][LANES] of the bin; weights: [group][in channel][unit][re, im][Form::unit];
 // out: [re, -im][out unit][LANES]
@@ -122,6 +124,12 @@ FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in,
         const float* x = in + group * s.in_units * LANES;
         for (int64_t c = 0; c < s.in_channels; ++c, x += LANES / Form::unit, w += 2 * UNITS * Form::unit) {
             const Vec a = Form::activation(x), b = Form::activation(x + in_plane), minus_a = -a;
+            if constexpr (Form::unit > 1) {
+                // More weights than the second-level cache holds, each read once in a step: the processor's own
+                // prefetching stays too near.
+#pragma GCC unroll 16
+                for (int n = 0; n < 2 * UNITS * Form::unit; n += 16) __builtin_prefetch(w + PREFETCH_DISTANCE + n);
+            }
 #pragma GCC unroll 8
             for (int u = 0; u < UNITS; ++u) {
                 const Vec p = Form::weight(w + 2 * u * Form::unit), q = Form::weight(w + (2 * u + 1) * Form::unit);

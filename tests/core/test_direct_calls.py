@@ -161,3 +161,37 @@ def test_the_extension_may_be_away(make_autoencoder, make_images, monkeypatch):
     assert model.purify(make_images(1, 1, 8, 8)).shape == (1, 1, 8, 8)
     with pytest.raises(ValueError, match="got NaN"):
         model.purify(make_images(1, 1, 8, 8) * float("nan"))
+
+
+def test_weights_written_to_before_the_gradient_are_noticed(make_autoencoder, make_images, backend):
+    model, x = make_autoencoder().requires_grad_(False), make_images(2, 1, 8, 8).requires_grad_()
+    result = fastmalade.langevin_chain(x, model, A, D, seed=1, backend=backend)
+    with torch.no_grad():
+        model.conv1.bias.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified"):
+        torch.autograd.grad(result.sum(), x)
+
+
+def test_an_input_written_to_before_the_gradient_is_noticed(make_autoencoder, make_images, backend):
+    model, x = make_autoencoder().requires_grad_(False), make_images(2, 1, 8, 8).requires_grad_()
+    result = fastmalade.langevin_chain(x, model, A, D, seed=1, backend=backend)
+    with torch.no_grad():
+        x.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified"):
+        torch.autograd.grad(result.sum(), x)
+
+
+def test_a_graph_that_is_kept_gives_the_gradient_twice(make_autoencoder, make_images, backend):
+    model, x = make_autoencoder().requires_grad_(False), make_images(2, 1, 8, 8).requires_grad_()
+    result = fastmalade.langevin_chain(x, model, A, D, seed=1, backend=backend)
+    first = torch.autograd.grad(result.sum(), x, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(result.sum(), x)[0], first)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 10**8])
+def test_double_backward_raises_here_too(make_autoencoder, make_images, backend, max_bytes):
+    model, x = make_autoencoder().requires_grad_(False), make_images(2, 1, 8, 8).requires_grad_()
+    result = fastmalade.langevin_chain(x, model, A, D, seed=1, backend=backend, max_bytes=max_bytes)
+    (gradient,) = torch.autograd.grad(result.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        gradient.square().sum().backward()
