@@ -29,8 +29,8 @@ struct ClusterPeers {
     }
     template <int STAGE>
     FASTMALADE_DEVICE void sync() const {
-#if defined(FASTMALADE_OMITTED_BARRIER)
-        if (STAGE == FASTMALADE_OMITTED_BARRIER) return;
+#if defined(FASTMALADE_EMULATION)
+        if (emulation::omitted_barrier == STAGE) return;
 #endif
         cluster_barrier();
     }

@@ -84,12 +84,12 @@ namespace fastmalade::cuda {
 constexpr int kWarp = 32;
 
 #if !defined(FASTMALADE_HOST_ONLY)
-// The barrier between stage `STAGE` and the next. It has a number so that a test can compile the kernels without one of
-// them and see that the emulation notices.
+// The barrier between stage `STAGE` and the next. It has a number so that the emulation can leave one of them out, which a
+// test has to notice.
 template <int STAGE>
 FASTMALADE_DEVICE void block_barrier() {
-#if defined(FASTMALADE_OMITTED_BARRIER)
-    if (STAGE == FASTMALADE_OMITTED_BARRIER) return;
+#if defined(FASTMALADE_EMULATION)
+    if (emulation::omitted_barrier == STAGE) return;
 #endif
     __syncthreads();
 }

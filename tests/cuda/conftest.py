@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -29,3 +30,12 @@ def emulation(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> emulat
     """The kernels with every CUDA thread a fiber: quick, and strict about barriers."""
     folder = tmp_path_factory.mktemp("emulation")
     return emulated.Emulation(emulated.compile_library(compiler, folder / "fibers.so"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``complete`` run where FASTMALADE_COMPLETE_TESTS=1 (`make emulate`): together they take minutes."""
+    if os.environ.get("FASTMALADE_COMPLETE_TESTS", "0") not in {"", "0"}:
+        return
+    for item in items:
+        if item.get_closest_marker("complete"):
+            item.add_marker(pytest.mark.skip(reason="part of the complete set: make emulate"))

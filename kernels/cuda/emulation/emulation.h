@@ -62,6 +62,9 @@ struct Self {
 // Set by the scheduler before a thread runs.
 inline thread_local Self* self = nullptr;
 
+// A barrier that is left out, by its number in the kernels; 0 for none.
+inline int omitted_barrier = 0;
+
 enum class Scope { block, cluster };
 void wait(Scope scope);  // scheduler.h
 

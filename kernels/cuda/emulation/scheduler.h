@@ -57,7 +57,6 @@ inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const 
 
 struct Fiber {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
     Self* self = nullptr;
     bool waits = false, done = false;
     Scope scope = Scope::block;
@@ -100,13 +99,15 @@ inline bool release(std::vector<Fiber>& fibers, size_t first, size_t count, Scop
 
 inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const std::function<void()>& body) {
     constexpr size_t kStack = 128 * 1024;
+    // Kept: getting their pages anew for every launch takes longer than many a launch.
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (stacks.size() < threads.size()) stacks.emplace_back(new char[kStack]);
     std::vector<Fiber> fibers(threads.size());
     running_body = &body;
     for (size_t n = 0; n < fibers.size(); ++n) {
         fibers[n].self = &threads[n];
-        fibers[n].stack.reset(new char[kStack]);
         getcontext(&fibers[n].context);
-        fibers[n].context.uc_stack.ss_sp = fibers[n].stack.get();
+        fibers[n].context.uc_stack.ss_sp = stacks[n].get();
         fibers[n].context.uc_stack.ss_size = kStack;
         fibers[n].context.uc_link = nullptr;
         makecontext(&fibers[n].context, fiber_main, 0);
