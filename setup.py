@@ -331,7 +331,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=[*COMMON_FLAGS, "-pthread"],
             extra_link_args=["-pthread"],
             language="c++",
-        )
+        ),
     ]
 
 

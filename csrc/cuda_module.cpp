@@ -1,6 +1,6 @@
-// fastmalade._cuda: checks arguments and calls kernels/cuda. Arrays come as addresses on the device and sizes, a stream as
-// its handle; the caller in fastmalade/backends/cuda.py owns them and has checked dtype, device and contiguity. CUDA's
-// runtime is linked statically and neither torch nor the driver is needed to load the module.
+// fastmalade._cuda: checks arguments and calls kernels/cuda. Arrays come as addresses on the device and sizes, a stream
+// as its handle; the caller in fastmalade/backends/cuda.py owns them and has checked dtype, device and contiguity.
+// CUDA's runtime is linked statically and neither torch nor the driver is needed to load the module.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -36,7 +36,8 @@ T* pointer(const char* what, uintptr_t address, bool needed, uintptr_t alignment
 
 // sizes: (channels, height, width, hidden1, hidden2)
 AutoencoderShape check_shape(const std::vector<int64_t>& sizes) {
-    if (sizes.size() != 5) fail("shape", "5 sizes (channels, height, width, hidden1, hidden2)", std::to_string(sizes.size()));
+    if (sizes.size() != 5)
+        fail("shape", "5 sizes (channels, height, width, hidden1, hidden2)", std::to_string(sizes.size()));
     // Far beyond any image: keeps every product of sizes within 64 bits.
     const int64_t most = 1 << 16;
     for (const int64_t size : sizes) {
@@ -71,7 +72,9 @@ struct StepNumbers {
     std::vector<float> step_sizes, noise_scales, lows, highs;
     StepNumbers(const std::vector<double>& a, const std::vector<double>& d, const std::vector<double>& low,
                 const std::vector<double>& high)
-        : step_sizes(a.begin(), a.end()), noise_scales(d.begin(), d.end()), lows(low.begin(), low.end()),
+        : step_sizes(a.begin(), a.end()),
+          noise_scales(d.begin(), d.end()),
+          lows(low.begin(), low.end()),
           highs(high.begin(), high.end()) {
         for (const auto* values : {&noise_scales, &lows, &highs}) {
             if (values->size() == step_sizes.size()) continue;
@@ -79,8 +82,10 @@ struct StepNumbers {
                  std::to_string(values->size()));
         }
         for (size_t t = 0; t < step_sizes.size(); ++t) {
-            if (!std::isfinite(step_sizes[t])) fail("step_sizes", "finite float32 values", std::to_string(step_sizes[t]));
-            if (!std::isfinite(noise_scales[t])) fail("noise_scales", "finite float32 values", std::to_string(noise_scales[t]));
+            if (!std::isfinite(step_sizes[t]))
+                fail("step_sizes", "finite float32 values", std::to_string(step_sizes[t]));
+            if (!std::isfinite(noise_scales[t]))
+                fail("noise_scales", "finite float32 values", std::to_string(noise_scales[t]));
             if (!(lows[t] <= highs[t])) {  // also where one is NaN
                 fail("clamp bounds", "low <= high", std::to_string(lows[t]) + " and " + std::to_string(highs[t]));
             }
@@ -106,8 +111,8 @@ py::dict as_dict(const Choice& c) {
     return d;
 }
 
-Choice chosen(int device, const AutoencoderShape& shape, int64_t batch, bool gradient, const std::string& form, int images,
-              int cluster) {
+Choice chosen(int device, const AutoencoderShape& shape, int64_t batch, bool gradient, const std::string& form,
+              int images, int cluster) {
     return choose(shape, batch, gradient, describe_device(device).facts, find_form(form), images, cluster);
 }
 
@@ -132,14 +137,14 @@ py::dict choice(int device, const std::vector<int64_t>& sizes, int64_t batch, bo
 }
 
 // As `choice`, for a device that need not be here.
-py::dict choice_for(int multiprocessors, int shared_bytes, int most_cluster, const std::vector<int64_t>& sizes, int64_t batch,
-                    bool gradient, const std::string& form, int images, int cluster) {
-    return as_dict(choose(check_shape(sizes), batch, gradient, {multiprocessors, shared_bytes, most_cluster}, find_form(form),
-                          images, cluster));
+py::dict choice_for(int multiprocessors, int shared_bytes, int most_cluster, const std::vector<int64_t>& sizes,
+                    int64_t batch, bool gradient, const std::string& form, int images, int cluster) {
+    return as_dict(choose(check_shape(sizes), batch, gradient, {multiprocessors, shared_bytes, most_cluster},
+                          find_form(form), images, cluster));
 }
 
-// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0, out: (batch, C, H, W) or (n_steps + 1,
-// batch, C, H, W), workspace: (choice's packed_floats,)
+// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0, out: (batch, C, H, W) or
+// (n_steps + 1, batch, C, H, W), workspace: (choice's packed_floats,)
 void chain(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
            const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses, uintptr_t workspace,
            uintptr_t x, const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
@@ -159,12 +164,14 @@ void chain(int device, uintptr_t stream, const std::string& form, int images, in
                    numbers.steps(), from, images_out, trajectory, reconstruct_only, reinterpret_cast<void*>(stream));
 }
 
-// states: (n_steps + 1, batch, C, H, W); cotangent, gradient: (batch, C, H, W); noise_gradient: (n_steps, batch, C, H, W) or 0
+// states: (n_steps + 1, batch, C, H, W); cotangent, gradient: (batch, C, H, W); noise_gradient: (n_steps, batch, C, H,
+// W) or 0
 void chain_gradient(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
-                    const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses, uintptr_t workspace,
-                    uintptr_t states, const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
-                    const std::vector<double>& lows, const std::vector<double>& highs, uint64_t seed, uintptr_t seed_pointer,
-                    uintptr_t sample_ids, uintptr_t noise, uintptr_t cotangent, uintptr_t gradient, uintptr_t noise_gradient) {
+                    const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
+                    uintptr_t workspace, uintptr_t states, const std::vector<double>& step_sizes,
+                    const std::vector<double>& noise_scales, const std::vector<double>& lows,
+                    const std::vector<double>& highs, uint64_t seed, uintptr_t seed_pointer, uintptr_t sample_ids,
+                    uintptr_t noise, uintptr_t cotangent, uintptr_t gradient, uintptr_t noise_gradient) {
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("batch", batch, 1);
@@ -177,8 +184,8 @@ void chain_gradient(int device, uintptr_t stream, const std::string& form, int i
     const Noise from = noise_of(seed, seed_pointer, sample_ids, noise);
     const py::gil_scoped_release released;
     const CurrentDevice current(device);
-    langevin_chain_gradient(chosen(device, shape, batch, true, form, images, cluster), shape, weights, packed, batch, all,
-                            numbers.steps(), from, g, result, by_noise, reinterpret_cast<void*>(stream));
+    langevin_chain_gradient(chosen(device, shape, batch, true, form, images, cluster), shape, weights, packed, batch,
+                            all, numbers.steps(), from, g, result, by_noise, reinterpret_cast<void*>(stream));
 }
 
 // x, reconstruction, noise (or 0), out: (batch, elements)
@@ -223,17 +230,18 @@ PYBIND11_MODULE(_cuda, m) {
     m.attr("architectures") = FASTMALADE_CUDA_ARCHITECTURES;
     m.def("device_count", &device_count);
     m.def("device", &device, arg("index"));
-    m.def("choice", &choice, arg("device"), arg("shape"), arg("batch"), arg("gradient"), arg("form"), arg("images"), arg("cluster"));
-    m.def("choice_for", &choice_for, arg("multiprocessors"), arg("shared_bytes"), arg("most_cluster"), arg("shape"), arg("batch"),
-          arg("gradient"), arg("form"), arg("images"), arg("cluster"));
-    m.def("langevin_chain", &chain, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"), arg("batch"),
-          arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("step_sizes"), arg("noise_scales"), arg("lows"),
-          arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"), arg("noise"), arg("out"), arg("trajectory"),
-          arg("reconstruct_only"));
+    m.def("choice", &choice, arg("device"), arg("shape"), arg("batch"), arg("gradient"), arg("form"), arg("images"),
+          arg("cluster"));
+    m.def("choice_for", &choice_for, arg("multiprocessors"), arg("shared_bytes"), arg("most_cluster"), arg("shape"),
+          arg("batch"), arg("gradient"), arg("form"), arg("images"), arg("cluster"));
+    m.def("langevin_chain", &chain, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
+          arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("step_sizes"),
+          arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
+          arg("noise"), arg("out"), arg("trajectory"), arg("reconstruct_only"));
     m.def("chain_gradient", &chain_gradient, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
-          arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("states"), arg("step_sizes"), arg("noise_scales"),
-          arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"), arg("noise"), arg("cotangent"),
-          arg("gradient"), arg("noise_gradient"));
+          arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("states"), arg("step_sizes"),
+          arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
+          arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"));
     m.def("langevin_update", &update, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("x"),
           arg("reconstruction"), arg("step_size"), arg("noise_scale"), arg("low"), arg("high"), arg("seed"),
           arg("seed_pointer"), arg("sample_ids"), arg("step"), arg("noise"), arg("out"));

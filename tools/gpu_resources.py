@@ -2,9 +2,9 @@
 
     python tools/gpu_resources.py            writes benchmarks/results/gpu-resources.json and docs/gpu-resources.md
 
-Compiles kernels/cuda with nvcc and reads what ptxas reports. Where cuobjdump is found (beside nvcc, on the path, or in an
-installed triton) the machine code is counted too: fused multiply-adds, loads, tensor-core instructions. The table carries a
-hash of the sources, so that a test can tell whether it is of today's.
+Compiles kernels/cuda with nvcc and reads what ptxas reports. Where cuobjdump is found (beside nvcc, on the path, or in
+an installed triton) the machine code is counted too: fused multiply-adds, loads, tensor-core instructions. The table
+carries a hash of the sources, so that a test can tell whether it is of today's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ INSTRUCTIONS = {"ffma": ("FFMA",), "lds": ("LDS",), "ldg": ("LDG", "LD."), "loca
 
 
 def source_hash() -> str:
-    """Of everything that the machine code is made of."""
+    """Of everything that the machine code is made of; comments and layout do not count."""
     files = sorted(path for folder in ("cuda", "common") for path in (ROOT / "kernels" / folder).glob("*.*"))
     digest = hashlib.sha256()
     for path in [*files, ROOT / "setup.py"]:
-        content = path.read_bytes() if path.name != "setup.py" else repr(nvcc_flags()).encode()
-        digest.update(path.name.encode() + b"\0" + content + b"\0")
+        text = path.read_text(encoding="utf-8") if path.name != "setup.py" else repr(nvcc_flags())
+        code = re.sub(r"\s", "", re.sub(r"//.*", "", text))
+        digest.update(f"{path.name} {code}\n".encode())
     return digest.hexdigest()
 
 
@@ -74,7 +75,8 @@ def short_name(demangled: str) -> str:
     """As "chain digits x8": what a form of a kernel is called in tables."""
     kind = re.sub(r"_kernel$", "", re.split(r"[<(]", demangled.replace("void ", "", 1))[0].split("::")[-1])
     form = re.search(
-        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers), (\d+), \d+, (true|false)", demangled.replace("(int)", "")
+        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers), (\d+), \d+, (true|false)",
+        demangled.replace("(int)", ""),
     )
     if form is None:
         tiles = re.search(r"TileSizes<\(?i?n?t?\)?(\d+)", demangled)
@@ -116,13 +118,35 @@ def count_instructions(sass: str) -> dict[str, dict[str, int]]:
     return counts
 
 
+def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
+    """The innermost loops of one kernel that hold at least 20 multiply-adds: what the chain's time is made of."""
+    part = next(p for p in re.split(r"Function : ", sass)[1:] if short_name(p.splitlines()[0]) == kernel)
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", part)
+    place = {int(address, 16): n for n, (address, _) in enumerate(code)}
+    bounds = []
+    for n, (_, text) in enumerate(code):
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and place.get(int(jump.group(1), 16), n) < n:
+            bounds.append((place[int(jump.group(1), 16)], n))
+    loops = []
+    for first, last in bounds:
+        # A loop that holds another is not innermost; one that shares its start with a longer one is that loop's body.
+        if any((a, b) != (first, last) and first <= a and b <= last for a, b in bounds):
+            continue
+        body = [text for _, text in code[first : last + 1]]
+        fused = sum("FFMA" in text for text in body)
+        if fused >= 20:
+            loops.append({"instructions": len(body), "ffma": fused, "lds": sum("LDS" in text for text in body)})
+    return loops
+
+
 def demangle(text: str) -> str:
     """With the C++ names written out."""
     return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
 
 
 def compile_rows(architecture: str, folder: Path) -> list[dict[str, Any]]:
-    """Compiles for one architecture; one row for each kernel."""
+    """Compiles for one architecture; one row for each kernel, with its inner loops where machine code can be read."""
     setup = load_setup()
     nvcc = setup.find_nvcc()
     if nvcc is None:
@@ -137,9 +161,10 @@ def compile_rows(architecture: str, folder: Path) -> list[dict[str, Any]]:
     cuobjdump = find_cuobjdump(nvcc)
     if cuobjdump is not None:
         sass = subprocess.run([cuobjdump, "-sass", str(target)], capture_output=True, text=True, check=True).stdout
-        counts = count_instructions(demangle(sass))
+        sass = demangle(sass)
+        counts = count_instructions(sass)
         for row in rows:
-            row |= counts[row["kernel"]]
+            row |= counts[row["kernel"]] | {"loops": inner_loops(sass, row["kernel"])}
     return rows
 
 
@@ -154,12 +179,30 @@ def spills(rows: list[dict[str, Any]]) -> list[str]:
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A table for people."""
-    columns = ["kernel", "arch", "registers", "stack_bytes", "spill_stores", "spill_loads", *INSTRUCTIONS, "instructions"]
+    columns = [
+        "kernel",
+        "arch",
+        "registers",
+        "stack_bytes",
+        "spill_stores",
+        "spill_loads",
+        *INSTRUCTIONS,
+        "instructions",
+    ]
     head = ["kernel", "GPU", "registers", "stack bytes", "spill stores", "spill loads", "FFMA", "LDS", "LDG", "local",
             "tensor core", "instructions"]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in sorted(rows, key=lambda r: (r["kernel"], ARCHITECTURES.index(r["arch"]))):
         lines.append(f"| {' | '.join(str(row.get(name, 'not read')) for name in columns)} |")
+    lines += [
+        "",
+        "Innermost loops of the chain for digits on sm_90 (one input channel and one row of taps of a tile):",
+        "",
+    ]
+    lines += ["| instructions | FFMA | LDS |", "|---|---|---|"]
+    for row in rows:
+        if row["kernel"].startswith("chain digits x8") and row["arch"] == "sm_90":
+            lines += [f"| {loop['instructions']} | {loop['ffma']} | {loop['lds']} |" for loop in row.get("loops", [])]
     return "\n".join(lines)
 
 
@@ -174,9 +217,9 @@ def main() -> int:
             print(f"compiling for {architecture}", flush=True)
             rows += compile_rows(architecture, Path(folder))
     text = (
-        "# Resources of the CUDA kernels\n\nWritten by `python tools/gpu_resources.py`. Compiled, not run: nothing here is "
-        "a speed. Counts are of instructions in the machine code, each once however often it runs; shared memory is chosen "
-        "at launch (`docs/performance.md`).\n\n"
+        "# Resources of the CUDA kernels\n\nWritten by `python tools/gpu_resources.py`. Compiled, not run: "
+        "nothing here is a speed. Counts are of instructions in the machine code, each once however often it runs; "
+        "shared memory is chosen at launch (`docs/performance.md`).\n\n"
     )
     for path, content in (
         (RESULTS, json.dumps({"source_hash": source_hash(), "rows": rows}, indent=1) + "\n"),

@@ -1,8 +1,8 @@
 """The CUDA C++ backend: CUDA tensors in, CUDA tensors out, over the extension module ``fastmalade._cuda``.
 
-All N steps of a chain are one launch on the current stream of the tensors' device (behind one that packs the weights), and
-so is its gradient. Arithmetic is float32. The extension takes addresses, sizes and a stream handle and is imported on first
-use, so that importing this file never fails. Speed: not yet measured on a GPU.
+All N steps of a chain are one launch on the current stream of the tensors' device (behind one that packs the weights),
+and so is its gradient. Arithmetic is float32. The extension takes addresses, sizes and a stream handle and is imported
+on first use, so that importing this file never fails. Speed: not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def unavailable_reason(device: int | None = None) -> str | None:
     if facts["missing_code"]:
         capability = ".".join(map(str, facts["capability"]))
         return (
-            f"this build has code for {extension.architectures}, not for the {facts['name']} of capability {capability} "
-            f"({facts['missing_code']})"
+            f"this build has code for {extension.architectures}, not for the {facts['name']} of capability "
+            f"{capability} ({facts['missing_code']})"
         )
     return None
 
@@ -106,8 +106,8 @@ def langevin_chain(
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) on a CUDA device, of any strides, H and W multiples of 4; ``weights`` the ten float32
-    tensors of ``Autoencoder.weights()`` there; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to
-    2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
+    tensors of ``Autoencoder.weights()`` there; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0
+    to 2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
     0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is drawn. ``form``,
     ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits.
 
@@ -163,9 +163,9 @@ def chain_gradient(
     """Vector-Jacobian product of :func:`langevin_chain` with respect to x, for the noise that it drew.
 
     ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result. Two launches: the chain, which stores
-    its N + 1 states, and the product, which computes the activations of each step again. ``max_bytes`` bounds the states'
-    memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is worked through in parts, at no other cost and with
-    the same bits. At least one image is always taken. The rest, and the errors, as in :func:`langevin_chain`.
+    its N + 1 states, and the product, which computes the activations of each step again. ``max_bytes`` bounds the
+    states' memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is worked through in parts, with the same
+    bits. At least one image is always taken. The rest, and the errors, as in :func:`langevin_chain`.
     """
     x, arrays, sizes = _model(x, weights)
     cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
@@ -227,8 +227,9 @@ def langevin_update(
     batch = x.shape[0]
     with torch.cuda.device(x.device):
         extension.langevin_update(
-            device=_index(x), stream=_stream(), batch=batch, elements=x.numel() // batch if batch else 0, x=x.data_ptr(),
-            reconstruction=reconstruction.data_ptr(), step_size=step_size, noise_scale=noise_scale, low=low, high=high,
+            device=_index(x), stream=_stream(), batch=batch, elements=x.numel() // batch if batch else 0,
+            x=x.data_ptr(), reconstruction=reconstruction.data_ptr(), step_size=step_size, noise_scale=noise_scale,
+            low=low, high=high,
             step=step, out=out.data_ptr(), **source,
         )  # fmt: skip
     del keep
@@ -238,8 +239,9 @@ def langevin_update(
 def standard_normal(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
     """The noise of one step: float32 (B, n_elements), a function of (seed, sample id, step, element) alone.
 
-    ``seed`` 0 to 2^64 - 1 or int64 (1,) on the device, ``sample_ids`` int64 (B,) on a CUDA device, ``step`` 0 to 2^32 - 1.
-    Philox4x32-10 words (Salmon et al. 2011) through Box and Muller. Raises ValueError for arguments out of range.
+    ``seed`` 0 to 2^64 - 1 or int64 (1,) on the device, ``sample_ids`` int64 (B,) on a CUDA device, ``step`` 0 to
+    2^32 - 1. Philox4x32-10 words (Salmon et al. 2011) through Box and Muller. Raises ValueError for arguments out of
+    range.
     """
     return _draw(seed, sample_ids, step, n_elements, words=False)
 
@@ -280,8 +282,8 @@ def _launch_chain(
         workspace = x.new_empty(launched["packed_floats"])
         step_sizes, noise_scales, lows, highs = settings
         extension.langevin_chain(
-            device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=x.shape[0], shape=sizes,
-            weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(), x=x.data_ptr(),
+            device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=x.shape[0],
+            shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(), x=x.data_ptr(),
             step_sizes=step_sizes, noise_scales=noise_scales, lows=lows, highs=highs, out=out.data_ptr(),
             trajectory=trajectory, reconstruct_only=reconstruct_only, **source,
         )  # fmt: skip
@@ -336,14 +338,14 @@ def _check_device(x: Tensor) -> None:
         raise ValueError(f"expected tensors on a cuda device, got {x.device}")
 
 
-def _tensor(
-    name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device
-) -> Tensor:
+def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device) -> Tensor:
     """``value`` as a contiguous tensor after checking it; None in ``shape`` stands for any size."""
     fits = len(value.shape) == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
     if value.device != device or value.dtype != dtype or not fits:
         expected = f"{dtype} on {device} of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-        raise ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}"
+        )
     return value.detach().resolve_neg().contiguous()
 
 
@@ -359,8 +361,11 @@ def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], 
     hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
     hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
     shapes = (
-        (hidden1, channels, 5, 5), (hidden1,), (hidden2, hidden1, 5, 5), (hidden2,), (hidden2, hidden1, 9, 9), (hidden1,),
-        (hidden1, channels, 1, 1), (channels,), (channels, channels, 5, 5), (channels,),
+        (hidden1, channels, 5, 5), (hidden1,),
+        (hidden2, hidden1, 5, 5), (hidden2,),
+        (hidden2, hidden1, 9, 9), (hidden1,),
+        (hidden1, channels, 1, 1), (channels,),
+        (channels, channels, 5, 5), (channels,),
     )  # fmt: skip
     arrays = [
         _tensor(name, weight, torch.float32, shape, x.device)

@@ -14,11 +14,13 @@ struct BlockPeers {
     FASTMALADE_DEVICE int size() const { return 1; }
     FASTMALADE_DEVICE void put(float* place, float value) const { *place = value; }
     template <int STAGE>
-    FASTMALADE_DEVICE void sync() const { block_barrier<STAGE>(); }
+    FASTMALADE_DEVICE void sync() const {
+        block_barrier<STAGE>();
+    }
 };
 
-// A cluster computes a group: the tiles of every layer are dealt out over its blocks, and what a block finds is stored in
-// the shared memory of all of them. Each then has whole planes, and reads are as in the other form.
+// A cluster computes a group: the tiles of every layer are dealt out over its blocks, and what a block finds is stored
+// in the shared memory of all of them. Each then has whole planes, and reads are as in the other form.
 struct ClusterPeers {
     static constexpr bool is_alone = false;
     FASTMALADE_DEVICE int rank() const { return cluster_rank(); }
@@ -76,8 +78,12 @@ struct Tiling {
     int tasks, segments, rows, images;
     int per_segment, count;
     FASTMALADE_DEVICE Tiling(int tasks, int segments, int rows, int images, bool uniform)
-        : tasks(tasks), segments(segments), rows(rows), images(images),
-          per_segment(uniform ? round_up(rows * images, kWarp) : rows * images), count(tasks * segments * per_segment) {}
+        : tasks(tasks),
+          segments(segments),
+          rows(rows),
+          images(images),
+          per_segment(uniform ? round_up(rows * images, kWarp) : rows * images),
+          count(tasks * segments * per_segment) {}
 };
 
 struct Tile {
@@ -139,7 +145,8 @@ FASTMALADE_DEVICE void convolve_layer(const Block<Form>& b, const Plane& plane, 
     }
 }
 
-// Phases in the order in which four pairs of warps with 25, 20, 16 and 20 taps load the four schedulers of an SM evenly.
+// Phases in the order in which four pairs of warps with 25, 20, 16 and 20 taps load the four schedulers of an SM
+// evenly.
 FASTMALADE_DEVICE int phase_of_slot(int slot) { return slot ^ (slot >> 1); }
 
 // By comparisons: an array indexed at run time would have to lie in memory.
@@ -163,7 +170,8 @@ FASTMALADE_DEVICE void upsample_layer(const Block<Form>& b, const Plane& plane, 
         float sum[P][OC];
         upsample<K, LEFT, P, OC, WIDTH>(sum, b.source(plane, channels, height, width, tile.image),
                                         b.weights + of_phase(weights, phase) + block * block_floats,
-                                        bias < 0 ? nullptr : b.weights + bias + block * OC, phase, tile.row, tile.segment);
+                                        bias < 0 ? nullptr : b.weights + bias + block * OC, phase, tile.row,
+                                        tile.segment);
         store_tile(sum, block * OC, out_channels, tile.segment * P, width, [&](int o, int q, float value) {
             store(o, 2 * tile.row + phase / 2, 2 * q + phase % 2, tile.image, value);
         });

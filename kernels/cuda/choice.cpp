@@ -9,8 +9,8 @@
 namespace fastmalade::cuda {
 namespace {
 
-// Predicted, not yet measured on a GPU: the time of a group of eight in the digits form over that of one image in a cluster of
-// eight (docs/performance.md). While the clusters of a batch take fewer turns than that, they are quicker.
+// Predicted, not yet measured on a GPU: the time of a group of eight in the digits form over that of one image in a
+// cluster of eight (docs/performance.md). While the clusters of a batch take fewer turns than that, they are quicker.
 constexpr int64_t kClusterTurns = 8;
 
 bool is_digits(const AutoencoderShape& s) {
@@ -22,22 +22,31 @@ AnyShape narrow(const AutoencoderShape& s) {
 }
 
 template <class Tiles>
-Choice plan(const AutoencoderShape& shape, FormName form, int images, int cluster, bool resident, bool in_place, bool gradient) {
+Choice plan(const AutoencoderShape& shape, FormName form, int images, int cluster, bool resident, bool in_place,
+            bool gradient) {
     const AnyShape s = narrow(shape);
     const PackedLayout at = packed_layout<Tiles>(s);
     const bool keeps = form == FormName::cluster;
     const Plan memory = make_plan(s, images, resident ? at.forward_floats : 0, in_place, keeps, gradient);
-    return Choice{form, images, cluster, resident, 0, 256, memory.floats * (int)sizeof(float),
+    return Choice{form,
+                  images,
+                  cluster,
+                  resident,
+                  0,
+                  256,
+                  memory.floats * (int)sizeof(float),
                   gradient ? at.floats : at.forward_floats};
 }
 
 // The plan of one form with `images` images a group, weights resident if they fit.
-Choice plan_form(const AutoencoderShape& s, FormName form, int images, int cluster, bool gradient, const DeviceFacts& device) {
+Choice plan_form(const AutoencoderShape& s, FormName form, int images, int cluster, bool gradient,
+                 const DeviceFacts& device) {
     if (form == FormName::digits) return plan<RowTiles>(s, form, images, 1, !gradient, !gradient, gradient);
     for (const bool resident : {true, false}) {
         if (resident && gradient) continue;
-        const Choice c = form == FormName::cluster ? plan<SmallTiles>(s, form, images, cluster, resident, false, gradient)
-                                                   : plan<GeneralTiles>(s, form, images, 1, resident, false, gradient);
+        const Choice c = form == FormName::cluster
+                             ? plan<SmallTiles>(s, form, images, cluster, resident, false, gradient)
+                             : plan<GeneralTiles>(s, form, images, 1, resident, false, gradient);
         if (!resident || c.shared_bytes <= device.shared_bytes) return c;
     }
     throw std::logic_error("unreachable: the second plan is returned whatever its size");
@@ -54,8 +63,8 @@ Choice with_grid(Choice c, int64_t batch, const DeviceFacts& device) {
 
 }  // namespace
 
-Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const DeviceFacts& device, FormName form, int images,
-              int cluster) {
+Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const DeviceFacts& device, FormName form,
+              int images, int cluster) {
     const auto fits = [&](const Choice& c) { return c.shared_bytes <= device.shared_bytes; };
     // Far beyond what fits: keeps every size of a plan within 32 bits.
     const int64_t most = 1 << 16;
@@ -66,17 +75,18 @@ Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const Dev
         throw std::invalid_argument(
             "shape: expected a state and activations that fit the " + std::to_string(device.shared_bytes) +
             " bytes of shared memory of a block, got images of " + std::to_string(s.channels) + "x" +
-            std::to_string(s.height) + "x" + std::to_string(s.width) + " with hidden channels " + std::to_string(s.hidden1) +
-            " and " + std::to_string(s.hidden2));
+            std::to_string(s.height) + "x" + std::to_string(s.width) + " with hidden channels " +
+            std::to_string(s.hidden1) + " and " + std::to_string(s.hidden2));
     }
     const int whole_cluster = cluster > 0 ? cluster : std::min(8, device.most_cluster);
-    const bool clusters = device.most_cluster > 1 && fits(plan_form(s, FormName::cluster, 1, whole_cluster, gradient, device));
+    const bool clusters =
+        device.most_cluster > 1 && fits(plan_form(s, FormName::cluster, 1, whole_cluster, gradient, device));
     if (form == FormName::automatic) {
         const int64_t turns = (batch * whole_cluster + device.multiprocessors - 1) / device.multiprocessors;
         const bool idle = batch < 8 * (int64_t)device.multiprocessors && turns <= kClusterTurns;
-        form = clusters && idle ? FormName::cluster
+        form = clusters && idle                                                               ? FormName::cluster
                : is_digits(s) && fits(plan_form(s, FormName::digits, 4, 1, gradient, device)) ? FormName::digits
-                                                                                            : FormName::general;
+                                                                                              : FormName::general;
     }
     if (form == FormName::digits && !is_digits(s)) {
         throw std::invalid_argument("form: expected general or cluster for this shape, got digits");

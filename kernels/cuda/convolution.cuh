@@ -5,9 +5,10 @@
 //
 // One thread sums P positions of a row times OC output channels. For an input channel and a row of taps it reads the
 // row's activations once and the taps' weights once: the lanes of a warp hold other images and other rows of the same
-// tile, so a weight is one broadcast, 16 bytes at a time. Every sum starts from its bias and adds one fused multiply-add per
-// tap that reads inside the image, by ascending input channel, row and column. Taps that fall outside are skipped, not
-// multiplied by zero: the sign of a zero, and a weight that is not finite, come out the same in every form.
+// tile, so a weight is one broadcast, 16 bytes at a time. Every sum starts from its bias and adds one fused
+// multiply-add per tap that reads inside the image, by ascending input channel, row and column. Taps that fall outside
+// are skipped, not multiplied by zero: the sign of a zero, and a weight that is not finite, come out the same in every
+// form.
 #pragma once
 
 #include "cuda/shapes.cuh"
@@ -35,7 +36,8 @@ struct Source {
     int channels, height, width, images;
 };
 
-// weights: [in channel][ky][kx][OC] of the tile's block. first_row, first_column: of the input, for tap 0 and position 0.
+// weights: [in channel][ky][kx][OC] of the tile's block. first_row, first_column: of the input, for tap 0 and position
+// 0.
 template <int STRIDE, int KX, int P, int OC, class Columns>
 FASTMALADE_DEVICE void add_taps(float (&sum)[P][OC], const Source& in, const float* weights, int rows, int first_row,
                                 int first_column, const Columns& columns) {
@@ -112,8 +114,8 @@ FASTMALADE_DEVICE void convolve(float (&sum)[P][OC], const Source& in, const flo
 // Tile of `upsample`: output row 2 row + phase / 2, columns 2 q + phase % 2 for q = segment P .. segment P + P-1.
 // weights: of the phase and of the tile's block.
 template <int K, int LEFT, int P, int OC, int WIDTH>
-FASTMALADE_DEVICE void upsample(float (&sum)[P][OC], const Source& in, const float* weights, const float* bias, int phase,
-                                int row, int segment) {
+FASTMALADE_DEVICE void upsample(float (&sum)[P][OC], const Source& in, const float* weights, const float* bias,
+                                int phase, int row, int segment) {
     start_from(sum, bias);
     const int odd_row = phase / 2, rows = K - odd_row, first_row = row - (LEFT - odd_row);
     if (phase % 2 == 0) {

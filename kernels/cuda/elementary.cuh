@@ -1,5 +1,5 @@
-// tanh and the normal deviates of one Philox counter, one number at a time: the scalar form of cpu/elementary.h, with its
-// polynomials (tools/fit_elementary.py). Division is the approximate one, 2 ulp: nothing here comes near the
+// tanh and the normal deviates of one Philox counter, one number at a time: the scalar form of cpu/elementary.h, with
+// its polynomials (tools/fit_elementary.py). Division is the approximate one, 2 ulp: nothing here comes near the
 // denominators (above 2^126) for which it is not.
 #pragma once
 
@@ -72,8 +72,8 @@ struct Normals {
 
 // The noise of elements 4 `quad` .. 4 `quad` + 3 of one sample at one step.
 FASTMALADE_DEVICE Normals normals(uint64_t seed, uint64_t sample_id, uint32_t step, uint32_t quad) {
-    const PhiloxWords words = philox4x32(
-        PhiloxWords{{quad, step, (uint32_t)sample_id, (uint32_t)(sample_id >> 32)}}, (uint32_t)seed, (uint32_t)(seed >> 32));
+    const PhiloxWords words = philox4x32(PhiloxWords{{quad, step, (uint32_t)sample_id, (uint32_t)(sample_id >> 32)}},
+                                         (uint32_t)seed, (uint32_t)(seed >> 32));
     Normals n;
     box_muller(words.w[0], words.w[1], n.z[0], n.z[1]);
     box_muller(words.w[2], words.w[3], n.z[2], n.z[3]);

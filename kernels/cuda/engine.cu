@@ -22,11 +22,13 @@ Grid elementwise_grid(int64_t items) {
     return Grid{(int)std::max<int64_t>(1, std::min((items + kThreads - 1) / kThreads, kMostBlocks)), kThreads, 1, 0};
 }
 
-void pack(const Choice& c, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool gradient, float* packed,
-          void* stream) {
+void pack(const Choice& c, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool gradient,
+          float* packed, void* stream) {
     const AnyShape s{(int)shape.channels, (int)shape.height, (int)shape.width, (int)shape.hidden1, (int)shape.hidden2};
     const Grid grid = elementwise_grid(c.packed_floats);
-    const auto run = [&](auto kernel) { launch("packing the weights", kernel, grid, stream, s, weights, gradient, packed); };
+    const auto run = [&](auto kernel) {
+        launch("packing the weights", kernel, grid, stream, s, weights, gradient, packed);
+    };
     if (c.form == FormName::digits) run(pack_kernel<RowTiles>);
     if (c.form == FormName::general) run(pack_kernel<GeneralTiles>);
     if (c.form == FormName::cluster) run(pack_kernel<SmallTiles>);
@@ -36,8 +38,10 @@ void launch_chain(const Choice& c, const ChainParameters& p, void* stream) {
     const auto run = [&](auto kernel) { launch("the Langevin chain", kernel, grid_of(c), stream, p); };
     switch (c.form) {
         case FormName::digits: return c.images == 8 ? run(chain_kernel<Digits<8>>) : run(chain_kernel<Digits<4>>);
-        case FormName::general: return c.resident ? run(chain_kernel<General<true>>) : run(chain_kernel<General<false>>);
-        case FormName::cluster: return c.resident ? run(chain_kernel<Cluster<true>>) : run(chain_kernel<Cluster<false>>);
+        case FormName::general:
+            return c.resident ? run(chain_kernel<General<true>>) : run(chain_kernel<General<false>>);
+        case FormName::cluster:
+            return c.resident ? run(chain_kernel<Cluster<true>>) : run(chain_kernel<Cluster<false>>);
         case FormName::automatic: break;
     }
     throw std::logic_error("form: expected one that choose() has returned, got automatic");
@@ -46,7 +50,8 @@ void launch_chain(const Choice& c, const ChainParameters& p, void* stream) {
 void launch_gradient(const Choice& c, const GradientParameters& p, void* stream) {
     const auto run = [&](auto kernel) { launch("the gradient of the chain", kernel, grid_of(c), stream, p); };
     switch (c.form) {
-        case FormName::digits: return c.images == 8 ? run(gradient_kernel<DigitsGradient<8>>) : run(gradient_kernel<DigitsGradient<4>>);
+        case FormName::digits:
+            return c.images == 8 ? run(gradient_kernel<DigitsGradient<8>>) : run(gradient_kernel<DigitsGradient<4>>);
         case FormName::general: return run(gradient_kernel<GeneralGradient>);
         case FormName::cluster: return run(gradient_kernel<ClusterGradient>);
         case FormName::automatic: break;
@@ -103,8 +108,9 @@ void langevin_chain(const Choice& choice, const AutoencoderShape& shape, const A
 }
 
 void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape, const AutoencoderWeights& weights,
-                             float* workspace, int64_t batch, const float* states, const Steps& steps, const Noise& noise,
-                             const float* cotangent, float* gradient, float* noise_gradient, void* stream) {
+                             float* workspace, int64_t batch, const float* states, const Steps& steps,
+                             const Noise& noise, const float* cotangent, float* gradient, float* noise_gradient,
+                             void* stream) {
     const int n_steps = (int)steps.step_sizes.size();
     if (batch == 0 || n_steps == 0) return;
     pack(choice, shape, weights, true, workspace, stream);
@@ -123,10 +129,12 @@ void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape
 }
 
 void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,
-                     float noise_scale, float low, float high, const Noise& noise, uint32_t step, float* out, void* stream) {
+                     float noise_scale, float low, float high, const Noise& noise, uint32_t step, float* out,
+                     void* stream) {
     if (batch == 0 || elements == 0) return;
-    const UpdateParameters p{batch, elements, x, reconstruction, noise.given, out, step_size, noise_scale, low, high,
-                             noise.seed, noise.seed_pointer, noise.sample_ids, step};
+    const UpdateParameters p{
+        batch, elements, x,          reconstruction,     noise.given,      out, step_size, noise_scale,
+        low,   high,     noise.seed, noise.seed_pointer, noise.sample_ids, step};
     launch("the Langevin update", update_kernel, elementwise_grid(batch * ((elements + 3) / 4)), stream, p);
 }
 

@@ -1,5 +1,5 @@
-// All N steps of the chain in one launch: x <- clamp(x + a_t (r(x) - x) + d_t z_t). Blocks are persistent: weights are loaded
-// once, then group after group of images runs through all its steps without leaving the chip.
+// All N steps of the chain in one launch: x <- clamp(x + a_t (r(x) - x) + d_t z_t). Blocks are persistent: weights are
+// loaded once, then group after group of images runs through all its steps without leaving the chip.
 #pragma once
 
 #include "cuda/autoencoder.cuh"
@@ -16,7 +16,8 @@ FASTMALADE_DEVICE Block<Form> make_block(const Parameters& p, bool gradient) {
     }
     b.images = Form::images > 0 ? Form::images : p.images;
     b.at = packed_layout<typename Form::Tiles>(b.s);
-    b.plan = make_plan(b.s, b.images, Form::resident ? b.at.forward_floats : 0, Form::in_place, Form::keeps_upsampled, gradient);
+    b.plan = make_plan(b.s, b.images, Form::resident ? b.at.forward_floats : 0, Form::in_place, Form::keeps_upsampled,
+                       gradient);
     b.memory = block_memory();
     b.weights = Form::resident ? b.memory : p.packed;
     return b;
@@ -32,7 +33,8 @@ FASTMALADE_DEVICE void load_weights(const Block<Form>& b, const float* packed) {
 
 // Copies a group's images (from, contiguous) into a plane of this block, zeros where the batch has ended.
 template <class Form>
-FASTMALADE_DEVICE void load_images(const Block<Form>& b, const Plane& plane, const float* from, int64_t first, int64_t batch) {
+FASTMALADE_DEVICE void load_images(const Block<Form>& b, const Plane& plane, const float* from, int64_t first,
+                                   int64_t batch) {
     const int width = b.s.width, height = b.s.height, pixels = b.s.channels * height * width;
     for (int n = threadIdx.x; n < b.images * pixels; n += blockDim.x) {
         const int image = n / pixels, element = n % pixels;
@@ -58,7 +60,8 @@ FASTMALADE_DEVICE Normals noise_of(const NoiseSource& noise, uint64_t seed, int6
 
 // r(x), residual, update, noise and clamp; the new state replaces the old one, and is written out where it is wanted.
 template <class Form>
-FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& p, uint64_t seed, int64_t first, int t) {
+FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& p, uint64_t seed, int64_t first,
+                                   int t) {
     const float a = p.settings.step_size[t], d = p.settings.noise_scale[t];
     const float low = p.settings.low[t], high = p.settings.high[t];
     const int pixels = b.s.channels * b.s.height * b.s.width;
@@ -113,7 +116,8 @@ FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
 }
 
 template <class Form>
-FASTMALADE_KERNEL(Form::threads) chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
+FASTMALADE_KERNEL(Form::threads)
+chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
     run_chain<Form>(p);
 }
 

@@ -1,5 +1,5 @@
-// The vector-Jacobian product of the whole chain in one launch, the last step first. For a step v = x + a (r(x) - x) + d z,
-// x' = clamp(v), a cotangent g of x' becomes
+// The vector-Jacobian product of the whole chain in one launch, the last step first. For a step v = x + a (r(x) - x) +
+// d z, x' = clamp(v), a cotangent g of x' becomes
 //
 //     g <- g where low <= v <= high, else 0;      g <- g - a g + a J_r(x)^T g
 //
@@ -14,7 +14,8 @@ namespace fastmalade::cuda {
 
 // Last layer and update: g is masked where the clamp acted, the state turns into the cotangent of conv3's sums.
 template <class Form>
-FASTMALADE_DEVICE void start_back(const Block<Form>& b, const GradientParameters& p, uint64_t seed, int64_t first, int t) {
+FASTMALADE_DEVICE void start_back(const Block<Form>& b, const GradientParameters& p, uint64_t seed, int64_t first,
+                                  int t) {
     const float a = p.settings.step_size[t], d = p.settings.noise_scale[t];
     const float low = p.settings.low[t], high = p.settings.high[t];
     const bool bounded = low > -INFINITY || high < INFINITY;
@@ -88,12 +89,11 @@ FASTMALADE_DEVICE void autoencoder_back(const Block<Form>& b, float a) {
         b, b.plan.hidden2, b.s.hidden2, h / 4, w / 4, b.at.conv2_back, -1, b.s.hidden1,
         [&](int o, int y, int x, int image, float sum) { times_tanh(b.plan.hidden1, o, y, x, image, sum); });
     b.peers.template sync<24>();
-    upsample_layer<3, 1, 1, fixed_width<Shape>(2)>(
-        b, b.plan.hidden1, b.s.hidden1, h / 2, w / 2, b.at.conv1_back, -1, b.s.channels,
-        [&](int c, int y, int x, int image, float sum) {
-            float* g = b.place(b.plan.cotangent, c, y, x, image);
-            b.peers.put(g, fmaf(-a, *g, *g) + sum);
-        });
+    upsample_layer<3, 1, 1, fixed_width<Shape>(2)>(b, b.plan.hidden1, b.s.hidden1, h / 2, w / 2, b.at.conv1_back, -1,
+                                                   b.s.channels, [&](int c, int y, int x, int image, float sum) {
+                                                       float* g = b.place(b.plan.cotangent, c, y, x, image);
+                                                       b.peers.put(g, fmaf(-a, *g, *g) + sum);
+                                                   });
     b.peers.template sync<25>();
 }
 
@@ -126,7 +126,8 @@ FASTMALADE_DEVICE void run_gradient(const GradientParameters& p) {
 }
 
 template <class Form>
-FASTMALADE_KERNEL(Form::threads) gradient_kernel(const FASTMALADE_GRID_CONSTANT GradientParameters p) {
+FASTMALADE_KERNEL(Form::threads)
+gradient_kernel(const FASTMALADE_GRID_CONSTANT GradientParameters p) {
     run_gradient<Form>(p);
 }
 

@@ -32,7 +32,8 @@ inline void check(cudaError_t error, const char* what) {
 }
 
 template <class... Parameters>
-void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, void* stream, const Parameters&... parameters) {
+void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, void* stream,
+            const Parameters&... parameters) {
     constexpr int kPlainSharedBytes = 48 * 1024, kPortableCluster = 8;
     const void* function = reinterpret_cast<const void*>(kernel);
     if (grid.shared_bytes > kPlainSharedBytes) {

@@ -8,7 +8,8 @@ namespace fastmalade::cuda {
 
 // Element n of a packed convolution; weight(out, in, ky, kx) reads the model's own.
 template <class Weight>
-FASTMALADE_DEVICE float packed_tap(int n, int out_channels, int in_channels, int rows, int columns, int oc, Weight weight) {
+FASTMALADE_DEVICE float packed_tap(int n, int out_channels, int in_channels, int rows, int columns, int oc,
+                                   Weight weight) {
     const int row = packed_row(columns, oc), rest = n / row, in_row = n % row;
     const int ky = rest % rows, in = rest / rows % in_channels, block = rest / rows / in_channels;
     const int kx = in_row / oc, out = block * oc + in_row % oc;
@@ -17,8 +18,8 @@ FASTMALADE_DEVICE float packed_tap(int n, int out_channels, int in_channels, int
 
 // The last convolution reads an image whose pixels off the even rows and columns hold the constant tanh(bias) of the
 // transposed convolution before it. Those taps, and the bias, are one number per output channel and border case: the
-// start of the sum over the even pixels. Cases along one axis: first, second, inner even, inner odd, last but one, last.
-// w.conv3_weight: (channels, channels, 5, 5)
+// start of the sum over the even pixels. Cases along one axis: first, second, inner even, inner odd, last but one,
+// last. w.conv3_weight: (channels, channels, 5, 5)
 FASTMALADE_DEVICE float conv3_start(const AutoencoderWeights& w, int channels, int row_case, int column_case, int out) {
     const auto lowest = [](int c) { return c == 0 ? 2 : c == 1 ? 1 : 0; };
     const auto highest = [](int c) { return c == 5 ? 2 : c == 4 ? 3 : 4; };
@@ -56,8 +57,8 @@ FASTMALADE_DEVICE float packed_forward(const AnyShape& s, const PackedLayout& at
         const int y = phase / 2, x = phase % 2;
         return packed_tap(n - of_phase(at.deconv1, phase), s.hidden1, s.hidden2, 5 - y, 5 - x, Tiles::deconv1,
                           [&](int o, int i, int ky, int kx) {
-            return w.deconv1_weight[((i * s.hidden1 + o) * 9 + 8 - y - 2 * ky) * 9 + 8 - x - 2 * kx];
-        });
+                              return w.deconv1_weight[((i * s.hidden1 + o) * 9 + 8 - y - 2 * ky) * 9 + 8 - x - 2 * kx];
+                          });
     }
     if (n < at.deconv2) return n - at.deconv1_bias < s.hidden1 ? w.deconv1_bias[n - at.deconv1_bias] : 0.0f;
     if (n < at.deconv2_bias) {
@@ -81,26 +82,26 @@ FASTMALADE_DEVICE float packed_back(const AnyShape& s, const PackedLayout& at, c
         });
     }
     if (n < at.conv2_back[0]) {
-        return packed_tap(n - at.deconv1_back, s.hidden2, s.hidden1, 9, 9, Tiles::deconv1_back,
-                          [&](int i, int o, int ky, int kx) {
-            return w.deconv1_weight[((i * s.hidden1 + o) * 9 + ky) * 9 + kx];
-        });
+        return packed_tap(
+            n - at.deconv1_back, s.hidden2, s.hidden1, 9, 9, Tiles::deconv1_back,
+            [&](int i, int o, int ky, int kx) { return w.deconv1_weight[((i * s.hidden1 + o) * 9 + ky) * 9 + kx]; });
     }
     const bool second = n < at.conv1_back[0];
-    const int(&start)[4] = second ? at.conv2_back : at.conv1_back;
+    const int (&start)[4] = second ? at.conv2_back : at.conv1_back;
     const int phase = n < start[1] ? 0 : n < start[2] ? 1 : n < start[3] ? 2 : 3;
     const int y = phase / 2, x = phase % 2;
     const int out_channels = second ? s.hidden1 : s.channels, in_channels = second ? s.hidden2 : s.hidden1;
     const float* weight = second ? w.conv2_weight : w.conv1_weight;
-    return packed_tap(n - of_phase(start, phase), out_channels, in_channels, 3 - y, 3 - x, second ? Tiles::conv2_back : 1,
-                      [&](int i, int o, int ky, int kx) {
-        return weight[((o * out_channels + i) * 5 + 4 - y - 2 * ky) * 5 + 4 - x - 2 * kx];
-    });
+    return packed_tap(n - of_phase(start, phase), out_channels, in_channels, 3 - y, 3 - x,
+                      second ? Tiles::conv2_back : 1, [&](int i, int o, int ky, int kx) {
+                          return weight[((o * out_channels + i) * 5 + 4 - y - 2 * ky) * 5 + 4 - x - 2 * kx];
+                      });
 }
 
 // packed: (packed_layout<Tiles>(s).floats,), or (forward_floats,) where `gradient` is false
 template <class Tiles>
-FASTMALADE_KERNEL(256) pack_kernel(const AnyShape s, const AutoencoderWeights w, const bool gradient, float* packed) {
+FASTMALADE_KERNEL(256)
+pack_kernel(const AnyShape s, const AutoencoderWeights w, const bool gradient, float* packed) {
     const PackedLayout at = packed_layout<Tiles>(s);
     const int floats = gradient ? at.floats : at.forward_floats;
     for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < floats; n += gridDim.x * blockDim.x) {

@@ -1,5 +1,5 @@
-// Arguments of the kernels. They travel by value: a chain then needs no copy to the device, and a launch recorded in a CUDA
-// graph can be replayed.
+// Arguments of the kernels. They travel by value: a chain then needs no copy to the device, and a launch recorded in a
+// CUDA graph can be replayed.
 #pragma once
 
 #include <stdint.h>
@@ -8,7 +8,8 @@
 
 namespace fastmalade::cuda {
 
-// Steps of one launch; a longer chain is several launches. Four numbers for each must fit the 4 KB that every driver allows.
+// Steps of one launch; a longer chain is several launches. Four numbers for each must fit the 4 KB that every driver
+// allows.
 constexpr int kMostSteps = 128;
 
 struct StepSettings {
@@ -30,8 +31,8 @@ struct ChainParameters {
     int channels, height, width, hidden1, hidden2;
     int images;  // of a group, where the form leaves it to the launch
     int64_t batch;
-    int steps;       // of this launch
-    int first_step;  // its place in the chain: noise is counted from there
+    int steps;              // of this launch
+    int first_step;         // its place in the chain: noise is counted from there
     bool reconstruct_only;  // out = r(x), no step
     bool trajectory;        // out gets every state of this launch but its first
     const float* packed;    // packed_model.cuh

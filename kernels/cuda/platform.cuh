@@ -84,8 +84,8 @@ namespace fastmalade::cuda {
 constexpr int kWarp = 32;
 
 #if !defined(FASTMALADE_HOST_ONLY)
-// The barrier between stage `STAGE` and the next. It has a number so that the emulation can leave one of them out, which a
-// test has to notice.
+// The barrier between stage `STAGE` and the next. It has a number so that the emulation can leave one of them out,
+// which a test has to notice.
 template <int STAGE>
 FASTMALADE_DEVICE void block_barrier() {
 #if defined(FASTMALADE_EMULATION)

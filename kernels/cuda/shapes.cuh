@@ -49,8 +49,9 @@ FASTMALADE_BOTH constexpr int divide_up(int n, int by) { return (n + by - 1) / b
 FASTMALADE_BOTH constexpr int round_up(int n, int to) { return divide_up(n, to) * to; }
 
 // Where each array of the packed model lies, in floats. A convolution is [block][in channel][ky][kx][OC], the taps of a
-// row together padded to 16 bytes; a transposed one is that once per output phase 2 (y mod 2) + (x mod 2), with the taps of
-// that phase in the order of the input positions they read. Channels beyond the last have zero weights and biases.
+// row together padded to 16 bytes; a transposed one is that once per output phase 2 (y mod 2) + (x mod 2), with the
+// taps of that phase in the order of the input positions they read. Channels beyond the last have zero weights and
+// biases.
 struct PackedLayout {
     int conv1, conv1_bias, conv2, conv2_bias, deconv1[4], deconv1_bias;
     int deconv2, deconv2_bias;  // [channel][hidden1], [channel]

@@ -1,7 +1,9 @@
-// The last convolution, four neighbouring pixels at a time: the four elements whose noise comes from one Philox counter.
+// The last convolution, four neighbouring pixels at a time: the four elements whose noise comes from one Philox
+// counter.
 //
-// deconv2 is computed on the even pixels only; every other pixel of its output is the constant tanh(bias). The sums start
-// from the precomputed share of those constants (packed_model.cuh) and add the even pixels by ascending input channel, ky, kx.
+// deconv2 is computed on the even pixels only; every other pixel of its output is the constant tanh(bias). The sums
+// start from the precomputed share of those constants (packed_model.cuh) and add the even pixels by ascending input
+// channel, ky, kx.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -25,7 +27,9 @@ struct Quad {
     }
     // Of its first element in an image, C x H x W.
     template <class Form>
-    FASTMALADE_DEVICE int element(const Block<Form>& b) const { return (c * b.s.height + y) * b.s.width + x; }
+    FASTMALADE_DEVICE int element(const Block<Form>& b) const {
+        return (c * b.s.height + y) * b.s.width + x;
+    }
 };
 
 template <class Form>

@@ -108,8 +108,8 @@ def test_contents(built):
     package |= {str(path.relative_to(ROOT)) for path in (ROOT / "fastmalade").rglob("*.safetensors")}
     package |= {"fastmalade/py.typed", "fastmalade/data/mnist_test_sample.npz"}
     assert not package - wheel_names
-    native = {str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/**/*.h")}
-    native |= {str(path.relative_to(ROOT)) for pattern in ("*.cpp", "*.cu", "*.cuh") for path in ROOT.glob(f"kernels/**/{pattern}")}
+    sources = (path for suffix in ("h", "cpp", "cu", "cuh") for path in ROOT.glob(f"kernels/**/*.{suffix}"))
+    native = {str(path.relative_to(ROOT)) for path in sources}
     native |= {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp")}
     assert not (package | native | {"setup.py", "README.md", "LICENSE"}) - source_names
     assert "fastmalade/_build_info.json" not in source_names

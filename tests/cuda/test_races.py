@@ -8,8 +8,8 @@ from pathlib import Path
 import emulated
 import pytest
 
-# Every barrier of the kernels that small shapes run through; 10 belongs to the fixed shape. Left out are 5, 26 and 28: with
-# a batch of fewer groups than blocks they order nothing in a block alone.
+# Every barrier of the kernels that small shapes run through; 10 belongs to the fixed shape. Left out are 5, 26 and 28:
+# with a batch of fewer groups than blocks they order nothing in a block alone.
 BARRIERS = [1, 2, 3, 4, 6, 21, 22, 23, 24, 25, 27]
 REPRESENTATIVE = [2, 23]
 
@@ -19,8 +19,8 @@ def races(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, instrumented; a skip where the compiler has no ThreadSanitizer."""
     target = tmp_path_factory.mktemp("races") / "races"
     command = [compiler, "-std=c++20", "-O1", "-g", "-ffp-contract=off", "-pthread", "-fsanitize=thread",
-               "-DFASTMALADE_EMULATION", "-DFASTMALADE_EMULATION_THREADS", f"-I{emulated.ROOT / 'kernels'}", "-x", "c++",
-               *(str(emulated.ROOT / source) for source in emulated.SOURCES[:2]),
+               "-DFASTMALADE_EMULATION", "-DFASTMALADE_EMULATION_THREADS", f"-I{emulated.ROOT / 'kernels'}",
+               "-x", "c++", *(str(emulated.ROOT / source) for source in emulated.SOURCES[:2]),
                str(emulated.ROOT / "kernels/cuda/emulation/races.cpp"), "-o", str(target)]  # fmt: skip
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode != 0 and "tsan" in built.stderr:

@@ -1,6 +1,6 @@
-// The kernels with one CPU thread for every CUDA thread, for ThreadSanitizer: small images, few threads, every form and every
-// barrier. `races BARRIER` leaves that barrier out, `races 0 digits` runs the fixed shape with all its threads. Prints the sum of
-// what came out.
+// The kernels with one CPU thread for every CUDA thread, for ThreadSanitizer: small images, few threads, every form and
+// every barrier. `races BARRIER` leaves that barrier out, `races 0 digits` runs the fixed shape with all its threads.
+// Prints the sum of what came out.
 #include <cstdio>
 #include <cstdlib>
 
@@ -24,13 +24,14 @@ std::vector<float> numbers(size_t count, uint32_t seed) {
 
 double run(FormName form, int images, int cluster, int threads, const AutoencoderShape& s, int64_t batch) {
     const DeviceFacts device{2, 227 * 1024, 16};
-    const int64_t sizes[10] = {s.hidden1 * s.channels * 25, s.hidden1, s.hidden2 * s.hidden1 * 25, s.hidden2,
-                               s.hidden2 * s.hidden1 * 81, s.hidden1, s.hidden1 * s.channels, s.channels,
+    const int64_t sizes[10] = {s.hidden1 * s.channels * 25,  s.hidden1, s.hidden2 * s.hidden1 * 25, s.hidden2,
+                               s.hidden2 * s.hidden1 * 81,   s.hidden1, s.hidden1 * s.channels,     s.channels,
                                s.channels * s.channels * 25, s.channels};
     std::vector<std::vector<float>> arrays;
     for (uint32_t n = 0; n < 10; ++n) arrays.push_back(numbers((size_t)sizes[n], n));
-    const AutoencoderWeights weights{arrays[0].data(), arrays[1].data(), arrays[2].data(), arrays[3].data(), arrays[4].data(),
-                                     arrays[5].data(), arrays[6].data(), arrays[7].data(), arrays[8].data(), arrays[9].data()};
+    const AutoencoderWeights weights{arrays[0].data(), arrays[1].data(), arrays[2].data(), arrays[3].data(),
+                                     arrays[4].data(), arrays[5].data(), arrays[6].data(), arrays[7].data(),
+                                     arrays[8].data(), arrays[9].data()};
     const size_t state = (size_t)(batch * s.pixels());
     const std::vector<float> a{0.3f, 0.2f}, d{0.1f, 0.1f}, low{0.0f, 0.0f}, high{0.4f, 0.4f};
     const Steps steps{a, d, low, high};
@@ -40,7 +41,8 @@ double run(FormName form, int images, int cluster, int threads, const Autoencode
     choice.threads = threads;
     std::vector<float> workspace((size_t)choice.packed_floats);
     const std::vector<float> x(states.begin(), states.begin() + (std::ptrdiff_t)state);
-    langevin_chain(choice, s, weights, workspace.data(), batch, x.data(), steps, noise, states.data(), true, false, nullptr);
+    langevin_chain(choice, s, weights, workspace.data(), batch, x.data(), steps, noise, states.data(), true, false,
+                   nullptr);
     choice = choose(s, batch, true, device, form, images, cluster);
     choice.threads = threads;
     workspace.resize((size_t)choice.packed_floats);

@@ -19,7 +19,8 @@ inline std::vector<Self> make_threads(const Launch& launch, int first_block, std
     std::vector<Self> threads;
     for (int rank = 0; rank < launch.cluster; ++rank) {
         for (int n = 0; n < launch.threads; ++n) {
-            threads.push_back(Self{{n}, {first_block + rank}, {launch.threads}, {launch.blocks}, rank, launch.cluster, memory});
+            threads.push_back(
+                Self{{n}, {first_block + rank}, {launch.threads}, {launch.blocks}, rank, launch.cluster, memory});
         }
     }
     return threads;
@@ -40,7 +41,8 @@ inline void wait(Scope scope) {
 
 inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const std::function<void()>& body) {
     Barriers own;
-    for (int rank = 0; rank < launch.cluster; ++rank) own.block.push_back(std::make_unique<std::barrier<>>(launch.threads));
+    for (int rank = 0; rank < launch.cluster; ++rank)
+        own.block.push_back(std::make_unique<std::barrier<>>(launch.threads));
     own.cluster = std::make_unique<std::barrier<>>((std::ptrdiff_t)threads.size());
     barriers = &own;
     std::vector<std::thread> running;
@@ -84,7 +86,8 @@ inline void resume(Fiber& fiber) {
     swapcontext(&scheduler_context, &fiber.context);
 }
 
-// Fibers first .. first+count-1 all stopped at one barrier: let them go on. A mixture is a kernel that would hang, or worse.
+// Fibers first .. first+count-1 all stopped at one barrier: let them go on. A mixture is a kernel that would hang, or
+// worse.
 inline bool release(std::vector<Fiber>& fibers, size_t first, size_t count, Scope scope) {
     size_t waiting = 0, done = 0;
     for (size_t n = first; n < first + count; ++n) {
