@@ -12,8 +12,14 @@
 namespace fastmalade::cuda {
 namespace {
 
+#if defined(FASTMALADE_EMULATION_THREADS)
+// Every one a thread of the CPU, which takes longer to start than its share of a loop.
+constexpr int kThreads = 4;
+constexpr int64_t kMostBlocks = 1;
+#else
 constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 16;
+#endif
 
 Grid grid_of(const Choice& c) { return Grid{c.blocks, c.threads, c.cluster, c.shared_bytes}; }
 

@@ -188,3 +188,25 @@ def test_nan_stays_nan_and_in_its_image(emulation) -> None:
     assert bool(result[3, 0, 5, 6].isnan())
     others = [0, 1, 2, 4, 5, 6, 7]
     assert torch.equal(result[others], clean[others])
+
+
+def test_noise_has_the_words_of_the_contract(emulation) -> None:
+    ids = [0, 5, -1, 2**40]
+    z, words = emulation.noise(2**64 - 3, torch.tensor(ids), 9, 70)
+    assert (words.numpy() == reference64.philox_words(2**64 - 3, ids, 9, 18)).all()
+    z, _ = emulation.noise(2**64 - 3, torch.tensor(ids), 9, 20_001)
+    exact = reference64.normals(2**64 - 3, ids, 9, 20_001)
+    # An angle near a zero of sine or cosine is exact, so errors are relative to the deviate itself.
+    assert float(reference64.ulp_error(z.numpy(), exact).max()) <= 8.0
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (1, 1), (3, 2, 8)])
+@pytest.mark.parametrize("noise_scale", [0.0, 0.2])
+@pytest.mark.parametrize("given", [False, True])
+def test_update(emulation, shape, noise_scale: float, given: bool) -> None:
+    x, r = images(shape[0], shape[1:], 1), images(shape[0], shape[1:], 2)
+    z = torch.from_numpy(reference64.normals(4, list(range(shape[0])), 2, math.prod(shape[1:]))).reshape(shape)
+    result = emulation.update(x, r, torch.tensor([0.3, noise_scale, 0.3, 0.7]), seed=4, step=2,
+                              noise=z.float() if given else None)  # fmt: skip
+    expected = (x.double() + 0.3 * (r.double() - x.double()) + noise_scale * z).clamp(0.3, 0.7)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)

@@ -28,27 +28,37 @@ inline std::vector<Self> make_threads(const Launch& launch, int first_block, std
 
 #if defined(FASTMALADE_EMULATION_THREADS)
 
+// The standard library's: with POSIX's, ThreadSanitizer passed over missing barriers in about every third run.
+struct Barrier {
+    std::barrier<> barrier;
+    explicit Barrier(size_t threads) : barrier((std::ptrdiff_t)threads) {}
+    void wait() { barrier.arrive_and_wait(); }
+};
+
 struct Barriers {
-    std::vector<std::unique_ptr<std::barrier<>>> block;
-    std::unique_ptr<std::barrier<>> cluster;
+    std::vector<std::unique_ptr<Barrier>> block;
+    std::unique_ptr<Barrier> cluster;
 };
 
 inline Barriers* barriers = nullptr;
 
 inline void wait(Scope scope) {
-    (scope == Scope::cluster ? *barriers->cluster : *barriers->block[(size_t)self->rank]).arrive_and_wait();
+    (scope == Scope::cluster ? *barriers->cluster : *barriers->block[(size_t)self->rank]).wait();
 }
 
 inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const std::function<void()>& body) {
     Barriers own;
-    for (int rank = 0; rank < launch.cluster; ++rank)
-        own.block.push_back(std::make_unique<std::barrier<>>(launch.threads));
-    own.cluster = std::make_unique<std::barrier<>>((std::ptrdiff_t)threads.size());
+    for (int rank = 0; rank < launch.cluster; ++rank) {
+        own.block.push_back(std::make_unique<Barrier>((size_t)launch.threads));
+    }
+    own.cluster = std::make_unique<Barrier>(threads.size());
     barriers = &own;
     std::vector<std::thread> running;
     for (Self& thread : threads) {
         running.emplace_back([&thread, &body] {
             self = &thread;
+            // Together: a thread that were done before the next one starts would meet nobody to race with.
+            barriers->cluster->wait();
             body();
         });
     }
