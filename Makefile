@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-test
 sanitize: $(VENV)/.installed-test
 	$(BIN)/python tools/check_native.py address thread
 
-# The CUDA kernels on the CPU, the whole set: every barrier, the fixed shape under ThreadSanitizer, every GPU generation.
+# The CUDA kernels on the CPU as in `make test`, and compiled for every GPU generation.
 emulate: $(VENV)/.installed-test
 	FASTMALADE_COMPLETE_TESTS=1 $(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
 

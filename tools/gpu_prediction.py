@@ -1,9 +1,9 @@
-"""What the CUDA kernels should reach, derived from operations, bytes, barriers and issue rates: predictions, not results.
+"""What the CUDA kernels should reach, from operations, barriers and issue rates: predictions, not results.
 
     python tools/gpu_prediction.py
 
-The machine is an H100 or H200: 132 multiprocessors of four schedulers, each of which starts one instruction of 32 lanes a
-cycle. Instructions of a loop are those that tools/gpu_resources.py counts in the machine code.
+The machine is an H100 or H200: 132 multiprocessors of four schedulers, each of which starts one instruction of 32 lanes
+a cycle. Instructions of a loop are those that tools/gpu_resources.py counts in the machine code.
 """
 
 from __future__ import annotations
@@ -55,21 +55,24 @@ def main() -> int:
     print("N = 10, 1x28x28, hidden channels 10 and 25; not yet measured on a GPU")
     for clock in CLOCKS:
         rate = MULTIPROCESSORS * SCHEDULERS * LANES * clock
-        print(f"floor by fp32 multiply-adds alone at {clock / 1e9} GHz: {rate / multiply_adds / 1e6:.2f} million images/s")
+        floor = rate / multiply_adds / 1e6
+        print(f"floor by fp32 multiply-adds alone at {clock / 1e9} GHz: {floor:.2f} million images/s")
     cycles = digits_cycles(read_loops())
     total = sum(cycles.values())
     for stage, count in cycles.items():
         print(f"  {stage}: {count:.0f} cycles a step of {IMAGES} images, {count / total:.0%}")
     for clock in CLOCKS:
-        images = MULTIPROCESSORS * clock * IMAGES / (10 * total)
-        print(f"issue-bound at {clock / 1e9} GHz: {images / 1e6:.2f} million images/s, {0.85 * images / 1e6:.2f} with 15% stalls")
-    # Latency form, a cluster of eight: each scheduler has at most two warps, and the chain of dependent multiply-adds of an
-    # output bounds a layer from below.
+        bound = MULTIPROCESSORS * clock * IMAGES / (10 * total) / 1e6
+        print(f"issue-bound at {clock / 1e9} GHz: {bound:.2f} million images/s, {0.85 * bound:.2f} with 15% stalls")
+    # Latency form, a cluster of eight: each scheduler has at most two warps, and the chain of dependent multiply-adds of
+    # an output bounds a layer from below.
     chain = 4 * (25 + 250 + 625 + 10 + 25)
     for clock in CLOCKS[:1]:
         barriers = 5 * 500
-        print(f"latency: dependent multiply-adds {10 * chain / clock * 1e6:.0f} us, with 5 cluster barriers a step of about "
-              f"500 cycles {10 * (chain + barriers) / clock * 1e6:.0f} us")  # fmt: skip
+        alone, whole = (10 * count / clock * 1e6 for count in (chain, chain + barriers))
+        print(
+            f"latency: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 cluster barriers of 500 cycles"
+        )
     return 0
 
 

@@ -27,6 +27,7 @@ DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
 
 _extension: ModuleType | None = None
+_usable: set[tuple[int, int]] = set()  # (id of the extension, device) that were found to work: that does not change
 
 
 def unavailable_reason(device: int | None = None) -> str | None:
@@ -38,12 +39,14 @@ def unavailable_reason(device: int | None = None) -> str | None:
         extension = _load()
     except BackendUnavailableError as error:
         return str(error)
+    index = device or 0
+    if (id(extension), index) in _usable:
+        return None
     count, why = extension.device_count()
     if count < 0:
         return f"no working CUDA driver on this machine ({why})"
     if count == 0:
         return "the CUDA driver finds no GPU on this machine"
-    index = device or 0
     if index >= count:
         return f"expected a CUDA device from 0 to {count - 1}, got {index}"
     facts = extension.device(index)
@@ -53,6 +56,7 @@ def unavailable_reason(device: int | None = None) -> str | None:
             f"this build has code for {extension.architectures}, not for the {facts['name']} of capability "
             f"{capability} ({facts['missing_code']})"
         )
+    _usable.add((id(extension), index))
     return None
 
 

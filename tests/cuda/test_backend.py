@@ -52,6 +52,7 @@ def test_the_reasons_are_told_apart(monkeypatch, tmp_path) -> None:
         (fake(1), None),
     ):
         monkeypatch.setattr(cuda, "_extension", extension)
+        monkeypatch.setattr(cuda, "_usable", set())
         reason = cuda.unavailable_reason()
         assert (reason is None) if expected is None else (expected in reason)
     assert "from 0 to 0, got 3" in cuda.unavailable_reason(3)

@@ -48,12 +48,10 @@ def test_a_missing_barrier_is_found(races: Path, barrier: int) -> None:
     assert "data race" in result.stderr
 
 
-@pytest.mark.complete
 def test_no_race_in_the_fixed_shape(races: Path) -> None:
     result = run(races, 0, "digits")
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-@pytest.mark.complete
 def test_the_barrier_of_conv2_in_place_is_needed(races: Path) -> None:
     assert run(races, 10, "digits").returncode == 66
