@@ -165,8 +165,9 @@ class BuildPython(build_py):
         super().run()
         if not self.distribution.ext_modules:
             command = self.get_finalized_command("build_ext")
-            remove_extension(command)
-            write_build_info(package_folder(self), [], NO_EXTENSION_REASON, None)
+            remove_extension(command, "_cpu")
+            remove_extension(command, "_cuda")
+            write_build_info(package_folder(self), [], NO_EXTENSION_REASON, None, NO_EXTENSION_REASON)
 
 
 def package_folder(command: build_ext | build_py) -> Path:

@@ -70,9 +70,7 @@ def main() -> int:
     for clock in CLOCKS[:1]:
         barriers = 5 * 500
         alone, whole = (10 * count / clock * 1e6 for count in (chain, chain + barriers))
-        print(
-            f"latency: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 cluster barriers of 500 cycles"
-        )
+        print(f"latency: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 cycles")
     return 0
 
 
