@@ -64,7 +64,7 @@ def main() -> int:
     for clock in CLOCKS:
         bound = MULTIPROCESSORS * clock * IMAGES / (10 * total) / 1e6
         print(f"issue-bound at {clock / 1e9} GHz: {bound:.2f} million images/s, {0.85 * bound:.2f} with 15% stalls")
-    # Latency form, a cluster of eight: each scheduler has at most two warps, and the chain of dependent multiply-adds of
+    # Latency form, a cluster of eight: a scheduler has at most two warps, and the chain of dependent multiply-adds of
     # an output bounds a layer from below.
     chain = 4 * (25 + 250 + 625 + 10 + 25)
     for clock in CLOCKS[:1]:
