@@ -7,13 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := $(shell find csrc kernels -type f -not -name '*.py[co]')
 INSTALLED_FROM := pyproject.toml setup.py constraints.txt $(NATIVE)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sanitize wheel clean distclean
+.PHONY: demo test lint sanitize emulate gpu-check wheel clean distclean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/fastmalade demo $(DEMO_ARGS)
@@ -28,6 +29,14 @@ lint: $(VENV)/.installed-test
 
 sanitize: $(VENV)/.installed-test
 	$(BIN)/python tools/check_native.py address thread
+
+# The CUDA kernels on the CPU as in `make test`, and compiled for every GPU generation.
+emulate: $(VENV)/.installed-test
+	FASTMALADE_COMPLETE_TESTS=1 $(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
+
+# Offline, with the torch and the nvcc of the machine: no .venv.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(GPU_CHECK_ARGS)
 
 wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build --outdir dist
@@ -48,7 +57,7 @@ $(BIN)/python:
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f fastmalade/_cpu*.so fastmalade/_build_info.json $(VENV)/.installed-*
+	rm -f fastmalade/_cpu*.so fastmalade/_cuda*.so fastmalade/_build_info.json $(VENV)/.installed-*
 
 distclean: clean
 	rm -rf $(VENV) demo-output

@@ -3,6 +3,10 @@
 The rest of the configuration is in pyproject.toml. Without a working compiler, or with
 FASTMALADE_NO_EXTENSION=1, the package is built without the extension and runs on its torch backend;
 fastmalade/_build_info.json records what was built, with which flags, or why not.
+
+Where nvcc is found the CUDA kernels are built too, for the GPUs of FASTMALADE_CUDA_ARCHS: compute capabilities without
+the dot, separated by commas, "+PTX" behind those that newer GPUs compile for themselves. Unset is "80,90+PTX", empty or
+FASTMALADE_NO_CUDA=1 builds none.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +41,13 @@ KERNEL_SOURCE = "kernels/cpu/langevin_chain.cpp"
 ENGINE_SOURCES = ["kernels/cpu/engine.cpp", "kernels/cpu/packed.cpp", "kernels/cpu/pool.cpp"]
 EXTENSION_SOURCES = ["csrc/cpu_module.cpp", *ENGINE_SOURCES]
 
+CUDA_EXTENSION = "fastmalade._cuda"
+CUDA_SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/device.cu"]
+CUDA_HOST_SOURCES = ["csrc/cuda_module.cpp", "kernels/cuda/choice.cpp"]
+# -fmad=false as -ffp-contract=off above: every form of a kernel then rounds alike.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+DEFAULT_CUDA_ARCHITECTURES = "80,90+PTX"
+
 
 def isa_flags() -> dict[str, list[str]]:
     """Instruction sets this platform can be built for, with the flags each adds; baseline is always first."""
@@ -45,6 +58,7 @@ def isa_flags() -> dict[str, list[str]]:
 def native_dependencies() -> list[str]:
     """Every native file: a change in any of them rebuilds what is made of them."""
     found = [*ROOT.glob("kernels/**/*.h"), *ROOT.glob("kernels/**/*.cpp"), *ROOT.glob("csrc/*")]
+    found += [*ROOT.glob("kernels/**/*.cu"), *ROOT.glob("kernels/**/*.cuh")]
     return [*sorted(str(path.relative_to(ROOT)) for path in found), "setup.py"]
 
 
@@ -96,6 +110,7 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         self.built_isas: list[str] = []
+        self.cuda_reason = no_cuda_reason()
         reason = None
         try:
             self.build_native()
@@ -104,10 +119,25 @@ class BuildNative(build_ext):
         if reason is not None:
             self.built_isas = []
             warn_loudly(f"fastmalade: {reason}\nThe package is built WITHOUT its native CPU backend; it uses torch.")
-            remove_extension(self)
+            remove_extension(self, "_cpu")
+            self.cuda_reason = self.cuda_reason or reason
             # The distribution keeps its extension: the wheel stays one of this platform, laid out as usual.
             self.extensions = []
-        write_build_info(package_folder(self), self.built_isas, reason, self.compiler)
+        if self.cuda_reason is not None:
+            remove_extension(self, "_cuda")
+        write_build_info(package_folder(self), self.built_isas, reason, self.compiler, self.cuda_reason)
+
+    def build_extension(self, extension: Extension) -> None:
+        """Builds one extension; that of CUDA after its kernels, and without harm to the other where that fails."""
+        if extension.name != CUDA_EXTENSION:
+            super().build_extension(extension)
+            return
+        try:
+            extension.extra_objects = compile_cuda(Path(self.build_temp))
+            super().build_extension(extension)
+        except Exception as error:  # the reason is recorded and shown, and the rest of the package works without
+            self.cuda_reason = f"building the CUDA extension failed: {type(error).__name__}: {error}"
+            warn_loudly(f"fastmalade: {self.cuda_reason}\nThe package is built WITHOUT its CUDA backend.")
 
     def build_native(self) -> None:
         """Compiles libraries and extension, raising where nothing usable comes out."""
@@ -122,6 +152,8 @@ class BuildNative(build_ext):
         self.distribution.libraries = libraries.libraries = kept
         self.built_isas = [isa for isa in isa_flags() if library_name(isa) not in failures]
         for extension in self.extensions:
+            if extension.name == CUDA_EXTENSION:
+                continue
             extension.define_macros += [(f"FASTMALADE_WITH_{isa.upper()}", None) for isa in self.built_isas]
         super().run()
 
@@ -133,8 +165,9 @@ class BuildPython(build_py):
         super().run()
         if not self.distribution.ext_modules:
             command = self.get_finalized_command("build_ext")
-            remove_extension(command)
-            write_build_info(package_folder(self), [], NO_EXTENSION_REASON, None)
+            remove_extension(command, "_cpu")
+            remove_extension(command, "_cuda")
+            write_build_info(package_folder(self), [], NO_EXTENSION_REASON, None, NO_EXTENSION_REASON)
 
 
 def package_folder(command: build_ext | build_py) -> Path:
@@ -143,14 +176,16 @@ def package_folder(command: build_ext | build_py) -> Path:
     return ROOT / "fastmalade" if in_place else Path(command.build_lib) / "fastmalade"
 
 
-def remove_extension(command: build_ext) -> None:
+def remove_extension(command: build_ext, name: str) -> None:
     """Takes away the product of an earlier build, which would be loaded although this one has none."""
-    for stale in package_folder(command).glob("_cpu.*"):
+    for stale in package_folder(command).glob(f"{name}.*"):
         stale.unlink()
 
 
-def write_build_info(folder: Path, isas: list[str], reason: str | None, compiler: object) -> None:
-    """Writes _build_info.json: {"cpu": {"built", "isas", "flags", "compiler", "reason"}}."""
+def write_build_info(
+    folder: Path, isas: list[str], reason: str | None, compiler: object, cuda_reason: str | None
+) -> None:
+    """Writes _build_info.json: {"cpu": {"built", "isas", "flags", "compiler", "reason"}, "cuda": the same}."""
     command = getattr(compiler, "compiler_so", None) or []
     info = {
         "cpu": {
@@ -160,7 +195,14 @@ def write_build_info(folder: Path, isas: list[str], reason: str | None, compiler
             "flags": {isa: [*KERNEL_FLAGS, *isa_flags()[isa]] for isa in isas},
             "compiler": " ".join(command) if isinstance(command, list) else str(command),
             "platform": platform.platform(),
-        }
+        },
+        "cuda": {
+            "built": cuda_reason is None,
+            "reason": cuda_reason,
+            "isas": [] if cuda_reason else [name for name, _ in cuda_architectures()],
+            "flags": NVCC_FLAGS,
+            "compiler": find_nvcc(),
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -177,11 +219,111 @@ def no_extension_reason() -> str | None:
     return None
 
 
+def find_nvcc() -> str | None:
+    """CUDA's compiler: of CUDACXX, of CUDA_HOME, on the path, or where it is usually installed."""
+    home = os.environ.get("CUDA_HOME")
+    for candidate in (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
+        found = shutil.which(candidate) if candidate else None
+        if found:
+            return found
+    return None
+
+
+def cuda_architectures() -> list[tuple[str, list[str]]]:
+    """Names of FASTMALADE_CUDA_ARCHS, as sm_90 and compute_90, with nvcc's options for each."""
+    found: list[tuple[str, list[str]]] = []
+    for entry in os.environ.get("FASTMALADE_CUDA_ARCHS", DEFAULT_CUDA_ARCHITECTURES).replace(";", ",").split(","):
+        number, _, suffix = entry.strip().partition("+")
+        if not number and not suffix:
+            continue
+        if not number.rstrip("af").isdigit() or suffix not in {"", "PTX"}:
+            raise ValueError(f"FASTMALADE_CUDA_ARCHS: expected entries like 90 or 90+PTX, got {entry.strip()!r}")
+        found.append((f"sm_{number}", ["-gencode", f"arch=compute_{number},code=sm_{number}"]))
+        if suffix:
+            found.append((f"compute_{number}", ["-gencode", f"arch=compute_{number},code=compute_{number}"]))
+    return found
+
+
+def no_cuda_reason() -> str | None:
+    """Why the CUDA extension is not even tried, or None."""
+    if os.environ.get("FASTMALADE_NO_CUDA", "0") not in {"", "0"}:
+        return "built with FASTMALADE_NO_CUDA=1"
+    if not cuda_architectures():
+        return "built with an empty FASTMALADE_CUDA_ARCHS"
+    if find_nvcc() is None:
+        return "nvcc was not there at build time (CUDACXX, CUDA_HOME and the path were searched)"
+    if cuda_runtime() is None:
+        return f"libcudart_static.a was not found beside {find_nvcc()} at build time"
+    return None
+
+
+def cuda_runtime() -> Path | None:
+    """CUDA's runtime as a static library: the module then loads on machines without CUDA."""
+    nvcc = find_nvcc()
+    homes = [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]] if nvcc else []
+    homes += [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))]
+    for home in homes:
+        for pattern in ("lib64", "lib", "targets/*/lib"):
+            for found in home.glob(f"{pattern}/libcudart_static.a"):
+                return found
+    return None
+
+
+def compile_cuda(folder: Path) -> list[str]:
+    """Objects of the CUDA sources, and the runtime that they need."""
+    nvcc, runtime = find_nvcc(), cuda_runtime()
+    assert nvcc is not None
+    assert runtime is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [option for _, options in cuda_architectures() for option in options]
+    newest = max((ROOT / name).stat().st_mtime for name in native_dependencies())
+    stamp = folder / "cuda_command.txt"
+    objects = []
+    for source in CUDA_SOURCES:
+        target = folder / f"{Path(source).stem}.cuda.o"
+        command = [nvcc, *NVCC_FLAGS, "--threads", "2", *options, f"-I{ROOT / 'kernels'}", "-c", str(ROOT / source)]
+        command += ["-o", str(target)]
+        line = " ".join(command)
+        known = stamp.read_text(encoding="utf-8") if stamp.is_file() else ""
+        # Half a minute for each source: not again when nothing has changed.
+        if not (target.is_file() and target.stat().st_mtime > newest and line in known.splitlines()):
+            print(line, flush=True)
+            subprocess.run(command, check=True)
+            stamp.write_text(f"{known}{line}\n", encoding="utf-8")
+        objects.append(str(target))
+    return [*objects, str(runtime)]
+
+
+def cuda_extensions() -> list[Extension]:
+    """The extension module fastmalade._cuda, where it can be tried."""
+    import pybind11
+
+    reason = no_cuda_reason()
+    if reason is not None:
+        print(f"fastmalade: no CUDA backend: {reason}.", flush=True)
+        return []
+    names = ", ".join(name for name, _ in cuda_architectures())
+    return [
+        Extension(
+            CUDA_EXTENSION,
+            sources=list(CUDA_HOST_SOURCES),
+            include_dirs=["kernels", pybind11.get_include()],
+            depends=native_dependencies(),
+            define_macros=[("FASTMALADE_CUDA_ARCHITECTURES", f'"{names}"')],
+            extra_compile_args=[*COMMON_FLAGS, "-pthread"],
+            extra_link_args=["-pthread", "-ldl", "-lrt"],
+            language="c++",
+            optional=True,  # a build without it is complete
+        )
+    ]
+
+
 def extensions() -> list[Extension]:
-    """The extension module fastmalade._cpu."""
+    """The extension modules fastmalade._cpu and, where it can be tried, fastmalade._cuda."""
     import pybind11
 
     return [
+        *cuda_extensions(),
         Extension(
             "fastmalade._cpu",
             sources=list(EXTENSION_SOURCES),
@@ -190,7 +332,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=[*COMMON_FLAGS, "-pthread"],
             extra_link_args=["-pthread"],
             language="c++",
-        )
+        ),
     ]
 
 

@@ -1,0 +1,400 @@
+"""The CUDA C++ backend: CUDA tensors in, CUDA tensors out, over the extension module ``fastmalade._cuda``.
+
+All N steps of a chain are one launch on the current stream of the tensors' device (behind one that packs the weights),
+and so is its gradient. Arithmetic is float32. The extension takes addresses, sizes and a stream handle and is imported
+on first use, so that importing this file never fails. Speed: not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmalade.backends.cpu import BackendUnavailableError
+
+_WEIGHT_NAMES = tuple(
+    f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
+)
+DEFAULT_GRADIENT_BYTES = 2**30
+"""Device memory that :func:`chain_gradient` may use for states where no budget is given."""
+
+_extension: ModuleType | None = None
+_usable: set[tuple[int, int]] = set()  # (id of the extension, device) that were found to work: that does not change
+
+
+def unavailable_reason(device: int | None = None) -> str | None:
+    """None if a chain can run on CUDA device ``device`` (the first where None), else why not.
+
+    Told apart: the extension was not built, the driver is missing, there is no device, this build has no code for it.
+    """
+    try:
+        extension = _load()
+    except BackendUnavailableError as error:
+        return str(error)
+    index = device or 0
+    if (id(extension), index) in _usable:
+        return None
+    count, why = extension.device_count()
+    if count < 0:
+        return f"no working CUDA driver on this machine ({why})"
+    if count == 0:
+        return "the CUDA driver finds no GPU on this machine"
+    if index >= count:
+        return f"expected a CUDA device from 0 to {count - 1}, got {index}"
+    facts = extension.device(index)
+    if facts["missing_code"]:
+        capability = ".".join(map(str, facts["capability"]))
+        return (
+            f"this build has code for {extension.architectures}, not for the {facts['name']} of capability "
+            f"{capability} ({facts['missing_code']})"
+        )
+    _usable.add((id(extension), index))
+    return None
+
+
+def architectures() -> str:
+    """What the extension was compiled for, as "sm_80, sm_90, compute_90"; BackendUnavailableError without it."""
+    return str(_load().architectures)
+
+
+def supports(shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool, device: int = 0) -> str | None:
+    """None if images (C, H, W) with these hidden channels fit the chip, else why not.
+
+    The state and activations of one image have to fit the shared memory of a block; weights that do not fit beside
+    them are read through the caches. Needs a working device.
+    """
+    try:
+        plan(1, shape, hidden_channels, gradient=gradient, device=device)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def plan(
+    batch: int, shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool = False, device: int = 0,
+    form: str = "auto", images: int = 0, cluster: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """How a call would be launched: form, images of a group, blocks of a cluster, grid, shared memory in bytes.
+
+    ``form`` "digits", "general" or "cluster" forces one, ``images`` and ``cluster`` its sizes, as in
+    :func:`langevin_chain`. Raises ValueError, saying what does not fit.
+    """
+    sizes = [*shape, *hidden_channels]
+    return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster))
+
+
+def langevin_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor | None,
+    noise: Tensor | None = None,
+    trajectory: bool = False,
+    form: str = "auto",
+    images: int = 0,
+    cluster: int = 0,
+) -> Tensor:
+    """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
+
+    ``x`` float32 (B, C, H, W) on a CUDA device, of any strides, H and W multiples of 4; ``weights`` the ten float32
+    tensors of ``Autoencoder.weights()`` there; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0
+    to 2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
+    0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is drawn. ``form``,
+    ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits.
+
+    Nothing here waits for the device, and a CUDA graph can record it. Returns float32 (B, C, H, W), or with
+    ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for arguments that do not fit,
+    BackendUnavailableError without the extension, RuntimeError with CUDA's own words for a launch that fails.
+    """
+    x, arrays, sizes = _model(x, weights)
+    n_steps = len(step_sizes)
+    out = x.new_empty((n_steps + 1, *x.shape)) if trajectory else torch.empty_like(x)
+    if trajectory:
+        out[0] = x
+    elif n_steps == 0:
+        out.copy_(x)
+    if x.shape[0] == 0 or n_steps == 0:
+        return out
+    keep, source = _noise(x, n_steps, seed, sample_ids, noise)
+    _launch_chain(x, arrays, sizes, (step_sizes, noise_scales, lows, highs), source, out, form, images, cluster,
+                  trajectory=trajectory)  # fmt: skip
+    del keep
+    return out
+
+
+def autoencoder_forward(
+    x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0
+) -> Tensor:
+    """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
+    x, arrays, sizes = _model(x, weights)
+    out = torch.empty_like(x)
+    if x.shape[0]:
+        source = {"seed": 0, "seed_pointer": 0, "sample_ids": 0, "noise": 0}
+        _launch_chain(x, arrays, sizes, ((), (), (), ()), source, out, form, images, cluster, reconstruct_only=True)
+    return out
+
+
+def chain_gradient(
+    cotangent: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor | None,
+    noise: Tensor | None = None,
+    max_bytes: int | None = None,
+    form: str = "auto",
+    images: int = 0,
+    cluster: int = 0,
+) -> Tensor:
+    """Vector-Jacobian product of :func:`langevin_chain` with respect to x, for the noise that it drew.
+
+    ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result. Two launches: the chain, which stores
+    its N + 1 states, and the product, which computes the activations of each step again. ``max_bytes`` bounds the
+    states' memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is worked through in parts, with the same
+    bits. At least one image is always taken. The rest, and the errors, as in :func:`langevin_chain`.
+    """
+    x, arrays, sizes = _model(x, weights)
+    cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes: expected at least 1 or None, got {max_bytes}")
+    n_steps, batch = len(step_sizes), x.shape[0]
+    if batch == 0 or n_steps == 0:
+        return cotangent.clone()
+    if sample_ids is None:
+        sample_ids = torch.arange(batch, device=x.device)
+    sample_ids = _tensor("sample_ids", sample_ids, torch.int64, (batch,), x.device)
+    if noise is not None:
+        noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape), x.device)
+    settings = (step_sizes, noise_scales, lows, highs)
+    gradient = torch.empty_like(x)
+    with torch.cuda.device(x.device):
+        for part in _parts(batch, (n_steps + 1) * 4 * math.prod(x.shape[1:]), max_bytes or DEFAULT_GRADIENT_BYTES):
+            given = None if noise is None else noise[:, part].contiguous()
+            states = langevin_chain(x[part], arrays, *settings, seed=seed, sample_ids=sample_ids[part], noise=given,
+                                    trajectory=True, form=form, images=images, cluster=cluster)  # fmt: skip
+            keep, source = _noise(x[part], n_steps, seed, sample_ids[part], given)
+            launched = _load().choice(_index(x), sizes, states.shape[1], True, form, images, cluster)
+            workspace = x.new_empty(launched["packed_floats"])
+            _load().chain_gradient(
+                device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=states.shape[1],
+                shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(),
+                states=states.data_ptr(), step_sizes=step_sizes, noise_scales=noise_scales, lows=lows, highs=highs,
+                cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(), noise_gradient=0, **source,
+            )  # fmt: skip
+            del keep
+    return gradient
+
+
+def langevin_update(
+    x: Tensor,
+    reconstruction: Tensor,
+    step_size: float,
+    noise_scale: float,
+    low: float,
+    high: float,
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor | None,
+    step: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
+
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) on one CUDA device; a and d finite; ``seed``,
+    ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise it is to the bit; ``noise``, of the shape of
+    ``x``, in place of the drawn one. Where d is 0 no noise is drawn. Returns float32 of the shape of ``x``.
+    """
+    extension = _load()
+    _check_device(x)
+    x = _tensor("x", x, torch.float32, x.shape, x.device)
+    reconstruction = _tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
+    keep, source = _noise(x, None, seed, sample_ids, noise)
+    out = torch.empty_like(x)
+    batch = x.shape[0]
+    with torch.cuda.device(x.device):
+        extension.langevin_update(
+            device=_index(x), stream=_stream(), batch=batch, elements=x.numel() // batch if batch else 0,
+            x=x.data_ptr(), reconstruction=reconstruction.data_ptr(), step_size=step_size, noise_scale=noise_scale,
+            low=low, high=high,
+            step=step, out=out.data_ptr(), **source,
+        )  # fmt: skip
+    del keep
+    return out
+
+
+def standard_normal(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
+    """The noise of one step: float32 (B, n_elements), a function of (seed, sample id, step, element) alone.
+
+    ``seed`` 0 to 2^64 - 1 or int64 (1,) on the device, ``sample_ids`` int64 (B,) on a CUDA device, ``step`` 0 to
+    2^32 - 1. Philox4x32-10 words (Salmon et al. 2011) through Box and Muller. Raises ValueError for arguments out of
+    range.
+    """
+    return _draw(seed, sample_ids, step, n_elements, words=False)
+
+
+def philox_words(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
+    """The words behind ``standard_normal``: int64 (B, 4 ceil(n_elements / 4)), values 0 to 2^32 - 1."""
+    return _draw(seed, sample_ids, step, n_elements, words=True)
+
+
+def _draw(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int, *, words: bool) -> Tensor:
+    extension = _load()
+    _check_device(sample_ids)
+    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,), sample_ids.device)
+    if n_elements < 0:
+        raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
+    if words:
+        out = torch.empty((len(ids), 4 * -(-n_elements // 4)), dtype=torch.int64, device=ids.device)
+    else:
+        out = torch.empty((len(ids), n_elements), dtype=torch.float32, device=ids.device)
+    number, pointer = _seed(seed, ids.device)
+    with torch.cuda.device(ids.device):
+        extension.standard_normal(
+            device=_index(ids), stream=_stream(), batch=len(ids), elements=n_elements, seed=number,
+            seed_pointer=pointer, sample_ids=ids.data_ptr(), step=step, z=0 if words else out.data_ptr(),
+            words=out.data_ptr() if words else 0,
+        )  # fmt: skip
+    return out
+
+
+def _launch_chain(
+    x: Tensor, arrays: list[Tensor], sizes: list[int], settings: Sequence[Sequence[float]], source: dict[str, int],
+    out: Tensor, form: str, images: int, cluster: int, *, trajectory: bool = False, reconstruct_only: bool = False,
+) -> None:  # fmt: skip
+    extension = _load()
+    with torch.cuda.device(x.device):
+        launched = extension.choice(_index(x), sizes, x.shape[0], False, form, images, cluster)
+        # Torch's allocator hands memory on in the order of the stream, so the kernels are done with it by then.
+        workspace = x.new_empty(launched["packed_floats"])
+        step_sizes, noise_scales, lows, highs = settings
+        extension.langevin_chain(
+            device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=x.shape[0],
+            shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(), x=x.data_ptr(),
+            step_sizes=step_sizes, noise_scales=noise_scales, lows=lows, highs=highs, out=out.data_ptr(),
+            trajectory=trajectory, reconstruct_only=reconstruct_only, **source,
+        )  # fmt: skip
+
+
+def _parts(batch: int, bytes_each: int, max_bytes: int) -> Iterator[slice]:
+    most = max(1, max_bytes // bytes_each)
+    for first in range(0, batch, most):
+        yield slice(first, min(first + most, batch))
+
+
+def _noise(
+    x: Tensor, n_steps: int | None, seed: int | Tensor, sample_ids: Tensor | None, noise: Tensor | None
+) -> tuple[list[Tensor], dict[str, int]]:
+    """Where the noise comes from, for the extension, and the tensors that keep those addresses alive."""
+    number, pointer = _seed(seed, x.device)
+    keep = [seed] if isinstance(seed, Tensor) else []
+    if sample_ids is not None:
+        sample_ids = _tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],), x.device)
+        keep.append(sample_ids)
+    if noise is not None:
+        shape = x.shape if n_steps is None else (n_steps, *x.shape)
+        noise = _tensor("noise", noise, torch.float32, shape, x.device)
+        keep.append(noise)
+    return keep, {
+        "seed": number,
+        "seed_pointer": pointer,
+        "sample_ids": 0 if sample_ids is None else sample_ids.data_ptr(),
+        "noise": 0 if noise is None else noise.data_ptr(),
+    }
+
+
+def _seed(seed: int | Tensor, device: torch.device) -> tuple[int, int]:
+    """The seed as a number and as an address on the device, one of the two 0."""
+    if isinstance(seed, Tensor):
+        return 0, _tensor("seed", seed, torch.int64, (1,), device).data_ptr()
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
+    return int(seed), 0
+
+
+def _stream() -> int:
+    return int(torch.cuda.current_stream().cuda_stream)
+
+
+def _index(x: Tensor) -> int:
+    return x.device.index or 0
+
+
+def _check_device(x: Tensor) -> None:
+    if x.device.type != "cuda":
+        raise ValueError(f"expected tensors on a cuda device, got {x.device}")
+
+
+def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device) -> Tensor:
+    """``value`` as a contiguous tensor after checking it; None in ``shape`` stands for any size."""
+    fits = len(value.shape) == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
+    if value.device != device or value.dtype != dtype or not fits:
+        expected = f"{dtype} on {device} of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
+        raise ValueError(
+            f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}"
+        )
+    return value.detach().resolve_neg().contiguous()
+
+
+def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
+    """x and the ten weights, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
+    _load()
+    _check_device(x)
+    x = _tensor("x", x, torch.float32, (None, None, None, None), x.device)
+    if len(weights) != len(_WEIGHT_NAMES):
+        names = ", ".join(_WEIGHT_NAMES)
+        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
+    channels, height, width = x.shape[1:]
+    hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
+    hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
+    shapes = (
+        (hidden1, channels, 5, 5), (hidden1,),
+        (hidden2, hidden1, 5, 5), (hidden2,),
+        (hidden2, hidden1, 9, 9), (hidden1,),
+        (hidden1, channels, 1, 1), (channels,),
+        (channels, channels, 5, 5), (channels,),
+    )  # fmt: skip
+    arrays = [
+        _tensor(name, weight, torch.float32, shape, x.device)
+        for name, weight, shape in zip(_WEIGHT_NAMES, weights, shapes, strict=True)
+    ]
+    return x, arrays, [channels, height, width, hidden1, hidden2]
+
+
+def _load() -> ModuleType:
+    """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
+    global _extension
+    if _extension is None:
+        try:
+            _extension = importlib.import_module("fastmalade._cuda")
+        except ImportError as error:
+            why = _why_missing(error)
+            raise BackendUnavailableError(f"the CUDA extension cannot be loaded: {why}") from error
+    return _extension
+
+
+def _why_missing(error: ImportError) -> str:
+    """What the build recorded, where it built nothing; else what the import said."""
+    info = Path(__file__).resolve().parent.parent / "_build_info.json"
+    if info.is_file():
+        record = json.loads(info.read_text(encoding="utf-8")).get("cuda", {})
+        if record.get("reason"):
+            return f"not built: {record['reason']}"
+    return str(error)

@@ -1,0 +1,119 @@
+// Which form takes a shape and a batch (forms.cuh), and how it is launched.
+#include <algorithm>
+#include <stdexcept>
+
+#define FASTMALADE_HOST_ONLY
+#include "cuda/engine.h"
+#include "cuda/shapes.cuh"
+
+namespace fastmalade::cuda {
+namespace {
+
+// Predicted, not yet measured on a GPU: the time of a group of eight in the digits form over that of one image in a
+// cluster of eight (docs/performance.md). While the clusters of a batch take fewer turns than that, they are quicker.
+constexpr int64_t kClusterTurns = 8;
+
+bool is_digits(const AutoencoderShape& s) {
+    return s.channels == 1 && s.height == 28 && s.width == 28 && s.hidden1 == 10 && s.hidden2 == 25;
+}
+
+AnyShape narrow(const AutoencoderShape& s) {
+    return AnyShape{(int)s.channels, (int)s.height, (int)s.width, (int)s.hidden1, (int)s.hidden2};
+}
+
+template <class Tiles>
+Choice plan(const AutoencoderShape& shape, FormName form, int images, int cluster, bool resident, bool in_place,
+            bool gradient) {
+    const AnyShape s = narrow(shape);
+    const PackedLayout at = packed_layout<Tiles>(s);
+    const bool keeps = form == FormName::cluster;
+    const Plan memory = make_plan(s, images, resident ? at.forward_floats : 0, in_place, keeps, gradient);
+    return Choice{form,
+                  images,
+                  cluster,
+                  resident,
+                  0,
+                  256,
+                  memory.floats * (int)sizeof(float),
+                  gradient ? at.floats : at.forward_floats};
+}
+
+// The plan of one form with `images` images a group, weights resident if they fit.
+Choice plan_form(const AutoencoderShape& s, FormName form, int images, int cluster, bool gradient,
+                 const DeviceFacts& device) {
+    if (form == FormName::digits) return plan<RowTiles>(s, form, images, 1, !gradient, !gradient, gradient);
+    for (const bool resident : {true, false}) {
+        if (resident && gradient) continue;
+        const Choice c = form == FormName::cluster
+                             ? plan<SmallTiles>(s, form, images, cluster, resident, false, gradient)
+                             : plan<GeneralTiles>(s, form, images, 1, resident, false, gradient);
+        if (!resident || c.shared_bytes <= device.shared_bytes) return c;
+    }
+    throw std::logic_error("unreachable: the second plan is returned whatever its size");
+}
+
+Choice with_grid(Choice c, int64_t batch, const DeviceFacts& device) {
+    const int64_t groups = (batch + c.images - 1) / c.images;
+    // One block to a multiprocessor is all that shared memory lets live there; small models leave room for more, which
+    // take their turn.
+    const int64_t places = std::max<int64_t>(1, (int64_t)device.multiprocessors / c.cluster);
+    c.blocks = (int)(std::min(groups, places) * c.cluster);
+    return c;
+}
+
+}  // namespace
+
+Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const DeviceFacts& device, FormName form,
+              int images, int cluster) {
+    const auto fits = [&](const Choice& c) { return c.shared_bytes <= device.shared_bytes; };
+    // Far beyond what fits: keeps every size of a plan within 32 bits.
+    const int64_t most = 1 << 16;
+    const bool bounded = s.pixels() <= most && s.hidden1 * s.height * s.width / 4 <= most &&
+                         s.hidden2 * s.height * s.width / 16 <= most && s.hidden1 * s.hidden2 <= most &&
+                         s.channels * std::max(s.channels, s.hidden1) <= most;
+    if (!bounded || !fits(plan_form(s, FormName::general, 1, 1, gradient, device))) {
+        throw std::invalid_argument(
+            "shape: expected a state and activations that fit the " + std::to_string(device.shared_bytes) +
+            " bytes of shared memory of a block, got images of " + std::to_string(s.channels) + "x" +
+            std::to_string(s.height) + "x" + std::to_string(s.width) + " with hidden channels " +
+            std::to_string(s.hidden1) + " and " + std::to_string(s.hidden2));
+    }
+    const int whole_cluster = cluster > 0 ? cluster : std::min(8, device.most_cluster);
+    const bool clusters =
+        device.most_cluster > 1 && fits(plan_form(s, FormName::cluster, 1, whole_cluster, gradient, device));
+    if (form == FormName::automatic) {
+        const int64_t turns = (batch * whole_cluster + device.multiprocessors - 1) / device.multiprocessors;
+        const bool idle = batch < 8 * (int64_t)device.multiprocessors && turns <= kClusterTurns;
+        form = clusters && idle                                                               ? FormName::cluster
+               : is_digits(s) && fits(plan_form(s, FormName::digits, 4, 1, gradient, device)) ? FormName::digits
+                                                                                              : FormName::general;
+    }
+    if (form == FormName::digits && !is_digits(s)) {
+        throw std::invalid_argument("form: expected general or cluster for this shape, got digits");
+    }
+    if (form == FormName::cluster) {
+        if (!clusters) throw std::invalid_argument("form: expected digits or general on this device, got cluster");
+        return with_grid(plan_form(s, form, images > 0 ? images : 1, whole_cluster, gradient, device), batch, device);
+    }
+    if (images == 0) {
+        // The most images that fit, but no more than leave a block for every multiprocessor.
+        for (const int candidate : {8, 4, 2, 1}) {
+            if (form == FormName::digits && candidate < 4) break;
+            images = candidate;
+            const bool spread = batch > (int64_t)(candidate / 2) * device.multiprocessors;
+            if (spread && fits(plan_form(s, form, candidate, 1, gradient, device))) break;
+        }
+    }
+    if (form == FormName::digits && images != 4 && images != 8) {
+        throw std::invalid_argument("images: expected 4 or 8 for the form digits, got " + std::to_string(images));
+    }
+    const Choice c = plan_form(s, form, images, 1, gradient, device);
+    if (!fits(c)) {
+        throw std::invalid_argument("images: expected groups within " + std::to_string(device.shared_bytes) +
+                                    " bytes of shared memory, got " + std::to_string(images) + " images, which need " +
+                                    std::to_string(c.shared_bytes));
+    }
+    return with_grid(c, batch, device);
+}
+
+}  // namespace fastmalade::cuda

@@ -1,0 +1,64 @@
+#include "cuda/device.h"
+
+#include <map>
+#include <mutex>
+
+#include "cuda/launch.cuh"
+
+namespace fastmalade::cuda {
+namespace {
+
+// Compiled for every architecture of the build: whether it can be loaded tells whether the others can.
+__global__ void probe_kernel() {}
+
+int attribute(cudaDeviceAttr which, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "asking for the device's attributes");
+    return value;
+}
+
+}  // namespace
+
+int count_devices(std::string& why) {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess) return count;
+    // Not an error of a kernel: it must not stay behind for the next call to find.
+    (void)cudaGetLastError();
+    if (error == cudaErrorNoDevice) return 0;
+    why = std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error);
+    return -1;
+}
+
+DeviceDescription describe_device(int device) {
+    // Asking takes milliseconds, and no answer changes while the process lives.
+    static std::mutex mutex;
+    static std::map<int, DeviceDescription> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto found = known.find(device); found != known.end()) return found->second;
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "asking for the device's properties");
+    DeviceDescription d{properties.name, properties.major, properties.minor, {}};
+    // 16 blocks of a cluster have to be allowed and need not fit; 8 do on every device that has clusters.
+    d.facts = {properties.multiProcessorCount, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               attribute(cudaDevAttrClusterLaunch, device) ? 8 : 1};
+    return known[device] = d;
+}
+
+std::string missing_code(int device) {
+    const CurrentDevice current(device);
+    cudaFuncAttributes attributes{};
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+    if (error == cudaSuccess) return "";
+    (void)cudaGetLastError();
+    return std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error);
+}
+
+CurrentDevice::CurrentDevice(int device) : before_(0) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    check(cudaSetDevice(device), "choosing the device");
+}
+
+CurrentDevice::~CurrentDevice() { (void)cudaSetDevice(before_); }
+
+}  // namespace fastmalade::cuda

@@ -1,0 +1,124 @@
+// All N steps of the chain in one launch: x <- clamp(x + a_t (r(x) - x) + d_t z_t). Blocks are persistent: weights are
+// loaded once, then group after group of images runs through all its steps without leaving the chip.
+#pragma once
+
+#include "cuda/autoencoder.cuh"
+#include "cuda/parameters.h"
+#include "cuda/tail.cuh"
+
+namespace fastmalade::cuda {
+
+template <class Form, class Parameters>
+FASTMALADE_DEVICE Block<Form> make_block(const Parameters& p, bool gradient) {
+    Block<Form> b{};
+    if constexpr (!Form::Shape::is_fixed) {
+        b.s = typename Form::Shape{p.channels, p.height, p.width, p.hidden1, p.hidden2};
+    }
+    b.images = Form::images > 0 ? Form::images : p.images;
+    b.at = packed_layout<typename Form::Tiles>(b.s);
+    b.plan = make_plan(b.s, b.images, Form::resident ? b.at.forward_floats : 0, Form::in_place, Form::keeps_upsampled,
+                       gradient);
+    b.memory = block_memory();
+    b.weights = Form::resident ? b.memory : p.packed;
+    return b;
+}
+
+// Copies weights, of which there is a multiple of four, into this block's shared memory.
+template <class Form>
+FASTMALADE_DEVICE void load_weights(const Block<Form>& b, const float* packed) {
+    const float4* from = reinterpret_cast<const float4*>(packed);
+    float4* to = reinterpret_cast<float4*>(b.memory);
+    for (int n = threadIdx.x; n < b.at.forward_floats / 4; n += blockDim.x) to[n] = from[n];
+}
+
+// Copies a group's images (from, contiguous) into a plane of this block, zeros where the batch has ended.
+template <class Form>
+FASTMALADE_DEVICE void load_images(const Block<Form>& b, const Plane& plane, const float* from, int64_t first,
+                                   int64_t batch) {
+    const int width = b.s.width, height = b.s.height, pixels = b.s.channels * height * width;
+    for (int n = threadIdx.x; n < b.images * pixels; n += blockDim.x) {
+        const int image = n / pixels, element = n % pixels;
+        *b.place(plane, element / width / height, element / width % height, element % width, image) =
+            first + image < batch ? from[first * pixels + n] : 0.0f;
+    }
+}
+
+FASTMALADE_DEVICE uint64_t seed_of(const NoiseSource& noise) {
+    return noise.seed_pointer ? (uint64_t)*noise.seed_pointer : noise.seed;
+}
+
+// The noise of a quad of image `index` of the batch at step `step`. Where it is given, `element` is the quad's place.
+FASTMALADE_DEVICE Normals noise_of(const NoiseSource& noise, uint64_t seed, int64_t batch, int64_t index, int pixels,
+                                   int step, int element) {
+    if (noise.given) {
+        const float* z = noise.given + ((int64_t)step * batch + index) * pixels + element;
+        return Normals{{z[0], z[1], z[2], z[3]}};
+    }
+    const uint64_t id = (uint64_t)(noise.sample_ids ? noise.sample_ids[index] : index);
+    return normals(seed, id, (uint32_t)step, (uint32_t)element / 4);
+}
+
+// r(x), residual, update, noise and clamp; the new state replaces the old one, and is written out where it is wanted.
+template <class Form>
+FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& p, uint64_t seed, int64_t first,
+                                   int t) {
+    const float a = p.settings.step_size[t], d = p.settings.noise_scale[t];
+    const float low = p.settings.low[t], high = p.settings.high[t];
+    const int pixels = b.s.channels * b.s.height * b.s.width;
+    const bool written = p.trajectory || t == p.steps - 1;
+    float* out = p.out + (p.trajectory ? (int64_t)t * p.batch * pixels : 0);
+    for (int n = b.first(); n < quad_count(b); n += b.step()) {
+        const Quad quad(b, n);
+        const int64_t index = first + quad.image;
+        const int element = quad.element(b);
+        float v[4];
+        reconstruct(b, quad, v);
+        float* x = b.place(b.plan.state, quad.c, quad.y, quad.x, quad.image);
+        if (!p.reconstruct_only) {
+            FASTMALADE_UNROLL
+            for (int j = 0; j < 4; ++j) v[j] = fmaf(a, v[j] - x[j * b.images], x[j * b.images]);
+            if (d != 0.0f && index < p.batch) {
+                const Normals z = noise_of(p.noise, seed, p.batch, index, pixels, p.first_step + t, element);
+                FASTMALADE_UNROLL
+                for (int j = 0; j < 4; ++j) v[j] = fmaf(d, z.z[j], v[j]);
+            }
+            FASTMALADE_UNROLL
+            for (int j = 0; j < 4; ++j) v[j] = clamped(v[j], low, high);
+        }
+        if (t < p.steps - 1) {
+            FASTMALADE_UNROLL
+            for (int j = 0; j < 4; ++j) b.peers.put(x + j * b.images, v[j]);
+        }
+        if (written && index < p.batch) {
+            // 16-byte aligned: an image is a multiple of 16 elements, and the array is the caller's own allocation.
+            *reinterpret_cast<float4*>(out + index * pixels + element) = make_float4(v[0], v[1], v[2], v[3]);
+        }
+    }
+}
+
+template <class Form>
+FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
+    const Block<Form> b = make_block<Form>(p, false);
+    if constexpr (Form::resident) load_weights(b, p.packed);
+    const uint64_t seed = seed_of(p.noise);
+    const int64_t groups = (p.batch + b.images - 1) / b.images;
+    const int size = b.peers.size();
+    for (int64_t group = blockIdx.x / size; group < groups; group += gridDim.x / size) {
+        load_images(b, b.plan.state, p.x, group * b.images, p.batch);
+        // Of the whole cluster: no block may store into another that is still loading.
+        b.peers.template sync<5>();
+        for (int t = 0; t < p.steps; ++t) {
+            encode_decode<Form::keeps_upsampled>(b);
+            finish_step(b, p, seed, group * b.images, t);
+            b.peers.template sync<6>();
+        }
+    }
+}
+
+template <class Form>
+FASTMALADE_KERNEL(Form::threads)
+chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
+    run_chain<Form>(p);
+}
+
+}  // namespace fastmalade::cuda

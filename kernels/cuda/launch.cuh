@@ -1,0 +1,61 @@
+// Starts a kernel on a stream of the GPU, or runs it in the emulation.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/engine.h"
+#include "cuda/platform.cuh"
+
+#if defined(FASTMALADE_EMULATION)
+#include "cuda/emulation/scheduler.h"
+#endif
+
+namespace fastmalade::cuda {
+
+struct Grid {
+    int blocks, threads, cluster, shared_bytes;
+};
+
+#if defined(FASTMALADE_EMULATION)
+
+template <class... Parameters>
+void launch(const char*, void (*kernel)(Parameters...), const Grid& grid, void*, const Parameters&... parameters) {
+    emulation::run({grid.blocks, grid.threads, grid.cluster, grid.shared_bytes}, [&] { kernel(parameters...); });
+}
+
+#else
+
+inline void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+}
+
+template <class... Parameters>
+void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, void* stream,
+            const Parameters&... parameters) {
+    constexpr int kPlainSharedBytes = 48 * 1024, kPortableCluster = 8;
+    const void* function = reinterpret_cast<const void*>(kernel);
+    if (grid.shared_bytes > kPlainSharedBytes) {
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes), name);
+    }
+    if (grid.cluster > kPortableCluster) {
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+    }
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)grid.cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3((unsigned)grid.blocks);
+    config.blockDim = dim3((unsigned)grid.threads);
+    config.dynamicSmemBytes = (size_t)grid.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = grid.cluster > 1 ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, parameters...), name);
+}
+
+#endif
+
+}  // namespace fastmalade::cuda

@@ -1,0 +1,41 @@
+"""Fixtures of the CUDA tests: the kernels over the CPU emulation, compiled once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+# pytest's importlib mode leaves sys.path alone; references and helpers are modules beside the tests.
+sys.path[:0] = [str(HERE), str(HERE.parent / "kernels"), str(HERE.parents[1] / "tools")]
+
+import emulated  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """A C++20 compiler's path, or a skip."""
+    path = shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        pytest.skip("no C++ compiler on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def emulation(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> emulated.Emulation:
+    """The kernels with every CUDA thread a fiber: quick, and strict about barriers."""
+    folder = tmp_path_factory.mktemp("emulation")
+    return emulated.Emulation(emulated.compile_library(compiler, folder / "fibers.so"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``complete`` run where FASTMALADE_COMPLETE_TESTS=1 (`make emulate`): together they take minutes."""
+    if os.environ.get("FASTMALADE_COMPLETE_TESTS", "0") not in {"", "0"}:
+        return
+    for item in items:
+        if item.get_closest_marker("complete"):
+            item.add_marker(pytest.mark.skip(reason="part of the complete set: make emulate"))

@@ -1,0 +1,128 @@
+"""The CUDA kernels compiled for the CPU emulation (kernels/cuda/emulation) and called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/choice.cpp", "kernels/cuda/emulation/driver.cpp"]
+FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3}
+H200 = (132, 227 * 1024, 16)  # multiprocessors, shared memory of a block, blocks of a cluster
+A100 = (108, 163 * 1024, 1)
+
+
+def compile_library(compiler: str, target: Path, extra: Sequence[str] = ()) -> Path:
+    """The engine over the emulation as a shared object."""
+    # Contraction is off as it is for nvcc: a multiply-add is fused where the source says so.
+    command = [compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", *extra,
+               "-DFASTMALADE_EMULATION", f"-I{ROOT / 'kernels'}", "-x", "c++",
+               *(str(ROOT / source) for source in SOURCES), "-o", str(target)]  # fmt: skip
+    subprocess.run(command, check=True)
+    return target
+
+
+@dataclass
+class Choice:
+    """How a call is launched, as kernels/cuda/engine.h has it."""
+
+    form: int
+    images: int
+    cluster: int
+    resident: int
+    blocks: int
+    threads: int
+    shared_bytes: int
+    packed_floats: int
+
+    @property
+    def name(self) -> str:
+        return next(name for name, number in FORMS.items() if number == self.form)
+
+
+def _pointer(value: Tensor | None) -> ctypes.c_void_p:
+    assert value is None or value.is_contiguous()
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
+
+
+class Emulation:
+    """Functions of kernels/cuda/engine.h on CPU tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        for name in ("choose", "chain", "gradient", "update", "noise"):
+            getattr(self._library, f"emulated_{name}").restype = ctypes.c_char_p
+
+    def _call(self, name: str, *arguments: object) -> None:
+        error = getattr(self._library, f"emulated_{name}")(*arguments)
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+    def choose(
+        self, sizes: Sequence[int], batch: int, *, gradient: bool = False, device: Sequence[int] = H200,
+        form: str = "automatic", images: int = 0, cluster: int = 0,
+    ) -> Choice:  # fmt: skip
+        found = (ctypes.c_int * 8)()
+        self._call("choose", (ctypes.c_int64 * 5)(*sizes), ctypes.c_int64(batch), int(gradient),
+                   (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, found)  # fmt: skip
+        return Choice(*found)
+
+    def _model(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> tuple:
+        sizes = (ctypes.c_int64 * 5)(*x.shape[-3:], weights[0].shape[0], weights[2].shape[0])
+        addresses = (ctypes.c_void_p * 10)(*(w.data_ptr() for w in weights))
+        # 16-byte alignment is torch's own; NaN, so that a weight that is not packed shows.
+        workspace = torch.full((choice.packed_floats,), float("nan"))
+        fields = ctypes.c_int * 8
+        return fields(*vars(choice).values()), sizes, addresses, workspace
+
+    def chain(
+        self, choice: Choice, x: Tensor, weights: Sequence[Tensor], settings: Tensor, *, seed: int = 77,
+        seed_tensor: Tensor | None = None, sample_ids: Tensor | None = None, noise: Tensor | None = None,
+        trajectory: bool = False, reconstruct_only: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """settings: (4, N), step sizes, noise scales, lows, highs."""
+        fields, sizes, addresses, workspace = self._model(choice, x, weights)
+        n_steps = settings.shape[1]
+        out = torch.full((n_steps + 1, *x.shape) if trajectory else tuple(x.shape), float("nan"))
+        if trajectory:
+            out[0] = x
+        self._call("chain", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(x.shape[0]), _pointer(x),
+                   n_steps, _pointer(settings), ctypes.c_uint64(seed), _pointer(seed_tensor), _pointer(sample_ids),
+                   _pointer(noise), _pointer(out), int(trajectory), int(reconstruct_only))  # fmt: skip
+        return out
+
+    def gradient(
+        self, choice: Choice, states: Tensor, weights: Sequence[Tensor], settings: Tensor, cotangent: Tensor, *,
+        seed: int = 77, sample_ids: Tensor | None = None, noise: Tensor | None = None, noise_gradient: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        fields, sizes, addresses, workspace = self._model(choice, states, weights)
+        result = torch.full_like(cotangent, float("nan"))
+        by_noise = torch.full_like(states[1:], float("nan")) if noise_gradient else None
+        self._call("gradient", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(cotangent.shape[0]),
+                   _pointer(states), settings.shape[1], _pointer(settings), ctypes.c_uint64(seed), _pointer(None),
+                   _pointer(sample_ids), _pointer(noise), _pointer(cotangent), _pointer(result),
+                   _pointer(by_noise))  # fmt: skip
+        return result, by_noise
+
+    def update(
+        self, x: Tensor, reconstruction: Tensor, settings: Tensor, *, seed: int, step: int,
+        sample_ids: Tensor | None = None, noise: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        out = torch.full_like(x, float("nan"))
+        self._call("update", ctypes.c_int64(x.shape[0]), ctypes.c_int64(x[0].numel()), _pointer(x),
+                   _pointer(reconstruction), _pointer(settings), ctypes.c_uint64(seed), _pointer(sample_ids),
+                   _pointer(noise), ctypes.c_uint32(step), _pointer(out))  # fmt: skip
+        return out
+
+    def noise(self, seed: int, sample_ids: Tensor, step: int, elements: int) -> tuple[Tensor, Tensor]:
+        z = torch.full((len(sample_ids), elements), float("nan"))
+        words = torch.full((len(sample_ids), 4 * -(-elements // 4)), -1, dtype=torch.int64)
+        self._call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements), ctypes.c_uint64(seed),
+                   _pointer(sample_ids), ctypes.c_uint32(step), _pointer(z), _pointer(words))  # fmt: skip
+        return z, words

@@ -1,0 +1,152 @@
+"""The logic of gpu-check, of its benchmark and of the resource table, with invented devices, clocks and reports."""
+
+from __future__ import annotations
+
+import json
+
+import gpu_bench
+import gpu_check
+import gpu_resources
+import pytest
+
+
+class Clock:
+    """A clock that a call moves on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_parts_go_on_past_failures_and_say_what_happened() -> None:
+    clock, said = Clock(), []
+    outcomes = {"a": gpu_check.Outcome(0, "fine"), "b": gpu_check.Outcome(3, "x" * 9000 + "the end"),
+                "c": gpu_check.Outcome(None, "half")}  # fmt: skip
+
+    def run(command, limit):
+        clock.now += limit / 2
+        if command[0] == "d":
+            raise FileNotFoundError("d")
+        return outcomes[command[0]]
+
+    wanted = [gpu_check.Part(name, (name,), 10, needs) for name, needs in
+              (("a", None), ("b", "tool"), ("c", None), ("d", None), ("e", "missing"))]  # fmt: skip
+    records = gpu_check.run_parts(wanted, run, {"tool": "/bin/tool"}.get, clock, said.append)
+    assert [r["status"] for r in records] == ["ok", "failed", "timeout", "failed", "skipped"]
+    assert [r["seconds"] for r in records] == [5.0, 5.0, 5.0, 5.0, 0.0]
+    assert records[1]["detail"].endswith("the end")
+    assert len(records[1]["detail"]) == 4000
+    assert "missing" in records[4]["detail"]
+    assert any("b: failed after 5 s" in line for line in said)
+
+
+def test_limits_stay_under_ten_minutes() -> None:
+    assert sum(part.limit for part in gpu_check.parts("python")) < 600
+
+
+def test_a_command_is_ended_at_its_limit_with_its_children() -> None:
+    outcome = gpu_check.execute(["bash", "-c", "echo before; sleep 60 & wait"], 0.5)
+    assert outcome.code is None
+    assert "before" in outcome.output
+
+
+def test_file_names() -> None:
+    assert gpu_check.file_stem("NVIDIA H100 80GB HBM3", "1a2b3c4") == "gpu-nvidia-h100-80gb-hbm3-1a2b3c4"
+
+
+def test_without_a_device_it_says_so(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu_check, "describe", lambda: {"device": "none", "commit": "x"})
+    monkeypatch.setattr(gpu_check, "run_parts", lambda *_: pytest.fail("parts ran without a device"))
+    assert gpu_check.main([]) == 1
+    assert "expected a CUDA device" in capsys.readouterr().err
+
+
+def test_the_report_has_every_part_and_the_table() -> None:
+    records = [{"part": "tests", "status": "failed", "seconds": 3.0, "detail": "assert 1 == 2"}]
+    row = {"batch": 16, "n_steps": 10, "kind": "forward", "contender": "cuda", "status": "ok", "seconds": 42e-6}
+    bench = {"rows": [row], "ceilings": {"copy_bytes_per_second": 4e12}}
+    text = gpu_check.as_markdown({"device": "G", "commit": "c", "torch": "2", "cuda": "13"}, records, bench)
+    assert "| tests | failed | 3 |" in text
+    assert "assert 1 == 2" in text
+    assert "| 16 | 10 | forward | 42.0 | not run | not run | not run |" in text
+
+
+def test_all_cases_are_there() -> None:
+    found = list(gpu_bench.cases())
+    assert len(found) == len(set(found)) == 5 * 3 * 2 * 4
+    assert {case.contender for case in found[:30]} == {"cuda"}
+
+
+def test_timing_takes_the_median_after_a_warm_up() -> None:
+    clock, times = Clock(), iter([50.0, 1.0] + [1.0, 9.0, 2.0, 3.0, 2.0] + [2.0] * 100)
+
+    def call() -> None:
+        clock.now += next(times)
+
+    assert gpu_bench.seconds_per_call(call, lambda: None, clock, most_seconds=16.5) == 2.0
+
+
+def test_a_failing_peer_and_the_end_of_time_are_rows_too() -> None:
+    clock = Clock()
+
+    def prepare(case):
+        if case.contender == "eager":
+            raise RuntimeError("out of memory\nand more")
+
+        def call() -> None:
+            clock.now += 0.25
+
+        return call
+
+    wanted = [gpu_bench.Case(4, 10, "forward", c) for c in ("cuda", "eager", "cuda", "torch graphs")]
+    rows = gpu_bench.measure(iter(wanted), prepare, lambda: None, clock.now + 3.0, clock)
+    assert [r["status"] for r in rows] == ["ok", "failed: RuntimeError: out of memory", "ok", "not run: out of time"]
+    assert rows[0]["images_per_second"] == pytest.approx(16.0)
+    # About 1.01 million multiply-adds for a step and image (docs/performance.md), 16 images of 10 steps a second.
+    gpu_bench.with_fractions(rows, fma_per_second=1.01e6 * 10 * 160.0)
+    assert rows[0]["part_of_fma_rate"] == pytest.approx(0.1, rel=0.01)
+    assert rows[0]["times_slower_than_cuda"] == pytest.approx(1.0)
+
+
+REPORT = """ptxas info    : Compiling entry function 'void fastmalade::cuda::chain_kernel<fastmalade::cuda::Form<fastmalade::cuda::FixedShape<1, 28, 28, 10, 25>, fastmalade::cuda::TileSizes<7, 10, 7, 10, 7, 10>, fastmalade::cuda::BlockPeers, 8, 256, true, true, true> >(fastmalade::cuda::ChainParameters)' for 'sm_90'
+ptxas info    : Function properties for x
+    0 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 220 registers, used 1 barriers
+"""  # noqa: E501
+
+
+def test_reports_are_read_and_spills_found() -> None:
+    rows = gpu_resources.parse_report(REPORT, "sm_90")
+    expected = {"kernel": "chain digits x8, weights resident", "arch": "sm_90", "registers": 220}
+    assert rows == [expected | {"stack_bytes": 0, "spill_stores": 8, "spill_loads": 12}]
+    assert gpu_resources.spills(rows) == ["chain digits x8, weights resident on sm_90: 8 bytes stored, 12 loaded"]
+    with pytest.raises(ValueError, match="registers"):
+        gpu_resources.parse_report(REPORT.splitlines()[0], "sm_90")
+
+
+def test_instructions_are_counted() -> None:
+    sass = ("Function : void fastmalade::cuda::noise_kernel(fastmalade::cuda::NoiseParameters)\n"
+            " /*0000*/  FFMA R1, R2 ;\n /*0010*/  @!P0 HMMA.16816.F32 R1 ;\n /*0020*/ STL [R1], R2 ;\n")  # fmt: skip
+    counts = gpu_resources.count_instructions(sass)["noise"]
+    assert counts == {"ffma": 1, "lds": 0, "ldg": 0, "local": 1, "tensor": 1, "instructions": 3}
+
+
+def test_the_committed_table_is_of_todays_sources_and_shows_no_spills() -> None:
+    table = json.loads(gpu_resources.RESULTS.read_text(encoding="utf-8"))
+    assert table["source_hash"] == gpu_resources.source_hash(), "run: python tools/gpu_resources.py"
+    assert {row["arch"] for row in table["rows"]} == set(gpu_resources.ARCHITECTURES)
+    hot = [row for row in table["rows"] if row["kernel"].startswith(gpu_resources.HOT)]
+    assert len(hot) == 10 * len(gpu_resources.ARCHITECTURES)
+    assert gpu_resources.spills(table["rows"]) == []
+
+
+@pytest.mark.complete
+@pytest.mark.parametrize("architecture", gpu_resources.ARCHITECTURES)
+def test_compiled_now_nothing_spills(architecture: str, tmp_path) -> None:
+    if gpu_resources.load_setup().find_nvcc() is None:
+        pytest.skip("nvcc is not on this machine")
+    rows = gpu_resources.compile_rows(architecture, tmp_path)
+    assert len([row for row in rows if row["kernel"].startswith(gpu_resources.HOT)]) == 10
+    assert gpu_resources.spills(rows) == []

@@ -1,0 +1,232 @@
+"""The CUDA chain and its gradient against torch on a GPU: cases, contenders, timing, ceilings.
+
+Run by tools/gpu_check.py; ``python tools/gpu_bench.py FILE --seconds 240`` runs it alone. Cases that the time does not
+reach are reported as not run. Noise is drawn inside the timed region by everybody, by torch's generator for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCHES = (1, 16, 256, 4096, 65536)
+STEPS = (10, 25, 50)
+KINDS = ("forward", "gradient")
+CONTENDERS = ("cuda", "eager", "torch graphs", "torch.compile")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: B images, N steps, forward or forward with gradient."""
+
+    batch: int
+    n_steps: int
+    kind: str
+    contender: str
+
+
+def cases() -> Iterator[Case]:
+    """The fastmalade figures first: where time runs out, what is missing is a peer at a long chain."""
+    for contender in CONTENDERS:
+        for n_steps in STEPS:
+            for kind in KINDS:
+                for batch in BATCHES:
+                    yield Case(batch, n_steps, kind, contender)
+
+
+def seconds_per_call(
+    call: Callable[[], object], synchronize: Callable[[], object], clock: Callable[[], float] = time.perf_counter,
+    *, least_seconds: float = 0.2, least_rounds: int = 5, most_seconds: float = 5.0,
+) -> float:  # fmt: skip
+    """Median over rounds, each of as many calls as take about a tenth of ``least_seconds``.
+
+    One warm-up call is not counted. ``most_seconds`` ends the rounds of slow calls early, after one at least.
+    """
+    call()
+    synchronize()
+    start = clock()
+    call()
+    synchronize()
+    once = max(clock() - start, 1e-7)
+    calls = max(1, int(least_seconds / 10 / once))
+    rounds: list[float] = []
+    begin = clock()
+    while not rounds or (
+        clock() - begin < most_seconds and (len(rounds) < least_rounds or clock() - begin < least_seconds)
+    ):
+        start = clock()
+        for _ in range(calls):
+            call()
+        synchronize()
+        rounds.append((clock() - start) / calls)
+    return statistics.median(rounds)
+
+
+def measure(
+    wanted: Iterator[Case], prepare: Callable[[Case], Callable[[], object]], synchronize: Callable[[], object],
+    deadline: float, clock: Callable[[], float] = time.perf_counter,
+    report: Callable[[dict[str, Any]], object] = lambda row: None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for every case: seconds and images per second, or why there is none; never ends early."""
+    rows = []
+    for case in wanted:
+        row: dict[str, Any] = asdict(case)
+        if clock() >= deadline:
+            row["status"] = "not run: out of time"
+        else:
+            try:
+                seconds = seconds_per_call(prepare(case), synchronize, clock)
+            except Exception as error:  # a peer that fails is a result, and the other cases still count
+                row["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            else:
+                row |= {"status": "ok", "seconds": seconds, "images_per_second": case.batch / seconds}
+        rows.append(row)
+        report(row)
+    return rows
+
+
+def with_fractions(rows: list[dict[str, Any]], fma_per_second: float | None) -> list[dict[str, Any]]:
+    """Adds the part of the measured fp32 rate that the chain's multiply-adds make, and the ratio to fastmalade."""
+    from fastmalade.bench.flops import flops_per_image
+
+    own = {(r["batch"], r["n_steps"], r["kind"]): r["seconds"] for r in rows
+           if r["contender"] == "cuda" and r["status"] == "ok"}  # fmt: skip
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        if fma_per_second and row["kind"] == "forward":
+            multiply_adds = flops_per_image(1, 28, 28, 10, 25, row["n_steps"]) / 2
+            row["part_of_fma_rate"] = multiply_adds * row["images_per_second"] / fma_per_second
+        ours = own.get((row["batch"], row["n_steps"], row["kind"]))
+        if ours is not None:
+            row["times_slower_than_cuda"] = row["seconds"] / ours
+    return rows
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: microseconds per call, one row for each batch, length and kind."""
+    lines = [f"| B | N | kind | {' | '.join(CONTENDERS)} |", "|" + "---|" * (3 + len(CONTENDERS))]
+    found = {(r["batch"], r["n_steps"], r["kind"], r["contender"]): r for r in rows}
+    for batch in BATCHES:
+        for n_steps in STEPS:
+            for kind in KINDS:
+                cells = []
+                for contender in CONTENDERS:
+                    row = found.get((batch, n_steps, kind, contender), {"status": "not run"})
+                    cells.append(
+                        f"{row['seconds'] * 1e6:.1f}" if row["status"] == "ok" else row["status"].split(":")[0]
+                    )
+                lines.append(f"| {batch} | {n_steps} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ceilings() -> dict[str, float]:
+    """Bytes per second of a copy and fp32 multiply-adds per second of a matrix product, on this GPU."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    source = torch.empty(2**28, device="cuda")
+    target = torch.empty_like(source)
+    copy = seconds_per_call(lambda: target.copy_(source), torch.cuda.synchronize)
+    a, b = (torch.randn(8192, 8192, device="cuda") for _ in range(2))
+    product = seconds_per_call(lambda: a @ b, torch.cuda.synchronize)
+    return {"copy_bytes_per_second": 2 * source.numel() * 4 / copy, "fma_per_second": 8192**3 / product}
+
+
+def contender(case: Case) -> Callable[[], object]:
+    """A call without arguments that does the work of a case."""
+    import torch
+
+    from fastmalade import Purifier, reference
+    from fastmalade.backends import cuda
+
+    purifier = Purifier.from_pretrained("malade-mnist")
+    weights = [w.detach().cuda() for w in purifier.autoencoder.weights()]
+    x = torch.rand(case.batch, 1, 28, 28, device="cuda")
+    cotangent = torch.randn_like(x)
+    a, d, infinity = [0.1] * case.n_steps, [0.05] * case.n_steps, float("inf")
+    bounds = ([-infinity] * case.n_steps, [infinity] * case.n_steps)
+    if case.contender == "cuda":
+        options: dict[str, Any] = {"seed": 1, "sample_ids": None}
+        if case.kind == "forward":
+            return lambda: cuda.langevin_chain(x, weights, a, d, *bounds, **options)
+        return lambda: cuda.chain_gradient(cotangent, x, weights, a, d, *bounds, **options)
+
+    def step(state: torch.Tensor) -> torch.Tensor:
+        r = reference.autoencoder_forward(state, weights)
+        return state + 0.1 * (r - state) + 0.05 * torch.randn_like(state)
+
+    evaluate = torch.compile(step, mode="max-autotune-no-cudagraphs") if case.contender == "torch.compile" else step
+
+    def chain(state: torch.Tensor) -> torch.Tensor:
+        for _ in range(case.n_steps):
+            state = evaluate(state)
+        return state
+
+    if case.kind == "forward":
+
+        def work() -> torch.Tensor:
+            with torch.no_grad():
+                return chain(x)
+    else:
+        x.requires_grad_()
+
+        def work() -> torch.Tensor:
+            return torch.autograd.grad(chain(x), x, cotangent)[0]
+
+    return work if case.contender == "eager" else _captured(work)
+
+
+def _captured(work: Callable[[], object]) -> Callable[[], object]:
+    # Both peers replay a graph: what compile's own graphs would add is the launches that the replay saves anyway.
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def main() -> int:
+    """Writes ceilings and rows after every case, so that an interruption keeps what there is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seconds", type=float, default=240.0)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from fastmalade.files import replacing
+
+    deadline = time.perf_counter() + arguments.seconds
+    limits = ceilings()
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        with replacing(arguments.output) as temporary:
+            text = json.dumps({"ceilings": limits, "rows": with_fractions(rows, limits["fma_per_second"])}, indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    measure(cases(), contender, torch.cuda.synchronize, deadline, report=keep)
+    print(as_table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,237 @@
+"""Registers, spills and instructions of every CUDA kernel for every GPU generation, without a GPU.
+
+    python tools/gpu_resources.py            writes benchmarks/results/gpu-resources.json and docs/gpu-resources.md
+
+Compiles kernels/cuda with nvcc and reads what ptxas reports. Where cuobjdump is found (beside nvcc, on the path, or in
+an installed triton) the machine code is counted too: fused multiply-adds, loads, tensor-core instructions. The table
+carries a hash of the sources, so that a test can tell whether it is of today's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "kernels" / "cuda" / "engine.cu"
+RESULTS = ROOT / "benchmarks" / "results" / "gpu-resources.json"
+TABLE = ROOT / "docs" / "gpu-resources.md"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+HOT = ("chain", "gradient")
+# By their first letters in the machine code of any generation.
+INSTRUCTIONS = {"ffma": ("FFMA",), "lds": ("LDS",), "ldg": ("LDG", "LD."), "local": ("LDL", "STL"),
+                "tensor": ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA", "UTCQMMA")}  # fmt: skip
+
+
+def source_hash() -> str:
+    """Of everything that the machine code is made of; comments and layout do not count."""
+    files = sorted(path for folder in ("cuda", "common") for path in (ROOT / "kernels" / folder).glob("*.*"))
+    digest = hashlib.sha256()
+    for path in [*files, ROOT / "setup.py"]:
+        text = path.read_text(encoding="utf-8") if path.name != "setup.py" else repr(nvcc_flags())
+        code = re.sub(r"\s", "", re.sub(r"//.*", "", text))
+        digest.update(f"{path.name} {code}\n".encode())
+    return digest.hexdigest()
+
+
+def load_setup() -> Any:
+    """setup.py as a module: nvcc and its flags are found there alone."""
+    spec = importlib.util.spec_from_file_location("fastmalade_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def nvcc_flags() -> list[str]:
+    """Those of the build."""
+    return list(load_setup().NVCC_FLAGS)
+
+
+def find_cuobjdump(nvcc: str) -> str | None:
+    """CUDA's disassembler, or None."""
+    beside = Path(nvcc).resolve().parent / "cuobjdump"
+    if beside.is_file():
+        return str(beside)
+    found = shutil.which("cuobjdump")
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        inside = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        found = str(inside) if inside.is_file() else None
+    return found
+
+
+def short_name(demangled: str) -> str:
+    """As "chain digits x8": what a form of a kernel is called in tables."""
+    kind = re.sub(r"_kernel$", "", re.split(r"[<(]", demangled.replace("void ", "", 1))[0].split("::")[-1])
+    form = re.search(
+        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers), (\d+), \d+, (true|false)",
+        demangled.replace("(int)", ""),
+    )
+    if form is None:
+        tiles = re.search(r"TileSizes<\(?i?n?t?\)?(\d+)", demangled)
+        return kind if tiles is None else f"{kind} tiles of {tiles.group(1)}"
+    name = "digits" if form.group(1) == "FixedShape" else "cluster" if form.group(2) == "ClusterPeers" else "general"
+    images = f" x{form.group(3)}" if form.group(3) != "0" else ""
+    return f"{kind} {name}{images}{', weights resident' if form.group(4) == 'true' else ', weights streamed'}"
+
+
+def parse_report(text: str, architecture: str) -> list[dict[str, Any]]:
+    """Rows of what ``ptxas -v`` printed, names already demangled."""
+    rows: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        entry = re.search(r"Compiling entry function '(.*)' for '", line)
+        if entry:
+            rows.append({"kernel": short_name(entry.group(1)), "arch": architecture})
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+        if frame and rows and "stack_bytes" not in rows[-1]:
+            rows[-1] |= dict(zip(("stack_bytes", "spill_stores", "spill_loads"), map(int, frame.groups()), strict=True))
+        used = re.search(r"Used (\d+) registers", line)
+        if used and rows:
+            rows[-1]["registers"] = int(used.group(1))
+    for row in rows:
+        missing = {"stack_bytes", "spill_stores", "spill_loads", "registers"} - set(row)
+        if missing:
+            raise ValueError(f"ptxas report: expected {sorted(missing)} for {row['kernel']}, got none")
+    return rows
+
+
+def count_instructions(sass: str) -> dict[str, dict[str, int]]:
+    """Instructions by kernel of what ``cuobjdump -sass`` printed, names already demangled."""
+    counts: dict[str, dict[str, int]] = {}
+    for part in re.split(r"Function : ", sass)[1:]:
+        opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", part))
+        counts[short_name(part.splitlines()[0])] = {
+            name: sum(n for opcode, n in opcodes.items() if opcode.startswith(prefixes))
+            for name, prefixes in INSTRUCTIONS.items()
+        } | {"instructions": sum(opcodes.values())}
+    return counts
+
+
+def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
+    """The innermost loops of one kernel that hold at least 20 multiply-adds: what the chain's time is made of."""
+    part = next(p for p in re.split(r"Function : ", sass)[1:] if short_name(p.splitlines()[0]) == kernel)
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", part)
+    place = {int(address, 16): n for n, (address, _) in enumerate(code)}
+    bounds = []
+    for n, (_, text) in enumerate(code):
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and place.get(int(jump.group(1), 16), n) < n:
+            bounds.append((place[int(jump.group(1), 16)], n))
+    loops = []
+    for first, last in bounds:
+        # A loop that holds another is not innermost; one that shares its start with a longer one is that loop's body.
+        if any((a, b) != (first, last) and first <= a and b <= last for a, b in bounds):
+            continue
+        body = [text for _, text in code[first : last + 1]]
+        fused = sum("FFMA" in text for text in body)
+        if fused >= 20:
+            loops.append({"instructions": len(body), "ffma": fused, "lds": sum("LDS" in text for text in body)})
+    return loops
+
+
+def demangle(text: str) -> str:
+    """With the C++ names written out."""
+    return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
+
+
+def compile_rows(architecture: str, folder: Path) -> list[dict[str, Any]]:
+    """Compiles for one architecture; one row for each kernel, with its inner loops where machine code can be read."""
+    setup = load_setup()
+    nvcc = setup.find_nvcc()
+    if nvcc is None:
+        raise RuntimeError("nvcc: expected it in CUDACXX, CUDA_HOME or on the path, found none")
+    number, target = architecture.removeprefix("sm_"), folder / f"{architecture}.cubin"
+    command = [nvcc, *setup.NVCC_FLAGS, "-gencode", f"arch=compute_{number},code={architecture}", "-Xptxas", "-v",
+               f"-I{ROOT / 'kernels'}", "-cubin", "-o", str(target), str(SOURCE)]  # fmt: skip
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode != 0:
+        raise RuntimeError(f"nvcc failed for {architecture}:\n{built.stderr[-2000:]}")
+    rows = parse_report(demangle(built.stderr), architecture)
+    cuobjdump = find_cuobjdump(nvcc)
+    if cuobjdump is not None:
+        sass = subprocess.run([cuobjdump, "-sass", str(target)], capture_output=True, text=True, check=True).stdout
+        sass = demangle(sass)
+        counts = count_instructions(sass)
+        for row in rows:
+            row |= counts[row["kernel"]] | {"loops": inner_loops(sass, row["kernel"])}
+    return rows
+
+
+def spills(rows: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with the hot kernels: a line for each that spills."""
+    return [
+        f"{row['kernel']} on {row['arch']}: {row['spill_stores']} bytes stored, {row['spill_loads']} loaded"
+        for row in rows
+        if row["kernel"].startswith(HOT) and (row["spill_stores"] or row["spill_loads"] or row.get("local"))
+    ]
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """A table for people."""
+    columns = [
+        "kernel",
+        "arch",
+        "registers",
+        "stack_bytes",
+        "spill_stores",
+        "spill_loads",
+        *INSTRUCTIONS,
+        "instructions",
+    ]
+    head = ["kernel", "GPU", "registers", "stack bytes", "spill stores", "spill loads", "FFMA", "LDS", "LDG", "local",
+            "tensor core", "instructions"]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in sorted(rows, key=lambda r: (r["kernel"], ARCHITECTURES.index(r["arch"]))):
+        lines.append(f"| {' | '.join(str(row.get(name, 'not read')) for name in columns)} |")
+    lines += [
+        "",
+        "Innermost loops of the chain for digits on sm_90 (one input channel and one row of taps of a tile):",
+        "",
+    ]
+    lines += ["| instructions | FFMA | LDS |", "|---|---|---|"]
+    for row in rows:
+        if row["kernel"].startswith("chain digits x8") and row["arch"] == "sm_90":
+            lines += [f"| {loop['instructions']} | {loop['ffma']} | {loop['lds']} |" for loop in row.get("loops", [])]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Writes both files; 1 where a hot kernel spills."""
+    sys.path.insert(0, str(ROOT))
+    from fastmalade.files import replacing
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in ARCHITECTURES:
+            print(f"compiling for {architecture}", flush=True)
+            rows += compile_rows(architecture, Path(folder))
+    text = (
+        "# Resources of the CUDA kernels\n\nWritten by `python tools/gpu_resources.py`. Compiled, not run: "
+        "nothing here is a speed. Counts are of instructions in the machine code, each once however often it runs; "
+        "shared memory is chosen at launch (`docs/performance.md`).\n\n"
+    )
+    for path, content in (
+        (RESULTS, json.dumps({"source_hash": source_hash(), "rows": rows}, indent=1) + "\n"),
+        (TABLE, text + as_markdown(rows) + "\n"),
+    ):
+        with replacing(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print(as_markdown(rows))
+    found = spills(rows)
+    print("\n".join(f"spills: {line}" for line in found) or "no spills in the chain and gradient kernels")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
