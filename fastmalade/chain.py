@@ -123,10 +123,12 @@ def run(
     backend: str | None = None,
     trajectory: bool = False,
     gradients: bool = True,
+    seed_bits: Tensor | None = None,
 ) -> Tensor:
     """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states.
 
-    Without ``gradients``, and for a ``trajectory``, nothing is recorded for autograd.
+    Without ``gradients``, and for a ``trajectory``, nothing is recorded for autograd. ``seed_bits``, int64 (1,), stands
+    for a ``seed`` that is read where the kernels run, at the time they run (executor).
     """
     weights = None
     if is_native_autoencoder(autoencoder):
@@ -144,20 +146,23 @@ def run(
     recorded = gradients and not trajectory and torch.is_grad_enabled()
     if weights is None:
         with torch.set_grad_enabled(recorded):
-            return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory)
-    if name == "cpu" and is_unobserved(x, noise, *weights, recorded=recorded):
-        return backends.cpu.langevin_chain(
+            return _run_callable(x, autoencoder, *settings, seed, seed_bits, ids, noise, name, trajectory)
+    module = backends.native(name)
+    if module is not None and is_unobserved(x, noise, *weights, recorded=recorded):
+        result: Tensor = module.langevin_chain(
             x,
             weights,
             *settings,
-            seed=fresh_seed() if seed is None else seed,
+            seed=seed_bits if seed_bits is not None else fresh_seed() if seed is None else seed,
             sample_ids=ids,
             noise=noise,
             trajectory=trajectory,
         )
+        return result
     if ids is None:
         ids = check_sample_ids(None, x.shape[0], x.device)
-    arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name)
+    bits = ops.seed_tensor(seed) if seed_bits is None else seed_bits
+    arguments: Any = (x, list(weights), *map(list, settings), bits, ids, noise, name)
     with torch.set_grad_enabled(recorded):
         if trajectory:
             return ops.run_chain(*arguments, trajectory=True)
@@ -172,6 +177,7 @@ def _run_callable(
     lows: Sequence[float],
     highs: Sequence[float],
     seed: int | None,
+    seed_bits: Tensor | None,
     sample_ids: Tensor | None,
     noise: Tensor | None,
     backend: str,
@@ -180,7 +186,7 @@ def _run_callable(
     if x.shape[0] == 0 or len(step_sizes) == 0:
         # A module of the user's need not cope with an empty batch.
         return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
-    seed_bits = ops.seed_tensor(seed)
+    seed_bits = ops.seed_tensor(seed) if seed_bits is None else seed_bits
     ids = check_sample_ids(None, x.shape[0], x.device) if sample_ids is None else sample_ids
 
     def checked(state: Tensor) -> Tensor:

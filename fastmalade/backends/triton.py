@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.cpu import BackendUnavailableError
+from fastmalade.backends.cpu import _WEIGHT_NAMES, BackendUnavailableError, _weight_shapes
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
@@ -347,9 +347,7 @@ def _require(x: Tensor) -> None:
         raise BackendUnavailableError(f"the triton backend cannot run: {reason}")
 
 
-def _tensor(
-    name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device
-) -> Tensor:
+def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device) -> Tensor:
     """``value`` contiguous and without gradient after checking it; None in ``shape`` stands for any size."""
     fits = len(value.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, value.shape, strict=True))
     if not fits or value.dtype != dtype or value.device != device:
@@ -362,10 +360,10 @@ def _tensor(
 
 
 def _weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    from fastmalade.backends.cpu import _WEIGHT_NAMES, _weight_shapes
-
     if len(weights) != len(_WEIGHT_NAMES):
-        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({', '.join(_WEIGHT_NAMES)}), got {len(weights)}")
+        raise ValueError(
+            f"weights: expected {len(_WEIGHT_NAMES)} tensors ({', '.join(_WEIGHT_NAMES)}), got {len(weights)}"
+        )
     hidden = [int(weights[n].shape[0]) if weights[n].dim() else 0 for n in (0, 2)]
     shapes = _weight_shapes(x.shape[1], *hidden)
     named = zip(_WEIGHT_NAMES, weights, shapes, strict=True)

@@ -44,7 +44,7 @@ class Tile:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-_PRODUCT = Tile(block_m=128, num_warps=4, num_stages=2)
+_PRODUCT = Tile(block_m=64, num_warps=4, num_stages=2)
 DEFAULTS: dict[str, Tile] = {
     "conv1": _PRODUCT,
     "conv2": _PRODUCT,
