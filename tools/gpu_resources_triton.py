@@ -108,7 +108,7 @@ def _recorder(note: Callable[[Launch], Any]) -> Iterator[None]:
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         note(_launch(kernel, args, options))
 
-    with mock.patch.object(JITFunction, "run", run), mock.patch.object(backend, "_require", lambda x: None):
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(backend, "_require", return_value=None):
         yield
 
 
@@ -241,10 +241,10 @@ def main() -> int:
         record = {"triton": triton.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
         with replacing(ROOT / "benchmarks" / "results" / "gpu-resources-triton.json") as path:
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        text = f"# Resources of the Triton kernels\n\nWritten by `python tools/gpu_resources_triton.py --write` with Triton "
-        text += f"{triton.__version__}; times are not yet measured on a GPU.\n\n{as_markdown(rows)}\n"
+        origin = f"Written by `python tools/gpu_resources_triton.py --write`, Triton {triton.__version__}."
+        text = f"# Resources of the Triton kernels\n\n{origin} Times are not yet measured on a GPU.\n\n"
         with replacing(ROOT / "docs" / "gpu-resources-triton.md") as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_text(f"{text}{as_markdown(rows)}\n", encoding="utf-8")
     spilling = [row for row in rows if row.hot and row.spill_store_bytes + row.spill_load_bytes > 0]
     for row in spilling:
         print(f"spills: {row.kernel} on {row.architecture}", file=sys.stderr)

@@ -23,7 +23,7 @@ from fastmalade.backends.cpu import _WEIGHT_NAMES, BackendUnavailableError, _wei
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
 PRECISIONS = ("fp32", "tf32x3", "tf32")
-"""Of the products: float32 throughout; or on tensor cores, operands split in three TF32 products, or rounded to TF32."""
+"""Of the products: float32 throughout; or on tensor cores, as three products of split operands, or as one of TF32."""
 
 
 def interpreted() -> bool:

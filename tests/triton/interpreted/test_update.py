@@ -101,7 +101,7 @@ def test_user_modules_through_the_operator(clamp) -> None:
 
 
 def test_table8_autoencoders_through_the_operator() -> None:
-    autoencoder = fastmalade.Autoencoder(1, (3, 4), generator=torch.Generator().manual_seed(0))
+    autoencoder = fastmalade.Autoencoder(1, (2, 3), generator=torch.Generator().manual_seed(0))
     x, z = operands((2, 1, 8, 4))[0], operands((4, 1, 8, 4))[0].reshape(2, 2, 1, 8, 4)
 
     def gradients(name: str, *, noise: Tensor | None, weights: bool) -> tuple[Tensor, ...]:
