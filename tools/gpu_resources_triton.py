@@ -99,6 +99,16 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
     return list(found)
 
 
+def one_of_each(launches: list[Launch]) -> list[Launch]:
+    """One variant of every kernel, the one with drawn noise where there is a choice; of the products the widest tiles."""
+    chosen: dict[tuple[Any, ...], Launch] = {}
+    for launch in launches:
+        constants = dict(launch.constants)
+        if constants.get("NOISE", 1) == 1 and constants.get("BLOCK_N", 32) == 32:
+            chosen.setdefault((launch.kernel.__name__, constants.get("EPILOGUE")), launch)
+    return list(chosen.values())
+
+
 @contextmanager
 def _recorder(note: Callable[[Launch], Any]) -> Iterator[None]:
     from triton.runtime.jit import JITFunction

@@ -22,8 +22,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _large_blocks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time is one of calls: larger blocks are fewer of them. Most images still take several."""
+    """The interpreter's time is one of calls: larger blocks are fewer of them."""
     path = tmp_path_factory.getbasetemp() / "tiles.json"
     if not path.exists():
-        path.write_text(json.dumps({"interpreter": {stage: {"block_m": 128} for stage in triton_tiles.DEFAULTS}}))
+        path.write_text(json.dumps({"interpreter": {stage: {"block_m": 512} for stage in triton_tiles.DEFAULTS}}))
     monkeypatch.setenv(triton_tiles.VARIABLE, str(path))
