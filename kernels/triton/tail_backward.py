@@ -123,12 +123,13 @@ def even_cotangent_kernel(
     for channel in range(CHANNELS):
         plane = cotangent + (image * CHANNELS + channel) * height * width
         taps = weights3 + (channel * CHANNELS + source) * 25
-        for tap in range(25):
-            y = 2 * i + 2 - tap // 5
-            x = 2 * j + 2 - tap % 5
-            inside = mask & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            g = tl.load(plane + y * width + x, mask=inside, other=0.0)
-            total = tl.fma(g, tl.load(taps + tap), total)
+        for ky in range(5):
+            y = 2 * i + 2 - ky
+            in_row = mask & (y >= 0) & (y < height)
+            for kx in tl.static_range(5):
+                x = 2 * j + 2 - kx
+                g = tl.load(plane + y * width + x, mask=in_row & (x >= 0) & (x < width), other=0.0)
+                total = tl.fma(g, tl.load(taps + 5 * ky + kx), total)
     images = activation + image * (rows * columns * HIDDEN)
     even = even_value(images, weights2, bias2, source, i, j, rows, columns, mask, CHANNELS, HIDDEN)
     tl.store(out + index * CHANNELS + source, total * (1.0 - even * even), mask=mask)
