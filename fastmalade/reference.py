@@ -99,7 +99,7 @@ def standard_normal(
     n_elements = math.prod(shape)
     words = philox_words(seed, sample_ids.to(target), step, n_elements)
     uniforms = ((words >> 9).to(torch.float64) + 0.5) * 2.0**-23
-    pairs = uniforms.reshape(sample_ids.shape[0], -1, 2)
+    pairs = uniforms.reshape(sample_ids.shape[0], words.shape[1] // 2, 2)
     radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0]))
     angle = (2.0 * math.pi) * pairs[..., 1]
     normals = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)

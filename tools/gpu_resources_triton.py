@@ -100,7 +100,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
 
 
 def one_of_each(launches: list[Launch]) -> list[Launch]:
-    """One variant of every kernel: with drawn noise where there is a choice, and of the products those of wide tiles."""
+    """One variant of every kernel: with drawn noise where there is a choice, of the products those of wide tiles."""
     chosen: dict[tuple[Any, ...], Launch] = {}
     for launch in launches:
         constants = dict(launch.constants)
