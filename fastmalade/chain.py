@@ -52,7 +52,7 @@ def langevin_chain(
         sample_ids: B integers that number the images for the noise; 0..B-1 by default. Results depend on
             seed and id only, never on the batch an image came in.
         noise: explicit (N, B, C, H, W) noise instead of ``seed`` and ``sample_ids``, in the dtype of ``x``.
-        backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
+        backend: "torch", "cpu" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
         clamp_steps: clamp after "every" step or after the "final" one.
 

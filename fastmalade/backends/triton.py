@@ -308,7 +308,7 @@ def _update_call(
                 high,
                 NOISE=kind,
                 BLOCK=tile.block_m,
-                num_warps=tile.num_warps,
+                **tile.options,
             )
 
     return (x, reconstruction), launch
@@ -332,7 +332,7 @@ def _noise_kernel(
     if blocks > 0:
         with triton_stages.on(device):
             getattr(kernels, name)[(-(-blocks // tile.block_m),)](
-                seeds, ids, out, blocks, elements, bits, BLOCK=tile.block_m, num_warps=tile.num_warps
+                seeds, ids, out, blocks, elements, bits, BLOCK=tile.block_m, **tile.options
             )
     return out
 

@@ -136,8 +136,7 @@ def _advance(
         HIDDEN=model.hidden1,
         NOISE=kind,
         BLOCK=tile.block_m,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
 
 
@@ -183,8 +182,7 @@ def _tail_cotangents(
         NOISE=kind,
         CLAMPED=low > -math.inf or high < math.inf,
         BLOCK=tile.block_m,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
     tile = model.tiles["even_cotangent"]
     positions = batch * (model.height // 2) * (model.width // 2)
@@ -201,6 +199,5 @@ def _tail_cotangents(
         CHANNELS=model.channels,
         HIDDEN=model.hidden1,
         BLOCK=tile.block_m,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )

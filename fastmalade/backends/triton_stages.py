@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.triton_tiles import BLOCK_K, MAX_BLOCK_N, Tile
+from fastmalade.backends.triton_tiles import BLOCK_K, MAX_BLOCK_N, OPTIONS, Tile
 from fastmalade.kernels.triton import convolution, tail
 
 PRECISIONS = {"fp32": "ieee", "tf32x3": "tf32x3", "tf32": "tf32"}
@@ -139,7 +139,7 @@ class Model:
         pixels = self.height * self.width
         self.start = torch.empty((c, self.height, self.width), dtype=torch.float32, device=self.device)
         tail.start_kernel[(ceil_div(pixels, 128), c)](
-            weights[7], weights[8], weights[9], self.start, self.height, self.width, CHANNELS=c, BLOCK=128
+            weights[7], weights[8], weights[9], self.start, self.height, self.width, CHANNELS=c, BLOCK=128, **OPTIONS
         )
 
     def _pack(self, name: str, index: int, c_in: int, c_out: int, n_stride: int, c_stride: int) -> Packed:
@@ -162,6 +162,7 @@ class Model:
             K_PADDED=k_padded,
             N_PADDED=n_padded,
             BLOCK=512,
+            **OPTIONS,
         )
         return Packed(values, self.weights[index + 1], c_in, c_out, k_padded, block_n)
 
@@ -207,6 +208,5 @@ class Model:
             BLOCK_N=packed.block_n,
             BLOCK_K=BLOCK_K,
             PRECISION=self.precision,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.options,
         )

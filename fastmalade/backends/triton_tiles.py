@@ -24,6 +24,8 @@ VARIABLE = "FASTMALADE_TRITON_CONFIG"
 BLOCK_K = 16
 """Depth of a product's block: twice as much no longer fits the registers of the float32 tiles."""
 MAX_BLOCK_N = 32
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
+"""Of every launch: products are sums of fused multiply-adds; Triton's own default differs between its versions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Tile:
     block_m: int
     num_warps: int
     num_stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of a launch."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS}
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -44,16 +51,18 @@ class Tile:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
+# Eight results per thread: with sixteen, ptxas runs out of registers and spills (tools/gpu_resources_triton.py).
 _PRODUCT = Tile(block_m=64, num_warps=4, num_stages=2)
+_WIDE_PRODUCT = Tile(block_m=64, num_warps=8, num_stages=2)
 DEFAULTS: dict[str, Tile] = {
     "conv1": _PRODUCT,
-    "conv2": _PRODUCT,
+    "conv2": _WIDE_PRODUCT,
     "deconv1": _PRODUCT,
     "tail": Tile(block_m=64, num_warps=2, num_stages=1),
     "tail_cotangent": Tile(block_m=64, num_warps=2, num_stages=1),
     "even_cotangent": Tile(block_m=128, num_warps=4, num_stages=1),
     "deconv2_backward": _PRODUCT,
-    "deconv1_backward": _PRODUCT,
+    "deconv1_backward": _WIDE_PRODUCT,
     "conv2_backward": _PRODUCT,
     "conv1_backward": _PRODUCT,
     "update": Tile(block_m=128, num_warps=4, num_stages=1),

@@ -10,8 +10,9 @@ axis of the grid.
 
 What bounds it, for Table 8 at 1x28x28: deconv1 is 70% of the arithmetic, with ten output channels on tiles of 16, so
 that 1.6 times the necessary multiply-adds are issued. In float32 ("ieee") Triton computes a product by multiply-adds
-on register tiles, fed from shared memory; with 16 elements per thread (BLOCK_M 128, BLOCK_N 16, four warps) a thread's
-tile is 4x4, and eight words are read from shared memory for sixteen multiply-adds. Not yet measured on a GPU.
+on register tiles whose operands come from shared memory. A tile of 2x4 results per thread reads six words for eight
+multiply-adds, so that reading them, at one instruction per clock and multiprocessor against four multiply-adds, is the
+bound; larger tiles would lower it but spill. Not yet measured on a GPU.
 
 Bitwise results: in "ieee" every output is one chain of fused multiply-adds over k in ascending order, whatever the
 tile, so neither the batch nor the position in it nor a tuned tile size can change a bit. On tensor cores ("tf32",
