@@ -84,7 +84,7 @@ def langevin_chain(
         for state, place in zip(triton_chain.states(x[images], model, call.settings, drawn), out, strict=True):
             place[images].copy_(state.inside)
 
-    call.in_parts(part, backward=trajectory)
+    call.in_parts(part, keeps_states=trajectory)
     return out
 
 
@@ -118,7 +118,7 @@ def langevin_chain_vjp(
     def part(model: Any, images: slice, drawn: Any) -> None:
         triton_chain.vector_jacobian(cotangent[images], call.x[images], model, call.settings, drawn, out[images])
 
-    call.in_parts(part, backward=True)
+    call.in_parts(part, keeps_states=True, backward=True)
     return out
 
 
@@ -227,23 +227,18 @@ class _Call:
         expected = (lengths.pop(), *self.x.shape)
         self.noise = None if noise is None else _tensor("noise", noise, torch.float32, expected, device)
 
-    def in_parts(self, part: Callable[[Any, slice, Any], None], *, backward: bool) -> None:
+    def in_parts(self, part: Callable[[Any, slice, Any], None], *, keeps_states: bool, backward: bool = False) -> None:
         """Calls ``part(model, images, noise)`` for slices of the batch that fit the working memory."""
         from fastmalade.backends import triton_chain, triton_stages, triton_tiles
 
         batch, *shape = self.x.shape
         hidden = (self.weights[0].shape[0], self.weights[2].shape[0])
         n_steps = len(self.settings.step_sizes)
-        each = triton_chain.bytes_per_image(shape, hidden, n_steps, backward=backward)
+        each = triton_chain.bytes_per_image(shape, hidden, n_steps if keeps_states else 0, backward=backward)
         images = max(1, MAX_WORKING_BYTES // each)
         with triton_stages.on(self.x.device):
-            model = triton_stages.Model(
-                self.weights,
-                shape,
-                triton_tiles.tiles(device_name(self.x.device)),
-                precision=self.precision,
-                backward=backward,
-            )
+            tiles = triton_tiles.tiles(device_name(self.x.device))
+            model = triton_stages.Model(self.weights, shape, tiles, precision=self.precision, backward=backward)
             for first in range(0, batch, images):
                 these = slice(first, min(first + images, batch))
                 given = None if self.noise is None else self.noise[:, these]
@@ -290,25 +285,11 @@ def _update_call(
 
     def launch(name: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
         tile = triton_tiles.tiles(device_name(device))["update"]
+        tensors = (*before, x, reconstruction, values, seeds, ids, *after)
+        numbers = (blocks, elements, bits, step_size, noise_scale, low, high)
         with triton_stages.on(device):
             getattr(kernels, name)[(-(-blocks // tile.block_m),)](
-                *before,
-                x,
-                reconstruction,
-                values,
-                seeds,
-                ids,
-                *after,
-                blocks,
-                elements,
-                bits,
-                step_size,
-                noise_scale,
-                low,
-                high,
-                NOISE=kind,
-                BLOCK=tile.block_m,
-                **tile.options,
+                *tensors, *numbers, NOISE=kind, BLOCK=tile.block_m, **tile.options
             )
 
     return (x, reconstruction), launch

@@ -86,15 +86,15 @@ def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, settings: Settin
         model.convolve("conv1_backward", first.buffer, out, out)
 
 
-def bytes_per_image(shape: Sequence[int], hidden: Sequence[int], n_steps: int, *, backward: bool) -> int:
-    """Working memory of one image on the device, for a chain or its gradient, rounded up."""
+def bytes_per_image(shape: Sequence[int], hidden: Sequence[int], kept_states: int, *, backward: bool) -> int:
+    """Working memory of one image on the device, rounded up, where so many states are kept beside the current one."""
     channels, height, width = shape
+    image = (height + 4) * (width + 4) * channels
+    # Buffers on the half and the quarter grid, each counted with the widest frame.
     half = (height // 2 + 8) * (width // 2 + 8) * hidden[0]
     quarter = (height // 4 + 4) * (width // 4 + 4) * hidden[1]
-    image = (height + 4) * (width + 4) * channels
-    if not backward:
-        return 4 * (image + 2 * half + quarter)
-    return 4 * ((n_steps + 3) * image + 4 * half + 2 * quarter)
+    forward = (1 + kept_states) * image + 2 * half + quarter
+    return 4 * (forward + (2 * image + 2 * half + quarter if backward else 0))
 
 
 def _framed_state(model: Model, x: Tensor) -> Framed:

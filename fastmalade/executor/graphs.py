@@ -44,10 +44,11 @@ class _Graph:
     def __init__(self, capture: Capture, function: Function, bucket: int, like: Tensor) -> None:
         device = like.device
         self.lock = threading.Lock()
-        self.images = torch.zeros((bucket, *like.shape[1:]), dtype=like.dtype, device=device)
-        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
-        self.ids = torch.arange(bucket, dtype=torch.int64, device=device)
-        with torch.no_grad():
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self.images = torch.zeros((bucket, *like.shape[1:]), dtype=like.dtype, device=device)
+            self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+            self.ids = torch.arange(bucket, dtype=torch.int64, device=device)
             self.graph, self.result = capture.capture(lambda: function(self.images, self.seed, self.ids), device)
         self.used: Any = capture.mark(device)
         self.replays = 0

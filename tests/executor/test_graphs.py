@@ -124,6 +124,14 @@ def test_an_empty_batch_and_no_gradient(executor, capture) -> None:
     assert not executor(torch.rand(1, 4).requires_grad_()).requires_grad
 
 
+def test_inside_and_outside_of_inference_mode(executor) -> None:
+    images = torch.rand(2, 4)
+    with torch.inference_mode():
+        inside = executor(images.clone(), seed=3)
+    assert torch.equal(inside, expected(images, 3, range(2)))
+    assert torch.equal(executor(images, seed=3), inside)
+
+
 def test_arguments_that_do_not_fit(executor, capture) -> None:
     with pytest.raises(TypeError, match="images: expected a torch tensor, got list"):
         executor([1.0])

@@ -99,7 +99,7 @@ def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     settings = (weights, [0.3], [0.2])
     drawn_states = run(x, *settings, trajectory=True)
     given, gradient = run(x, *settings, noise=noise), vjp(x, x, *settings)
-    monkeypatch.setattr(backend, "MAX_WORKING_BYTES", 20_000)  # two images, then one
+    monkeypatch.setattr(backend, "MAX_WORKING_BYTES", 4_000)  # two images, then one
     assert torch.equal(run(x, *settings, trajectory=True), drawn_states)
     assert torch.equal(run(x, *settings, noise=noise), given)
     monkeypatch.setattr(backend, "MAX_WORKING_BYTES", 1)  # one at least
