@@ -72,7 +72,8 @@ def reconstruct(
     columns = width // 2
     for source in range(CHANNELS):
         taps = weights3 + (channel * CHANNELS + source) * 25
-        for di in tl.static_range(3):
+        # A loop, not unrolled: three times the code would only take more registers.
+        for di in range(3):
             row = i + (di - 1)
             y0 = even_value(activation, weights2, bias2, source, row, 2 * q - 1, rows, columns, mask, CHANNELS, HIDDEN)
             y1 = even_value(activation, weights2, bias2, source, row, 2 * q, rows, columns, mask, CHANNELS, HIDDEN)
@@ -80,8 +81,12 @@ def reconstruct(
             y3 = even_value(activation, weights2, bias2, source, row, 2 * q + 2, rows, columns, mask, CHANNELS, HIDDEN)
             # The even rows meet an even output row at the kernel rows 0, 2, 4 and an odd one at 1, 3.
             a0, a1, a2, a3 = add_row(a0, a1, a2, a3, y0, y1, y2, y3, taps + 10 * di)
-            if di > 0:
-                b0, b1, b2, b3 = add_row(b0, b1, b2, b3, y0, y1, y2, y3, taps + 10 * di - 5)
+            # The first of them meets no kernel row of the odd one: it adds zeros (the weights read are those of row 0).
+            y0 = tl.where(di > 0, y0, 0.0)
+            y1 = tl.where(di > 0, y1, 0.0)
+            y2 = tl.where(di > 0, y2, 0.0)
+            y3 = tl.where(di > 0, y3, 0.0)
+            b0, b1, b2, b3 = add_row(b0, b1, b2, b3, y0, y1, y2, y3, taps + tl.maximum(10 * di - 5, 0))
     return tanh(a0), tanh(a1), tanh(a2), tanh(a3), tanh(b0), tanh(b1), tanh(b2), tanh(b3)
 
 
