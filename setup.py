@@ -159,10 +159,15 @@ class BuildNative(build_ext):
 
 
 class BuildPython(build_py):
-    """Records that no extension was asked for: build_ext does not run then."""
+    """Adds the kernels that are Python, and records that no extension was asked for: build_ext does not run then."""
 
     def run(self) -> None:
         super().run()
+        if not self.editable_mode:  # there fastmalade.kernels finds them where they are
+            folder = package_folder(self) / "kernels" / "triton"
+            self.mkpath(str(folder))
+            for path in sorted((ROOT / "kernels" / "triton").glob("*.py")):
+                self.copy_file(str(path), str(folder / path.name))
         if not self.distribution.ext_modules:
             command = self.get_finalized_command("build_ext")
             remove_extension(command, "_cpu")

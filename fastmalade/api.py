@@ -30,7 +30,7 @@ def purify(
         seed: 0 <= seed < 2**64 to repeat a result; None draws a fresh one from the operating system at
             every call.
         sample_ids: B integers that number the images for the noise, 0..B-1 by default.
-        backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
+        backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         chain_overrides: fields of :class:`fastmalade.ChainConfig`, for example ``n_steps=25``.
 
     Returns:

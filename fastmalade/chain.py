@@ -55,7 +55,7 @@ def langevin_chain(
         sample_ids: B integers that number the images for the noise; 0..B-1 by default. Results depend on
             seed and id only, never on the batch an image came in.
         noise: explicit (N, B, C, H, W) noise instead of ``seed`` and ``sample_ids``, in the dtype of ``x``.
-        backend: "torch" or "cpu"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
+        backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
         clamp_steps: clamp after "every" step or after the "final" one.
         max_bytes: budget for the working memory of the gradient; 256 MiB by default. Less memory is paid for by
@@ -144,10 +144,12 @@ def run(
     trajectory: bool = False,
     gradients: bool = True,
     max_bytes: int | None = None,
+    seed_bits: Tensor | None = None,
 ) -> Tensor:
     """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states.
 
-    Without ``gradients``, and for a ``trajectory``, nothing is recorded for autograd.
+    Without ``gradients``, and for a ``trajectory``, nothing is recorded for autograd. ``seed_bits``, int64 (1,), stands
+    for a ``seed`` that is read where the kernels run, at the time they run (executor).
     """
     weights = None
     if is_native_autoencoder(autoencoder):
@@ -155,7 +157,7 @@ def run(
         weights = autoencoder.weights()
     _check_images(x, autoencoder, weights)
     _check_noise(x, step_sizes, noise_scales, noise, seed=seed, sample_ids=sample_ids)
-    name = _resolve(backend, x.device, x.dtype)
+    name = _resolve(backend, x.device, x.dtype, _model_on_gpu(x, autoencoder, weights))
     if noise is not None:
         seed = 0  # not read
     elif seed is not None:
@@ -167,20 +169,24 @@ def run(
         max_bytes = check_max_bytes(max_bytes)
     if weights is None:
         with torch.set_grad_enabled(recorded):
-            return _run_callable(x, autoencoder, *settings, seed, ids, noise, name, trajectory, max_bytes)
-    if name == "cpu" and is_unobserved(x, noise, *weights, recorded=False):
-        number = fresh_seed() if seed is None else seed
+            return _run_callable(x, autoencoder, *settings, seed, seed_bits, ids, noise, name, trajectory, max_bytes)
+    module = backends.native(name)
+    if module is not None and is_unobserved(x, noise, *weights, recorded=False):
+        # A seed that is read where the kernels run, at the time they run, is the executor's.
+        number: Any = seed_bits if seed_bits is not None else fresh_seed() if seed is None else seed
         if not recorded or is_unobserved(x, noise, *weights, recorded=True):
-            return backends.cpu.langevin_chain(
+            result: Tensor = module.langevin_chain(
                 x, weights, *settings, seed=number, sample_ids=ids, noise=noise, trajectory=trajectory
             )
-        if is_unobserved(noise, *weights, recorded=True):
+            return result
+        if name == "cpu" and is_unobserved(noise, *weights, recorded=True):
             return direct.langevin_chain(
                 x, weights, settings, seed=number, sample_ids=ids, noise=noise, max_bytes=max_bytes
             )
     if ids is None:
         ids = check_sample_ids(None, x.shape[0], x.device)
-    arguments: Any = (x, list(weights), *map(list, settings), ops.seed_tensor(seed), ids, noise, name, max_bytes)
+    bits = ops.seed_tensor(seed) if seed_bits is None else seed_bits
+    arguments: Any = (x, list(weights), *map(list, settings), bits, ids, noise, name, max_bytes)
     with torch.set_grad_enabled(recorded):
         if trajectory:
             return ops.run_chain(*arguments, trajectory=True)
@@ -195,6 +201,7 @@ def _run_callable(
     lows: Sequence[float],
     highs: Sequence[float],
     seed: int | None,
+    seed_bits: Tensor | None,
     sample_ids: Tensor | None,
     noise: Tensor | None,
     backend: str,
@@ -204,7 +211,7 @@ def _run_callable(
     if x.shape[0] == 0 or len(step_sizes) == 0:
         # A module of the user's need not cope with an empty batch.
         return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
-    seed_bits = ops.seed_tensor(seed)
+    seed_bits = ops.seed_tensor(seed) if seed_bits is None else seed_bits
     ids = check_sample_ids(None, x.shape[0], x.device) if sample_ids is None else sample_ids
 
     def checked(state: Tensor) -> Tensor:
@@ -242,8 +249,17 @@ def _run_callable(
     return torch.stack(states) if trajectory else states[-1]
 
 
-def _resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    return backends.resolve(backend, device=device, dtype=dtype)
+def _model_on_gpu(x: Tensor, autoencoder: Any, weights: tuple[Tensor, ...] | None) -> backends.ModelShape | None:
+    # Only there the choice of the backend depends on what has to fit the chip.
+    if weights is None or not x.is_cuda:
+        return None
+    return backends.ModelShape((x.shape[1], x.shape[2], x.shape[3]), autoencoder.hidden_channels)
+
+
+def _resolve(
+    backend: str | None, device: torch.device, dtype: torch.dtype, model: backends.ModelShape | None = None
+) -> str:
+    return backends.resolve(backend, device=device, dtype=dtype, model=model)
 
 
 # Constant for torch.compile: a graph keeps the backend that was chosen when it was traced. This is all that

@@ -136,10 +136,15 @@ class DefendedClassifier(nn.Module):
     def _purified(self, x: Tensor, seed: int | None, sample_ids: Any) -> Tensor:
         if self.n_chains == 1:
             return self.purifier(x, seed=seed, sample_ids=sample_ids)
-        ids = check_sample_ids(sample_ids, x.shape[0], x.device)
+        images, ids = self._chains_of(x, check_sample_ids(sample_ids, x.shape[0], x.device))
+        return self.purifier(images, seed=seed, sample_ids=ids)
+
+    def _chains_of(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Every image n_chains times, and the id of each chain."""
+        if self.n_chains == 1:
+            return x, ids
         chains = torch.arange(self.n_chains, device=x.device)
-        ids = (ids[:, None] * self.n_chains + chains).reshape(-1)
-        return self.purifier(x.repeat_interleave(self.n_chains, dim=0), seed=seed, sample_ids=ids)
+        return x.repeat_interleave(self.n_chains, dim=0), (ids[:, None] * self.n_chains + chains).reshape(-1)
 
     def _join(self, logits: Tensor) -> Tensor:
         if self.n_chains == 1:

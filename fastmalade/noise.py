@@ -135,7 +135,7 @@ def standard_normal(
 
 
 def draw(
-    seed: int,
+    seed: int | Tensor,
     sample_ids: Tensor,
     step: int,
     shape: Sequence[int],
@@ -144,10 +144,12 @@ def draw(
     device: torch.device,
     backend: str,
 ) -> Tensor:
-    """:func:`standard_normal` for arguments already checked and a backend already chosen: (B,) + shape."""
-    if backend == "cpu":
-        flat = backends.cpu.standard_normal(seed, sample_ids, step, math.prod(shape))
-        return flat.reshape(sample_ids.shape[0], *shape)
-    if backend == "torch":
+    """:func:`standard_normal` for arguments already checked and a backend already chosen: (B,) + shape.
+
+    A ``seed`` of int64 (1,) on a CUDA device is read there, when the kernels run.
+    """
+    module = backends.native(backend)
+    if module is None:
         return reference.standard_normal(seed, sample_ids, step, shape, dtype=dtype, device=device)
-    raise ValueError(f"backend: expected one of cpu, torch, got {backend!r}")
+    flat: Tensor = module.standard_normal(seed, sample_ids, step, math.prod(shape))
+    return flat.reshape(sample_ids.shape[0], *shape)

@@ -24,6 +24,7 @@ from torch import Tensor
 from fastmalade import backends, reference
 from fastmalade.chain_gradient import ChainGradient
 from fastmalade.noise import draw, fresh_seed, signed64
+from fastmalade.observers import is_unobserved
 
 DOUBLE_BACKWARD = (
     "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
@@ -59,8 +60,10 @@ def seed_tensor(seed: int | None) -> Tensor:
     return torch.tensor([signed64(fresh_seed())], dtype=torch.int64)
 
 
-def _unsigned(seed: Tensor) -> int:
-    return int(seed.item()) % 2**64
+def _unsigned(seed: Tensor) -> int | Tensor:
+    # A seed on a GPU stays there: reading it would wait for the device, and a captured graph has to read it at each
+    # replay (executor).
+    return int(seed.item()) % 2**64 if seed.is_cpu else seed
 
 
 def _standard_strides(x: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ def run_chain(
     Args:
         x: (B, C, H, W), the dtype and device of ``weights`` (ten tensors).
         step_sizes, noise_scales, lows, highs: N floats each.
-        seed: int64 (1,) CPU; not read if ``noise`` (N, B, C, H, W) is given.
+        seed: int64 (1,), on the CPU or where the kernels run; not read if ``noise`` (N, B, C, H, W) is given.
         sample_ids: int64 (B,).
         backend: a name that ``backends.resolve`` has returned.
         max_bytes: the gradient's; not read here.
@@ -100,8 +103,9 @@ def run_chain(
     x = _standard_strides(x)
     if x.numel() == 0 or len(step_sizes) == 0:
         return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
-    if backend == "cpu":
-        return backends.cpu.langevin_chain(
+    module = backends.native(backend)
+    if module is not None:
+        return module.langevin_chain(
             x,
             weights,
             step_sizes,
@@ -113,8 +117,6 @@ def run_chain(
             noise=noise,
             trajectory=trajectory,
         )
-    if backend != "torch":
-        raise ValueError(f"backend: expected one of cpu, torch, got {backend!r}")
     return reference.langevin_chain(
         x,
         functools.partial(reference.autoencoder_forward, weights=weights),
@@ -163,8 +165,9 @@ def run_chain_backward(
     """
     cotangent = _standard_strides(cotangent)
     settings = (step_sizes, noise_scales, lows, highs)
-    if backend == "cpu" and not (weight_gradients or noise_gradient):
-        gradient = backends.cpu.chain_gradient(
+    module = backends.native(backend)
+    if module is not None and not (weight_gradients or noise_gradient):
+        gradient = module.chain_gradient(
             cotangent,
             _standard_strides(x),
             weights,
@@ -227,7 +230,7 @@ def run_update(
 
     Args:
         x, reconstruction: (B, ...) of one shape, dtype and device.
-        seed: int64 (1,) CPU, and
+        seed: int64 (1,), on the CPU or where the kernels run, and
         sample_ids: int64 (B,), and
         step: the noise of :func:`reference.standard_normal`; not read if ``noise``, of the shape of ``x``, is
             given, or ``noise_scale`` is 0.
@@ -236,21 +239,22 @@ def run_update(
     Returns:
         New contiguous tensor of the shape of ``x``.
     """
-    if backend not in backends.BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(backends.BACKENDS)}, got {backend!r}")
-    evaluate = backends.cpu.langevin_update if backend == "cpu" else reference.langevin_update
-    return evaluate(
-        x,
-        reconstruction,
-        step_size,
-        noise_scale,
-        low,
-        high,
-        seed=_unsigned(seed),
-        sample_ids=sample_ids,
-        step=step,
-        noise=noise,
-    ).contiguous()
+    return (
+        (backends.native(backend) or reference)
+        .langevin_update(
+            x,
+            reconstruction,
+            step_size,
+            noise_scale,
+            low,
+            high,
+            seed=_unsigned(seed),
+            sample_ids=sample_ids,
+            step=step,
+            noise=noise,
+        )
+        .contiguous()
+    )
 
 
 def _fill_fresh_seed(seed: Tensor) -> None:
@@ -349,6 +353,26 @@ def _update_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         # r(x) are alive anyway, as inputs and outputs of the layers around; a mask would be new memory at every step,
         # and a second result to write in every forward pass.
         x, reconstruction, seed, sample_ids, noise = ctx.saved_tensors
+        recorded = torch.is_grad_enabled()
+        if (
+            backend == "triton"
+            and not ctx.needs_input_grad[9]
+            and is_unobserved(cotangent, x, noise, recorded=recorded)
+        ):
+            gradients = backends.triton.langevin_update_vjp(
+                cotangent,
+                x,
+                reconstruction,
+                a,
+                d,
+                low,
+                high,
+                seed=_unsigned(seed),
+                sample_ids=sample_ids,
+                step=step,
+                noise=noise,
+            )
+            return *gradients, *[None] * 9
         free = torch.ops.fastmalade.langevin_update(
             x.detach(),
             reconstruction.detach(),

@@ -32,7 +32,7 @@ class Purifier(Defense):
         chain: number of steps, step sizes, noise and clamp.
         value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0,
             1].
-        backend: "torch", "cpu" or None to choose by environment, dtype and device at each call.
+        backend: "torch", "cpu", "cuda", "triton" or None to choose by environment, dtype and device at each call.
         max_bytes: budget for what a gradient through the chain keeps in memory, see
             :func:`fastmalade.langevin_chain`.
 
@@ -159,9 +159,14 @@ class Purifier(Defense):
             dtype=dtype,
             device=device,
         )
-        result = self._run(
-            prepared.images, config, backend or self.backend, seed=seed, sample_ids=sample_ids, gradients=False
-        )
+        wanted, options = backend or self.backend, {"seed": seed, "sample_ids": sample_ids}
+        result = None
+        if prepared.images.is_cuda:
+            from fastmalade.executor.models import purify_in_graph
+
+            result = purify_in_graph(self, prepared.images, config, wanted, **options)
+        if result is None:
+            result = self._run(prepared.images, config, wanted, **options, gradients=False)
         if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
             # The map back to the value range may round a value on its edge to the outside.
             result = result.clamp(*self.value_range)
@@ -179,7 +184,7 @@ class Purifier(Defense):
 
         Raises:
             TypeError: the autoencoder is not a Table 8 ``Autoencoder``, of whose steps no sizes are known.
-            ValueError: the budget does not hold a single step.
+            ValueError: the budget does not hold a single step, or the backend is one for GPUs, which has no such plan.
         """
         autoencoder = self.autoencoder
         if not chain.is_native_autoencoder(autoencoder):
@@ -188,7 +193,13 @@ class Purifier(Defense):
         autoencoder.check_shape(images.shape)
         dtype, device = _dtype_and_device(autoencoder)
         budget = self.max_bytes if max_bytes is None else max_bytes
-        if backends.resolve(self.backend, device=device, dtype=dtype) == "cpu":
+        name = backends.resolve(self.backend, device=device, dtype=dtype)
+        if name not in ("cpu", "torch"):
+            raise ValueError(
+                f"gradient_plan: expected the cpu or torch backend, got {name}: it keeps the states and computes one "
+                "step's activations again, and works through a batch that needs more than max_bytes in parts"
+            )
+        if name == "cpu":
             return backends.cpu.gradient_plan(images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget)
         batch = torch.empty(images.shape, dtype=dtype, device="meta")
         return make_plan(self.chain.n_steps, batch_sizes(batch, autoencoder.weights()), budget)
@@ -218,36 +229,28 @@ class Purifier(Defense):
         """Arguments shown by ``repr``."""
         return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}"
 
-    def _run(
-        self,
-        x: Tensor,
-        config: ChainConfig,
-        backend: str | None,
-        *,
-        seed: int | None,
-        sample_ids: Any,
-        noise: Tensor | None = None,
-        trajectory: bool = False,
-        gradients: bool = True,
-    ) -> Tensor:
-        low, high = self.value_range
-        is_unit = self.value_range == (0.0, 1.0)
-        # Inside a compiled graph the settings are constants, and the cache is none of its business.
-        compiling = torch.compiler.is_compiling()
-        settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
-        result = chain.run(
-            x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low),
-            self.autoencoder,
-            *settings,
-            seed=seed,
-            sample_ids=sample_ids,
-            noise=noise,
-            backend=backend,
-            trajectory=trajectory,
-            gradients=gradients,
-            max_bytes=self.max_bytes,
+    def _run(self, x: Tensor, config: ChainConfig, backend: str | None, **options: Any) -> Tensor:
+        return run_chain(
+            x, self.autoencoder, config, self.value_range, backend=backend, max_bytes=self.max_bytes, **options
         )
-        return result if is_unit else result * (high - low) + low
+
+
+def run_chain(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    config: ChainConfig,
+    value_range: tuple[float, float],
+    **options: Any,
+) -> Tensor:
+    """:func:`fastmalade.chain.run` with a purifier's settings: ``x`` (B, C, H, W) in and out in ``value_range``."""
+    low, high = value_range
+    is_unit = value_range == (0.0, 1.0)
+    # Inside a compiled graph the settings are constants, and the cache is none of its business.
+    compiling = torch.compiler.is_compiling()
+    settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
+    scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)
+    result = chain.run(scaled, autoencoder, *settings, **options)
+    return result if is_unit else result * (high - low) + low
 
 
 def _dtype_and_device(autoencoder: Callable[[Tensor], Tensor]) -> tuple[torch.dtype, torch.device]:

@@ -32,14 +32,14 @@ TABLE8_LAYERS = (
 Noise = Tensor | Callable[[int], Tensor] | None
 
 
-def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
+def philox_words(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
     """Philox4x32-10 words (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
     Key = (seed low 32 bits, seed high 32 bits); counter = (element // 4, step, sample id low, sample id
     high).
 
     Args:
-        seed: integer, 0 <= seed < 2**64.
+        seed: integer, 0 <= seed < 2**64, or int64 (1,) with its bits.
         sample_ids: int64 (B,), read as unsigned 64-bit.
         step: step of the chain, 0 <= step < 2**32.
         n_elements: elements of one sample (C x H x W), in that order.
@@ -72,7 +72,7 @@ def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> T
 
 
 def standard_normal(
-    seed: int,
+    seed: int | Tensor,
     sample_ids: Tensor,
     step: int,
     shape: Sequence[int],
@@ -99,7 +99,7 @@ def standard_normal(
     n_elements = math.prod(shape)
     words = philox_words(seed, sample_ids.to(target), step, n_elements)
     uniforms = ((words >> 9).to(torch.float64) + 0.5) * 2.0**-23
-    pairs = uniforms.reshape(sample_ids.shape[0], -1, 2)
+    pairs = uniforms.reshape(sample_ids.shape[0], words.shape[1] // 2, 2)
     radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0]))
     angle = (2.0 * math.pi) * pairs[..., 1]
     normals = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
@@ -224,7 +224,7 @@ def langevin_update(
     low: float,
     high: float,
     *,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     sample_ids: Tensor | None = None,
     step: int = 0,
     noise: Tensor | None = None,
@@ -246,7 +246,7 @@ def langevin_update(
     return langevin_step(x, reconstruction, step_size, noise_scale, z, low=low, high=high)
 
 
-def _drawn(seed: int, sample_ids: Tensor, like: Tensor, step: int) -> Tensor:
+def _drawn(seed: int | Tensor, sample_ids: Tensor, like: Tensor, step: int) -> Tensor:
     return standard_normal(seed, sample_ids, step, like.shape[1:], dtype=like.dtype, device=like.device)
 
 
@@ -258,7 +258,7 @@ def langevin_chain(
     *,
     lows: Sequence[float] | None = None,
     highs: Sequence[float] | None = None,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     sample_ids: Tensor | None = None,
     noise: Noise = None,
     trajectory: bool = False,

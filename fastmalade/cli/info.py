@@ -13,7 +13,7 @@ import typer
 
 from fastmalade.cli.errors import exit_codes
 
-_VARIABLES = ("FASTMALADE_BACKEND", "FASTMALADE_CPU_ISA", "FASTMALADE_DATA")
+_VARIABLES = ("FASTMALADE_BACKEND", "FASTMALADE_CPU_ISA", "FASTMALADE_DATA", "FASTMALADE_TRITON_CONFIG")
 
 
 def info(

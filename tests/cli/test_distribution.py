@@ -107,10 +107,13 @@ def test_contents(built):
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "fastmalade").rglob("*.py")}
     package |= {str(path.relative_to(ROOT)) for path in (ROOT / "fastmalade").rglob("*.safetensors")}
     package |= {"fastmalade/py.typed", "fastmalade/data/mnist_test_sample.npz"}
+    package |= {f"fastmalade/{path.relative_to(ROOT)}" for path in (ROOT / "kernels" / "triton").glob("*.py")}
     assert not package - wheel_names
     sources = (path for suffix in ("h", "cpp", "cu", "cuh") for path in ROOT.glob(f"kernels/**/*.{suffix}"))
     native = {str(path.relative_to(ROOT)) for path in sources}
     native |= {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp")}
+    native |= {str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/triton/*.py")}
+    package = {name for name in package if not name.startswith("fastmalade/kernels/triton")}
     assert not (package | native | {"setup.py", "README.md", "LICENSE"}) - source_names
     assert "fastmalade/_build_info.json" not in source_names
     assert "fastmalade/_build_info.json" in wheel_names

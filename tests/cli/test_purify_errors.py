@@ -182,7 +182,9 @@ def test_a_file_that_is_no_model(invoke, images, tmp_path):
 
 
 def test_unknown_backend(refused, images, monkeypatch):
-    assert "expected one of torch, cpu, got 'gpu'" in refused("in.npy", "out.npy", "--backend", "gpu")
+    message = refused("in.npy", "out.npy", "--backend", "gpu")
+    assert "expected one of torch, cpu" in message
+    assert "got 'gpu'" in message
     monkeypatch.setenv("FASTMALADE_BACKEND", "gpu")
     assert "FASTMALADE_BACKEND" in refused("in.npy", "out.npy")
 

@@ -187,7 +187,7 @@ def test_resolve_requests(native, monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.resolve(None, **{**fitting, "device": torch.device("meta")}) == "torch"
     with pytest.raises(BackendUnavailableError, match=r"expected dtype torch\.float32, got torch\.float64"):
         backends.resolve("cpu", **{**fitting, "dtype": torch.float64})
-    with pytest.raises(ValueError, match="expected one of torch, cpu, got 'gpu'"):
+    with pytest.raises(ValueError, match=r"expected one of torch, cpu.*, got 'gpu'"):
         backends.resolve("gpu", **fitting)
     monkeypatch.setenv("FASTMALADE_BACKEND", "torch")
     assert backends.resolve(None, **fitting) == "torch"
@@ -207,7 +207,8 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = cpu.unavailable_reason()
     assert reason is not None
     assert "cannot be loaded" in reason
-    assert backends.available() == {"torch": None, "cpu": reason}
+    assert backends.available()["cpu"] == reason
+    assert backends.available()["torch"] is None
     fitting = {"device": CPU, "dtype": torch.float32}
     assert backends.resolve(None, **fitting) == "torch"
     with pytest.raises(BackendUnavailableError, match="cannot be loaded"):

@@ -1,0 +1,203 @@
+"""The chain and its gradient on the Triton kernels: the order of the launches, and the memory they need."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmalade.backends.triton_stages import Framed, Model, Noise, ceil_div
+from fastmalade.kernels.triton import tail, tail_backward
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Step sizes, noise scales and clamp bounds of the N steps."""
+
+    step_sizes: Sequence[float]
+    noise_scales: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
+
+    def of_step(self, step: int) -> tuple[float, float, float, float]:
+        """a, d, low and high of one step."""
+        return self.step_sizes[step], self.noise_scales[step], self.lows[step], self.highs[step]
+
+
+class Activations:
+    """What conv1, conv2 and deconv1 give for a batch, in buffers that all steps share."""
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self.first = model.framed("conv2", batch)
+        self.second = model.framed("deconv1", batch)
+        self.third = Framed((batch, model.hidden1, model.height // 2, model.width // 2), 0, model.device)
+
+    def compute(self, model: Model, state: Framed) -> None:
+        """Three launches."""
+        model.convolve("conv1", state.buffer, self.first.inside, self.first.inside)
+        model.convolve("conv2", self.first.buffer, self.second.inside, self.second.inside)
+        model.convolve("deconv1", self.second.buffer, self.third.inside, self.third.inside)
+
+
+def run(x: Tensor, model: Model, settings: Settings, noise: Noise, out: Tensor) -> None:
+    """All N >= 1 steps from ``x`` (B, C, H, W) into ``out`` of the same shape, any strides; four launches each."""
+    state = _framed_state(model, x)
+    activations = Activations(model, x.shape[0])
+    last = len(settings.step_sizes) - 1
+    for step in range(last + 1):
+        _advance(model, activations, state, out if step == last else state.inside, settings, noise, step)
+
+
+def states(x: Tensor, model: Model, settings: Settings, noise: Noise) -> list[Framed]:
+    """The N + 1 states of the chain, framed, the first of them ``x``."""
+    found = [_framed_state(model, x)]
+    activations = Activations(model, x.shape[0])
+    for step in range(len(settings.step_sizes)):
+        following = model.framed("conv1", x.shape[0])
+        _advance(model, activations, found[-1], following.inside, settings, noise, step)
+        found.append(following)
+    return found
+
+
+def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, settings: Settings, noise: Noise, out: Tensor) -> None:
+    """Gradient with respect to ``x``, given that with respect to the result; nine launches per step.
+
+    All tensors (B, C, H, W), ``cotangent`` and ``out`` contiguous. The states are kept, the activations of a step are
+    computed again from them, the noise is drawn again from its counters.
+    """
+    batch = x.shape[0]
+    kept = states(x, model, settings, noise)
+    activations = Activations(model, batch)
+    out.copy_(cotangent)
+    before_tanh = torch.empty_like(out)
+    even, third = model.framed("deconv2_backward", batch), model.framed("deconv1_backward", batch)
+    second, first = model.framed("conv2_backward", batch), model.framed("conv1_backward", batch)
+    for step in reversed(range(len(settings.step_sizes))):
+        kept.pop()
+        state = kept[-1]
+        activations.compute(model, state)
+        _tail_cotangents(model, activations, state, out, before_tanh, even, settings, noise, step)
+        model.convolve("deconv2_backward", even.buffer, third.inside, activations.third.inside)
+        model.convolve("deconv1_backward", third.buffer, second.inside, activations.second.inside)
+        model.convolve("conv2_backward", second.buffer, first.inside, activations.first.inside)
+        model.convolve("conv1_backward", first.buffer, out, out)
+
+
+def bytes_per_image(shape: Sequence[int], hidden: Sequence[int], kept_states: int, *, backward: bool) -> int:
+    """Working memory of one image on the device, rounded up, where so many states are kept beside the current one."""
+    channels, height, width = shape
+    image = (height + 4) * (width + 4) * channels
+    # Buffers on the half and the quarter grid, each counted with the widest frame.
+    half = (height // 2 + 8) * (width // 2 + 8) * hidden[0]
+    quarter = (height // 4 + 4) * (width // 4 + 4) * hidden[1]
+    forward = (1 + kept_states) * image + 2 * half + quarter
+    return 4 * (forward + (2 * image + 2 * half + quarter if backward else 0))
+
+
+def _framed_state(model: Model, x: Tensor) -> Framed:
+    state = model.framed("conv1", x.shape[0])
+    state.inside.copy_(x)
+    return state
+
+
+def _advance(
+    model: Model, activations: Activations, state: Framed, out: Tensor, settings: Settings, noise: Noise, step: int
+) -> None:
+    activations.compute(model, state)
+    a, d, low, high = settings.of_step(step)
+    kind, given = noise.of_step(step, d, model.start)
+    w, tile = model.weights, model.tiles["tail"]
+    blocks = out.shape[0] * (model.height // 2) * (model.width // 4)
+    tail.tail_kernel[(ceil_div(blocks, tile.block_m), model.channels)](
+        activations.third.buffer,
+        w[6],
+        w[7],
+        w[8],
+        model.start,
+        state.inside,
+        given,
+        noise.seed,
+        noise.sample_ids,
+        out,
+        blocks,
+        model.height,
+        model.width,
+        *state.inside.stride(),
+        *out.stride(),
+        step,
+        a,
+        d,
+        low,
+        high,
+        CHANNELS=model.channels,
+        HIDDEN=model.hidden1,
+        NOISE=kind,
+        BLOCK=tile.block_m,
+        **tile.options,
+    )
+
+
+def _tail_cotangents(
+    model: Model,
+    activations: Activations,
+    state: Framed,
+    gradient: Tensor,
+    before_tanh: Tensor,
+    even: Framed,
+    settings: Settings,
+    noise: Noise,
+    step: int,
+) -> None:
+    a, d, low, high = settings.of_step(step)
+    kind, given = noise.of_step(step, d, model.start)
+    w, tile = model.weights, model.tiles["tail_cotangent"]
+    batch = gradient.shape[0]
+    blocks = batch * (model.height // 2) * (model.width // 4)
+    tail_backward.tail_cotangent_kernel[(ceil_div(blocks, tile.block_m), model.channels)](
+        activations.third.buffer,
+        w[6],
+        w[7],
+        w[8],
+        model.start,
+        state.inside,
+        given,
+        noise.seed,
+        noise.sample_ids,
+        gradient,
+        before_tanh,
+        blocks,
+        model.height,
+        model.width,
+        *state.inside.stride(),
+        step,
+        a,
+        d,
+        low,
+        high,
+        CHANNELS=model.channels,
+        HIDDEN=model.hidden1,
+        NOISE=kind,
+        CLAMPED=low > -math.inf or high < math.inf,
+        BLOCK=tile.block_m,
+        **tile.options,
+    )
+    tile = model.tiles["even_cotangent"]
+    positions = batch * (model.height // 2) * (model.width // 2)
+    tail_backward.even_cotangent_kernel[(ceil_div(positions, tile.block_m), model.channels)](
+        before_tanh,
+        activations.third.buffer,
+        w[6],
+        w[7],
+        w[8],
+        even.buffer,
+        positions,
+        model.height,
+        model.width,
+        CHANNELS=model.channels,
+        HIDDEN=model.hidden1,
+        BLOCK=tile.block_m,
+        **tile.options,
+    )

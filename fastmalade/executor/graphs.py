@@ -1,0 +1,202 @@
+"""Buckets of batch sizes, static buffers, locking and memory of captured graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastmalade.executor.capture import Capture, CudaCapture
+from fastmalade.noise import check_sample_ids, check_seed, fresh_seed, signed64
+
+if TYPE_CHECKING:
+    from fastmalade.defended import DefendedClassifier
+    from fastmalade.purifier import Purifier
+
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""images (B, ...), seed bits int64 (1,), sample ids int64 (B,), all on the device -> (B, ...)."""
+
+DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+DEFAULT_MAX_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphReport:
+    """One captured graph: its batch size, the shape and dtype of an image, memory in bytes, and replays so far."""
+
+    bucket: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    bytes: int
+    replays: int
+
+
+class _Graph:
+    """A captured graph, the buffers it reads and writes, and who used it last."""
+
+    def __init__(self, capture: Capture, function: Function, bucket: int, like: Tensor) -> None:
+        device = like.device
+        self.lock = threading.Lock()
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self.images = torch.zeros((bucket, *like.shape[1:]), dtype=like.dtype, device=device)
+            self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+            self.ids = torch.arange(bucket, dtype=torch.int64, device=device)
+            self.graph, self.result = capture.capture(lambda: function(self.images, self.seed, self.ids), device)
+        self.used: Any = capture.mark(device)
+        self.replays = 0
+        buffers = sum(t.numel() * t.element_size() for t in (self.images, self.seed, self.ids))
+        self.bytes = buffers + capture.bytes_of(self.graph, device)
+
+    def run(self, capture: Capture, images: Tensor, seed: int, ids: Tensor) -> Tensor:
+        """One replay on the current stream for at most ``bucket`` images; the rows beyond them are not read."""
+        device = images.device
+        batch = images.shape[0]
+        with self.lock:
+            # The buffers belong to whoever replayed last, perhaps on another stream.
+            capture.wait(self.used, device)
+            self.images[:batch].copy_(images)
+            self.seed.fill_(signed64(seed))
+            self.ids[:batch].copy_(ids)
+            capture.replay(self.graph)
+            result = self.result[:batch].clone()
+            # The executor may give this graph up at any time, without waiting for its work to end.
+            capture.hold((self.images, self.seed, self.ids), device)
+            self.used = capture.mark(device)
+            self.replays += 1
+        return result
+
+
+class GraphExecutor:
+    """Runs a function of images, seed and sample ids as CUDA graphs, one for each bucket of batch sizes.
+
+    A batch is padded to the smallest bucket that holds it; a larger one than the largest bucket is split. What
+    an image becomes depends on its seed and sample id, as everywhere. Calls may come from any thread and
+    stream: work is ordered on the caller's current stream, and a graph's buffers are handed from one stream to
+    the next by events, without waiting on the host. Nothing is recorded for autograd.
+
+    Args:
+        function: see ``Function``; launches kernels only, the same ones at every call.
+        version: a value that changes whenever a captured graph is no longer the function, such as
+            :func:`fastmalade.executor.models.fingerprint`; asked at every call.
+        buckets: batch sizes to capture, ascending.
+        max_bytes: of device memory that all graphs together may keep; the least recently used ones are given
+            up first. The graph in use is kept, whatever its size.
+        capture: the device's calls.
+
+    Raises:
+        ValueError: buckets that are not ascending positive integers, or max_bytes < 0.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        version: Callable[[], Hashable] = lambda: None,
+        buckets: Sequence[int] = DEFAULT_BUCKETS,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        capture: Capture | None = None,
+    ) -> None:
+        sizes = tuple(buckets)
+        if not sizes or sizes[0] < 1 or any(b <= a for a, b in itertools.pairwise(sizes)):
+            raise ValueError(f"buckets: expected ascending positive batch sizes, got {sizes}")
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes: expected at least 0, got {max_bytes}")
+        self.function = function
+        self.version = version
+        self.buckets = sizes
+        self.max_bytes = max_bytes
+        self._capture: Capture = CudaCapture() if capture is None else capture
+        self._lock = threading.Lock()
+        self._graphs: OrderedDict[tuple[Hashable, ...], _Graph] = OrderedDict()
+
+    @classmethod
+    def of_purifier(cls, purifier: Purifier, **options: Any) -> GraphExecutor:
+        """``purifier(images)`` without gradient; ``options`` as for the constructor."""
+        from fastmalade.executor import models
+
+        return cls(models.purifier_function(purifier), version=lambda: models.fingerprint(purifier), **options)
+
+    @classmethod
+    def of_classifier(cls, defended: DefendedClassifier, **options: Any) -> GraphExecutor:
+        """``defended(images)``, purifier and classifier in one graph, without gradient."""
+        from fastmalade.executor import models
+
+        return cls(models.classifier_function(defended), version=lambda: models.fingerprint(defended), **options)
+
+    def __call__(self, images: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
+        """The function's result for a batch.
+
+        Args:
+            images: (B, ...) on a CUDA device, as the function takes them.
+            seed: 0 <= seed < 2**64; None draws a fresh one from the operating system at every call.
+            sample_ids: B integers, 0..B-1 by default.
+
+        Returns:
+            New (B, ...) tensor of the function's.
+
+        Raises:
+            TypeError: images that are no tensor, or sample ids that are no integers.
+            ValueError: images elsewhere than on the device, ids of another number, a seed out of range.
+            GraphCaptureError: the function cannot be captured.
+        """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images: expected a torch tensor, got {type(images).__name__}")
+        if images.device.type != self._capture.device_type:
+            raise ValueError(f"images: expected a tensor on a {self._capture.device_type} device, got {images.device}")
+        number = fresh_seed() if seed is None else check_seed(seed)
+        batch = images.shape[0]
+        ids = check_sample_ids(sample_ids, batch, images.device)
+        with torch.no_grad():
+            if batch == 0:
+                bits = torch.full((1,), signed64(number), dtype=torch.int64, device=images.device)
+                return self.function(images, bits, ids)
+            largest = self.buckets[-1]
+            parts = [slice(first, min(first + largest, batch)) for first in range(0, batch, largest)]
+            results = [self._run(images[part], number, ids[part]) for part in parts]
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def report(self) -> list[GraphReport]:
+        """The graphs that are kept, least recently used first."""
+        with self._lock:
+            graphs = list(self._graphs.values())
+        return [
+            GraphReport(
+                bucket=graph.images.shape[0],
+                shape=tuple(graph.images.shape[1:]),
+                dtype=str(graph.images.dtype),
+                device=str(graph.images.device),
+                bytes=graph.bytes,
+                replays=graph.replays,
+            )
+            for graph in graphs
+        ]
+
+    def clear(self) -> None:
+        """Gives up all graphs and their memory."""
+        with self._lock:
+            self._graphs.clear()
+
+    def _run(self, images: Tensor, seed: int, ids: Tensor) -> Tensor:
+        bucket = next(size for size in self.buckets if size >= images.shape[0])
+        version = self.version()
+        key = (bucket, tuple(images.shape[1:]), images.dtype, images.device, version)
+        with self._lock:
+            graph = self._graphs.get(key)
+            if graph is None:
+                # Graphs of an earlier version read memory that may be gone.
+                for stale in [other for other in self._graphs if other[-1] != version]:
+                    del self._graphs[stale]
+                graph = _Graph(self._capture, self.function, bucket, images)
+                self._graphs[key] = graph
+            self._graphs.move_to_end(key)
+            while len(self._graphs) > 1 and sum(g.bytes for g in self._graphs.values()) > self.max_bytes:
+                self._graphs.popitem(last=False)
+        return graph.run(self._capture, images, seed, ids)

@@ -1,0 +1,29 @@
+"""Fixtures of the tests that run the Triton kernels on the CPU, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmalade.backends import triton_tiles
+
+TESTS = Path(__file__).resolve().parents[2]
+# pytest's importlib mode leaves sys.path alone; the references are a module of the kernel tests.
+sys.path[:0] = [str(TESTS / "kernels")]
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _large_blocks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time is one of calls: larger blocks are fewer of them."""
+    path = tmp_path_factory.getbasetemp() / "tiles.json"
+    if not path.exists():
+        path.write_text(json.dumps({"interpreter": {stage: {"block_m": 512} for stage in triton_tiles.DEFAULTS}}))
+    monkeypatch.setenv(triton_tiles.VARIABLE, str(path))
