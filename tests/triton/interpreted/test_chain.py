@@ -17,9 +17,9 @@ SEED = 2**63 + 7
 # of the output has, and fewer than there are colours. Then the number of steps, and the clamp.
 CASES = [
     ((1, 28, 28, 10, 25, 1), 1, (0.0, 0.8)),
-    ((1, 4, 4, 3, 4, 3), 2, (0.0, 0.8)),
-    ((3, 4, 12, 2, 7, 1), 1, (0.2, INFINITY)),
-    ((2, 8, 4, 1, 35, 2), 1, (-INFINITY, INFINITY)),
+    ((1, 4, 4, 2, 3, 3), 2, (0.0, 0.8)),
+    ((3, 4, 8, 1, 5, 1), 1, (0.2, INFINITY)),
+    ((2, 8, 4, 1, 35, 1), 1, (-INFINITY, INFINITY)),
 ]
 
 

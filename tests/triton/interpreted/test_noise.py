@@ -17,8 +17,8 @@ def test_the_known_answer() -> None:
     assert [f"{word:08x}" for word in words[0].tolist()] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
 
 
-@pytest.mark.parametrize("seed", [0, 2**63 + 12345, 2**64 - 1])
-@pytest.mark.parametrize("step", [1, 16, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, 2**63 + 12345])
+@pytest.mark.parametrize("step", [1, 2**31, 2**32 - 1])
 def test_words_are_equal_to_the_bit(seed: int, step: int) -> None:
     words = backend.philox_words(seed, IDS, step, 401)
     expected = reference64.philox_words(seed, IDS.tolist(), step, 101)
