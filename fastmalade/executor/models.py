@@ -60,7 +60,15 @@ def purifier_function(purifier: Purifier, config: ChainConfig | None = None, bac
 
 
 def classifier_function(defended: DefendedClassifier) -> Function:
-    """Purifier, classifier and vote of a defended classifier as the executor calls them."""
+    """Purifier, classifier and vote of a defended classifier as the executor calls them.
+
+    Raises:
+        TypeError: another defence than a Purifier in front: none of them reads its seed on the device.
+    """
+    from fastmalade.purifier import Purifier
+
+    if not isinstance(defended.purifier, Purifier):
+        raise TypeError(f"executor: expected a Purifier in front, got {type(defended.purifier).__name__}")
     purify = purifier_function(defended.purifier)
     fixed = None if defended.seed is None else signed64(check_seed(defended.seed))
 
