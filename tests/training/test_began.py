@@ -52,7 +52,7 @@ def test_the_error_is_a_mean_over_pixels_from_minus_one_to_one():
         model.decoder.last.weight.zero_()
         model.decoder.last.bias.copy_(torch.tensor([0.5, 0.0, -1.0]))
     # A white image is 1 everywhere: the errors of the three channels are 0.5, 1 and 2.
-    assert float(model(torch.ones(1, 3, 64, 64))) == pytest.approx(3.5 / 3)
+    assert float(model(torch.ones(1, 3, 64, 64)).detach()) == pytest.approx(3.5 / 3)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,10 @@ def test_one_step_of_the_training_by_hand(pictures):
         fake = first(2.0 * torch.randn(24, 4))
     generated, real = judge(fake).mean(), judge(pictures[order]).mean()
     # k is 0 in the first step, so that the loss is L(x) + L(G(z)).
-    assert report.final["train_loss"] == pytest.approx(float(generated + real), rel=1e-5)
-    assert report.final["balance"] == pytest.approx(min(max(2.0 * float(real - generated), 0.0), 1.0), abs=1e-5)
+    assert report.final["train_loss"] == pytest.approx(float((generated + real).detach()), rel=1e-5)
+    assert report.final["balance"] == pytest.approx(
+        min(max(2.0 * float((real - generated).detach()), 0.0), 1.0), abs=1e-5
+    )
     generated.backward()
     optimizer = torch.optim.Adam(first.parameters(), lr=settings["learning_rate"])
     optimizer.step()
