@@ -16,7 +16,10 @@ from fastmalade.progress import progress_bar
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastmalade.purifier import Purifier
+    from fastmalade.defense import Defense
+
+# A search over codes or weights keeps far more for each image than a chain does.
+_CHUNK = {True: 1024, False: 64}
 
 
 def purify(
@@ -25,13 +28,24 @@ def purify(
         typer.Argument(metavar="IN", help="An .npy, .npz or IDX file (plain or .gz), or a folder of PNGs."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write; the same kind as IN.")],
-    model: Annotated[str, typer.Option(help="A shipped model or the path of a .safetensors file.")] = "malade-mnist",
+    model: Annotated[
+        str, typer.Option(help="A shipped purifier or other defence, or the path of a .safetensors file.")
+    ] = "malade-mnist",
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="64-bit seed of the noise; fresh when not given.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Langevin steps N; the model's own when not given.")] = None,
-    backend: Annotated[str | None, typer.Option(help="torch or cpu; chosen automatically when not given.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per chunk; does not change the result.")] = 1024,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps N, for a Purifier; the model's own when not given.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="torch or cpu, for a Purifier; chosen automatically when not given.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images per chunk; does not change the result. 1024, or 64 for defences other than a Purifier."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own choice when not given.")] = None,
     key: Annotated[str | None, typer.Option(help="The array to purify in an .npz file of several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT when it exists.")] = False,
@@ -47,24 +61,32 @@ def purify(
     with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
         from fastmalade.backends import BACKENDS
         from fastmalade.cli.image_files import PngFolder, check_output, open_images
+        from fastmalade.defense import Defense
         from fastmalade.noise import fresh_seed
         from fastmalade.purifier import Purifier
 
         check_output(source, out, force=force)
         if backend is not None and backend not in BACKENDS:
             raise CliError(f"--backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-        purifier = Purifier.from_pretrained(model, backend=backend)
-        images = open_images(source, key=key, channels=_channels(purifier))
+        defense = Defense.from_pretrained(model)
+        overrides = {name: value for name, value in (("steps", steps), ("backend", backend)) if value is not None}
+        if overrides and not isinstance(defense, Purifier):
+            given = ", ".join(f"--{name}" for name in overrides)
+            raise CliError(f"{given}: expected a Purifier to set this for, got {model}, a {type(defense).__name__}")
+        if "steps" in overrides:
+            overrides["n_steps"] = overrides.pop("steps")
+        images = open_images(source, key=key, channels=_channels(defense))
         used_seed = fresh_seed() if seed is None else seed
+        chunk_size = _CHUNK[isinstance(defense, Purifier)] if batch_size is None else batch_size
 
         started = time.perf_counter()
         with images.writer(out) as write, _progress(images.count, quiet=quiet) as advance:
             # An empty file still goes through once, so that its dtype and shape are checked like any other's.
-            for start in range(0, max(images.count, 1), batch_size):
-                stop = min(start + batch_size, images.count)
+            for start in range(0, max(images.count, 1), chunk_size):
+                stop = min(start + chunk_size, images.count)
                 chunk = images.read(start, stop)
                 try:
-                    result = _purify_chunk(purifier, chunk, start, stop, used_seed, steps)
+                    result = _purify_chunk(defense, chunk, start, stop, used_seed, overrides)
                 except (ValueError, TypeError, FloatingPointError) as error:
                     where = f"images {start}..{stop - 1}" if images.count > 1 else "the image"
                     raise CliError(f"{source}, {where if images.count else 'no images'}: {error}") from error
@@ -83,16 +105,18 @@ def purify(
 
 
 def _purify_chunk(
-    purifier: Purifier, chunk: np.ndarray, start: int, stop: int, seed: int, steps: int | None
+    defense: Defense, chunk: np.ndarray, start: int, stop: int, seed: int, overrides: dict[str, Any]
 ) -> np.ndarray:
     import torch
 
-    overrides: dict[str, Any] = {} if steps is None else {"n_steps": steps}
-    return purifier.purify(chunk, seed=seed, sample_ids=torch.arange(start, stop), **overrides)
+    # Only a Purifier takes overrides; for others there are none.
+    return defense.purify(chunk, seed=seed, sample_ids=torch.arange(start, stop), **overrides)
 
 
-def _channels(purifier: Purifier) -> int:
-    return int(getattr(purifier.autoencoder, "in_channels", 1))
+def _channels(defense: Defense) -> int:
+    # A Purifier states none, as its r(x) may be any callable.
+    known: Any = defense.channels or getattr(getattr(defense, "autoencoder", None), "in_channels", 1)
+    return int(known)
 
 
 @contextmanager

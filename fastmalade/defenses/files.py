@@ -21,6 +21,7 @@ from fastmalade.defenses.defense_gan import DefenseGan
 from fastmalade.defenses.inc import AutoencodeAndClassify, InvertAndClassify
 from fastmalade.defenses.magnet import MagNet
 from fastmalade.models import Autoencoder
+from fastmalade.models.began import BeganGenerator
 from fastmalade.models.denoiser import SkipDenoiser
 from fastmalade.models.gan import GanGenerator
 from fastmalade.models.prior import PriorNetwork
@@ -32,7 +33,8 @@ DEFENSES: dict[str, type[Any]] = {
     cls.kind: cls for cls in (Apudae, AutoencodeAndClassify, DeepPrior, DefenseGan, InvertAndClassify, MagNet)
 }
 NETWORKS: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (Autoencoder, GanGenerator, PriorNetwork, SkipDenoiser, VaeDecoder, VaeEncoder)
+    cls.__name__: cls
+    for cls in (Autoencoder, BeganGenerator, GanGenerator, PriorNetwork, SkipDenoiser, VaeDecoder, VaeEncoder)
 }
 AnyDefense = TypeVar("AnyDefense", bound=Defense)
 

@@ -1,0 +1,372 @@
+"""Differentiable substitutes for a defended classifier, or for its purifier alone (paper 004, sections 4.2.2, 4.2.3).
+
+They are what an attacker trains who cannot, or thinks he cannot, differentiate the defence.
+:func:`fastmalade.defenses.transfer.transfer_attack` attacks a substitute and asks the defence about the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmalade.attacks.base import Attack
+from fastmalade.attacks.checks import check_count, check_number, check_range
+from fastmalade.attacks.target import derive_seed, evaluation_mode
+from fastmalade.defended import DefendedClassifier
+from fastmalade.defense import Defense
+from fastmalade.models.denoiser import SkipDenoiser
+from fastmalade.models.encoder import ConvEncoder
+from fastmalade.noise import check_seed
+from fastmalade.progress import progress_bar
+from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
+
+# What a derived seed is for.
+_QUERY, _TRAIN, _INITIAL = range(3)
+
+
+@dataclass(frozen=True)
+class SubstituteSettings(LoopSettings):
+    """Settings of :func:`train_substitute_classifier`; the shared ones are described at ``LoopSettings``.
+
+    Attributes:
+        epochs: of each round, 10 in Papernot et al.
+        rounds: trainings; before each but the first the set of queries doubles. 6 in Papernot et al.
+        step: lambda, length of the augmenting step in every pixel, in units of the value range; 0.1 in Papernot et al.
+        query_batch: images asked at once; it changes the answers by float rounding only.
+    """
+
+    epochs: int = 10
+    rounds: int = 6
+    step: float = 0.1
+    query_batch: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        check_count("rounds", self.rounds, 1)
+        check_count("query_batch", self.query_batch, 1)
+        check_number("step", self.step)
+
+
+@dataclass(frozen=True)
+class QueriedSet:
+    """What the attacker asked, and what it did for his substitute.
+
+    Attributes:
+        images: (m, C, H, W), every image the target was asked about, the first ones given by the attacker.
+        labels: the target's answers, int64 (m,).
+        agreement: per round, the share of images asked so far to which the trained substitute gives the same answer.
+    """
+
+    images: Tensor
+    labels: Tensor
+    agreement: list[float]
+
+
+def train_substitute_classifier(
+    substitute: nn.Module,
+    target: DefendedClassifier,
+    images: Tensor,
+    *,
+    inner_attack: Attack | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> QueriedSet:
+    """Train a substitute, in place, on the answers of a defended classifier, which is never differentiated.
+
+    Each round asks the target for the classes of the images not asked yet and trains on all answers so far; then
+    :func:`augmented` adds, for every image, one that tells more about the border. With n images at first the target is
+    asked about n 2^(rounds - 1).
+
+    Args:
+        substitute: (B, C, H, W) in the purifier's value range -> logits (B, K); its parameters that require a
+            gradient are trained. The paper takes the architecture of the inner classifier, with fresh parameters.
+        target: purifier and classifier; every query draws noise of its own.
+        images: (n, C, H, W), dtype of the substitute, in the purifier's value range; Papernot et al. start from 150.
+        inner_attack: also ask about what this attack makes of ``images`` against ``target.classifier``, as the paper
+            does: the attacker knows its gradients. That doubles n.
+        progress: show progress bars on standard error.
+        settings: fields of :class:`SubstituteSettings`. All randomness follows from ``seed``.
+
+    Returns:
+        Queries and answers. The substitute is left in eval mode.
+
+    Raises:
+        TypeError: a target or an attack of another type.
+        ValueError: images or settings that do not fit, or a substitute with nothing to train.
+
+    Source: paper 004, section 4.2.2; Papernot et al. 2016, "Practical black-box attacks", algorithm 1.
+    """
+    chosen = SubstituteSettings(**settings)
+    if not isinstance(target, DefendedClassifier):
+        raise TypeError(f"target: expected a DefendedClassifier, got {type(target).__name__}")
+    if inner_attack is not None and not isinstance(inner_attack, Attack):
+        raise TypeError(f"inner_attack: expected an attack or None, got {type(inner_attack).__name__}")
+    _check_trainable("substitute", substitute)
+    value_range = target.purifier.value_range
+    _check_images(images, value_range)
+
+    def answers(new: Tensor, first: int) -> Tensor:
+        seed = derive_seed(chosen.seed, _QUERY)
+        return _batched(
+            lambda x, ids: target(x, seed=seed, sample_ids=ids).argmax(1),
+            target,
+            new,
+            first,
+            chosen,
+            progress,
+            "asking",
+        )
+
+    known = images.detach()
+    labels = answers(known, 0)
+    if inner_attack is not None:
+        made = inner_attack(target.classifier, known, labels, value_range=value_range, progress=progress).adversarial
+        labels = torch.cat([labels, answers(made, len(known))])
+        known = torch.cat([known, made])
+    agreement = []
+    for number in range(chosen.rounds):
+        if number:
+            made = _in_batches(
+                lambda x, y: augmented(substitute, x, y, chosen.step, value_range), known, labels, chosen.query_batch
+            )
+            labels = torch.cat([labels, answers(made, len(known))])
+            known = torch.cat([known, made])
+        _train_round(substitute, known, labels, chosen, number, progress)
+        with torch.no_grad():
+            right = [
+                (substitute(x).argmax(1) == y).sum()
+                for x, y in zip(known.split(chosen.query_batch), labels.split(chosen.query_batch), strict=True)
+            ]
+        agreement.append(int(torch.stack(right).sum()) / len(known))
+    return QueriedSet(known, labels, agreement)
+
+
+def augmented(
+    substitute: nn.Module, images: Tensor, labels: Tensor, step: float, value_range: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """Jacobian-based augmentation: x + step sign(dp_y / dx), p_y the substitute's probability of the target's answer y.
+
+    The gradient taken is that of log(p_y / (1 - p_y)), which has the same sign and does not underflow where a sure
+    substitute's p_y is 0 or 1.
+
+    Args:
+        substitute: (B, C, H, W) -> logits (B, K), K >= 2, in eval mode.
+        images: (B, C, H, W) in ``value_range``.
+        labels: y, int64 (B,).
+        step: lambda.
+        value_range: the result is clipped to it.
+
+    Returns:
+        (B, C, H, W).
+
+    Source: Papernot et al. 2016, "Practical black-box attacks", section 4.2.
+    """
+    with torch.enable_grad():
+        x = images.detach().requires_grad_(True)
+        logits = substitute(x)
+        own = logits.gather(1, labels[:, None])[:, 0]
+        others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
+        (gradient,) = torch.autograd.grad((own - others).sum(), x)
+    return (images + step * gradient.sign()).clamp(*value_range)
+
+
+@dataclass(frozen=True)
+class InversionSettings(LoopSettings):
+    """Settings of :func:`train_substitute_purifier`; the shared ones are described at ``LoopSettings``.
+
+    Attributes:
+        query_batch: images purified at once; it changes the answers by float rounding only.
+    """
+
+    epochs: int = 20
+    query_batch: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        check_count("query_batch", self.query_batch, 1)
+
+
+def train_substitute_purifier(
+    substitute: nn.Module,
+    defense: Defense,
+    images: Tensor,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> TrainingReport:
+    """Train a substitute, in place, for the purifier alone, which is never differentiated.
+
+    The loss is the mean over pixels of the squared difference from ``defense(images)``, purified once.
+
+    Args:
+        substitute: (B, C, H, W) -> (B, C, H, W) in the defence's value range, see :func:`substitute_purifier`; its
+            parameters that require a gradient are trained.
+        defense: any.
+        images: (n, C, H, W), dtype of the substitute, in the defence's value range.
+        checkpoint: file written after each epoch; if it exists, training goes on from it.
+        progress: show progress bars on standard error.
+        settings: fields of :class:`InversionSettings`. All randomness follows from ``seed``.
+
+    Returns:
+        A report; the substitute is left in eval mode.
+
+    Raises:
+        TypeError: no defence.
+        ValueError: images or settings that do not fit, or a substitute with nothing to train.
+        CheckpointError: the checkpoint is of other settings.
+
+    Source: paper 004, section 4.2.3.
+    """
+    chosen = InversionSettings(**settings)
+    if not isinstance(defense, Defense):
+        raise TypeError(f"defense: expected a Defense, got {type(defense).__name__}")
+    _check_trainable("substitute", substitute)
+    _check_images(images, defense.value_range)
+    seed = derive_seed(chosen.seed, _QUERY)
+    wanted = _batched(
+        lambda x, ids: defense(x, seed=seed, sample_ids=ids), defense, images, 0, chosen, progress, "purifying"
+    )
+    return run_epochs(
+        substitute,
+        chosen,
+        len(images),
+        lambda indices: F.mse_loss(substitute(images[indices]), wanted[indices]),
+        dict,
+        checkpoint=checkpoint,
+        progress=progress,
+        label="substitute purifier",
+    )
+
+
+def substitute_purifier(defense: Defense, *, width: int = 32, channels: int | None = None, seed: int = 0) -> nn.Module:
+    """An untrained network to stand in for a defence in :func:`train_substitute_purifier`.
+
+    Where the defence projects onto a generator this is x -> G(E(x)), G its own generator, which is frozen, and E
+    a :class:`ConvEncoder`, as in the paper; elsewhere APuDAE's autoencoder with skip connections.
+
+    Args:
+        defense: any.
+        width: of the network.
+        channels: C of the images, for a defence that takes any.
+        seed: of the parameters.
+
+    Raises:
+        ValueError: ``channels`` missing, or not those of the defence.
+
+    Source: paper 004, section 4.2.3.
+    """
+    known = defense.channels or channels
+    if known is None or channels not in (None, known):
+        raise ValueError(f"channels: expected {known or 'the C of the images'}, got {channels}")
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, _INITIAL))
+        generator: Any = getattr(defense, "generator", None)
+        if generator is None:
+            return InValueRange(SkipDenoiser(known, width), defense.value_range)
+        size: tuple[int, int] = generator.image_size
+        encoder = ConvEncoder(generator.latent_dim, width, (known, *size))
+    return InValueRange(nn.Sequential(encoder, copy.deepcopy(generator).requires_grad_(False)), defense.value_range)
+
+
+class InValueRange(nn.Module):
+    """A network of images in [0, 1] as one of images in ``value_range``.
+
+    Args:
+        network: (B, C, H, W) -> (B, C, H, W).
+        value_range: (low, high).
+    """
+
+    def __init__(self, network: nn.Module, value_range: tuple[float, float]) -> None:
+        super().__init__()
+        self.network, self.value_range = network, value_range
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in the value range to images of the same shape and range."""
+        low, high = self.value_range
+        return self.network((x - low) / (high - low)) * (high - low) + low
+
+
+class CombinedSubstitute(nn.Module):
+    """The model of the combined attack: the target's own classifier behind a substitute for its purifier.
+
+    Args:
+        purifier: trained by :func:`train_substitute_purifier`.
+        classifier: ``target.classifier``.
+
+    Source: paper 004, section 4.2.3 and eq. 12.
+    """
+
+    def __init__(self, purifier: nn.Module, classifier: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.purifier, self.classifier = purifier, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, K)."""
+        return self.classifier(self.purifier(x))
+
+
+def _train_round(
+    substitute: nn.Module, images: Tensor, labels: Tensor, chosen: SubstituteSettings, number: int, progress: bool
+) -> None:
+    # The loop derives torch's seeds from its own by a multiplication, which 63 bits would overflow.
+    seed = derive_seed(chosen.seed, _TRAIN, number) >> 32
+    run_epochs(
+        substitute,
+        dataclasses.replace(chosen, seed=seed),
+        len(images),
+        lambda indices: F.cross_entropy(substitute(images[indices]), labels[indices]),
+        dict,
+        checkpoint=None,
+        progress=progress,
+        label=f"substitute, round {number + 1}/{chosen.rounds}",
+    )
+
+
+def _batched(
+    function: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    images: Tensor,
+    first: int,
+    chosen: SubstituteSettings | InversionSettings,
+    progress: bool,
+    label: str,
+) -> Tensor:
+    """``function`` of images and their sample ids first, first + 1, ..., without gradients, a bar over the images."""
+    parts = []
+    with evaluation_mode(model), torch.no_grad(), progress_bar(enabled=progress) as bar:
+        task = bar.add_task(label, total=len(images))
+        for start in range(0, len(images), chosen.query_batch):
+            part = images[start : start + chosen.query_batch]
+            ids = torch.arange(first + start, first + start + len(part), device=images.device)
+            parts.append(function(part, ids))
+            bar.advance(task, len(part))
+    return torch.cat(parts)
+
+
+def _in_batches(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, size: int) -> Tensor:
+    return torch.cat([function(x, y) for x, y in zip(images.split(size), labels.split(size), strict=True)])
+
+
+def _check_images(images: Tensor, value_range: tuple[float, float]) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4 or len(images) == 0:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images: expected a floating tensor (n, C, H, W), n >= 1, got {got}")
+    check_range(images, value_range)
+
+
+def _check_trainable(name: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"{name}: expected a module with parameters that require a gradient, got {type(model).__name__}"
+        )
