@@ -31,8 +31,8 @@ def purify(
         seed: 0 <= seed < 2**64 to repeat a result; None draws a fresh one from the operating system at
             every call.
         sample_ids: B integers that number the images for the noise, 0..B-1 by default.
-        backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device. For a
-            Purifier only.
+        backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and
+            device. For a Purifier only.
         chain_overrides: fields of :class:`fastmalade.ChainConfig`, for example ``n_steps=25``. For a Purifier only:
             the settings of other defences are attributes of their own.
 

@@ -162,9 +162,7 @@ def test_backends_inside_a_graph(monkeypatch) -> None:
     assert models.graph_backend("torch", cpu, torch.float32) == "torch"
     if backends.available()["cpu"] is None:
         # A seed that is an argument of the call cannot be one of a replay.
-        with pytest.raises(
-            BackendUnavailableError, match="expected one of cuda, triton, torch in a CUDA graph, got 'cpu'"
-        ):
+        with pytest.raises(BackendUnavailableError, match="expected one of cuda, triton, torch in a CUDA graph"):
             models.graph_backend("cpu", cpu, torch.float32)
         assert models.graph_backend(None, cpu, torch.float32) == "torch"
     assert models.graph_backend(None, cuda, torch.float64) == "torch"
