@@ -1,9 +1,10 @@
 """Write README's table of speed from a result of ``fastmalade bench``.
 
-    python benchmarks/make_tables.py benchmarks/results/bench.json            # rewrites README.md
-    python benchmarks/make_tables.py benchmarks/results/bench.json --check    # only says whether it is up to date
+    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json            # rewrites README.md
+    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json --check    # only says whether it is up to date
 
-The table goes between the lines ``<!-- bench:begin -->`` and ``<!-- bench:end -->``; nothing else is touched.
+The table goes between the lines ``<!-- bench:begin -->`` and ``<!-- bench:end -->``, that of a run with ``--gradient``
+between ``<!-- gradient:begin -->`` and ``<!-- gradient:end -->``; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from fastmalade.bench.report import Grid, grids, notes, rows
 from fastmalade.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def marks(result: dict[str, Any]) -> tuple[str, str]:
+    """The lines around the block of this kind of result."""
+    name = "gradient" if result["settings"]["gradient"] else "bench"
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 
 def markdown(result: dict[str, Any], source: str) -> str:
@@ -40,23 +46,22 @@ def _table(grid: Grid) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows(grid)])
 
 
-def replaced(text: str, block: str) -> str:
-    """``text`` with ``block`` between the marks.
+def replaced(text: str, block: str, begin: str, end: str) -> str:
+    """``text`` with ``block`` between the marks ``begin`` and ``end``.
 
     Raises:
         ValueError: the marks are not there exactly once and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected the lines {BEGIN} and {END} once each and in this order")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected the lines {begin} and {end} once each and in this order")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
-def source_of(text: str) -> str | None:
-    """The result that the block in ``text`` says it was made from; None for a block that was not made yet."""
-    block = text.split(BEGIN)[1].split(END)[0]
-    mark = "medians, from `"
-    return block.split(mark)[1].split("`")[0] if mark in block else None
+def sources_of(text: str) -> list[str]:
+    """The results that the blocks in ``text`` say they were made from."""
+    parts = text.split("medians, from `")[1:]
+    return [part.split("`")[0] for part in parts]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.result.resolve()
     source = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     old = options.readme.read_text(encoding="utf-8")
-    new = replaced(old, markdown(result, source))
+    new = replaced(old, markdown(result, source), *marks(result))
     if options.check:
         print("up to date" if new == old else f"out of date: run python benchmarks/make_tables.py {source}")
         return int(new != old)

@@ -330,6 +330,11 @@ void autoencoder_gradient(const std::string& isa, const std::string& form, int64
 struct RecordedCall {
     Settings settings;
     cpu::KeptChain kept;
+
+    RecordedCall(Settings the_settings, const cpu::Kernels& kernels, const AutoencoderShape& shape, cpu::Form form,
+                 int threads)
+        : settings(std::move(the_settings)),
+          kept(kernels, shape, settings.batch, (int64_t)settings.a.size(), form, threads) {}
 };
 
 // As langevin_chain, without a trajectory.
@@ -344,8 +349,7 @@ std::unique_ptr<RecordedCall> recorded_chain(
     Settings settings(batch, step_sizes, noise_scales, lows, highs);
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    std::unique_ptr<RecordedCall> call(new RecordedCall{
-        std::move(settings), cpu::KeptChain(kernels, shape, batch, (int64_t)step_sizes.size(), chosen, threads)});
+    auto call = std::make_unique<RecordedCall>(std::move(settings), kernels, shape, chosen, threads);
     std::vector<int64_t> own_ids;
     const ChainArguments arguments = call->settings.arguments(
         pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),

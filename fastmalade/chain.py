@@ -174,12 +174,14 @@ def run(
     if module is not None and is_unobserved(x, noise, *weights, recorded=False):
         # A seed that is read where the kernels run, at the time they run, is the executor's.
         number: Any = seed_bits if seed_bits is not None else fresh_seed() if seed is None else seed
-        if not recorded or is_unobserved(x, noise, *weights, recorded=True):
+        others = (noise, *weights)
+        others_recorded = recorded and any(tensor is not None and tensor.requires_grad for tensor in others)
+        if not others_recorded and not (recorded and x.requires_grad):
             result: Tensor = module.langevin_chain(
                 x, weights, *settings, seed=number, sample_ids=ids, noise=noise, trajectory=trajectory
             )
             return result
-        if name == "cpu" and is_unobserved(noise, *weights, recorded=True):
+        if name == "cpu" and not others_recorded:
             return direct.langevin_chain(
                 x, weights, settings, seed=number, sample_ids=ids, noise=noise, max_bytes=max_bytes
             )

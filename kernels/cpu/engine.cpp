@@ -133,7 +133,7 @@ KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_sha
       plan(choose_plan(kernels, batch, form, usable_threads(threads))),
       group_floats_(n_steps * kernels.throughput.gradient_memory(shape).record),
       single_floats_(n_steps * kernels.latency.gradient_memory(shape).record),
-      memory_(allocate(plan.groups * group_floats_ + plan.singles * single_floats_)) {}
+      memory_(plan.groups * group_floats_ + plan.singles * single_floats_) {}
 
 float* KeptChain::records(int64_t task) const {
     const int64_t singles = std::max<int64_t>(0, task - plan.groups);

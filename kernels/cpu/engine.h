@@ -50,7 +50,7 @@ public:
 
 private:
     const int64_t group_floats_, single_floats_;
-    const Buffer memory_;
+    const HandedOn memory_;
 };
 
 // The chain, all of its activations kept in `kept`, which was made for its kernels, shape and batch.

@@ -34,7 +34,7 @@ inline Buffer allocate(int64_t floats) {
 class Scratch {
 public:
     static constexpr int64_t kMostKeptBytes = 64 << 20;
-    static constexpr int64_t kSmallBytes = 1 << 20;  // not worth giving back, however little the next call needs
+    static constexpr int64_t kSmallBytes = 16 << 20;  // not worth giving back, however little the next call needs
 
     // (floats,), 64-byte aligned, any content; valid until the next call of this function or of `trim`
     float* take(int64_t floats) {
@@ -67,5 +67,47 @@ inline Scratch& thread_scratch() {
     static thread_local Scratch scratch;
     return scratch;
 }
+
+// Memory whose owner may end on any thread, handed on to the next owner that this thread makes: what one gradient leaves the
+// next one takes, without the system taking the pages back in between. One block for each thread.
+class HandedOn {
+public:
+    static constexpr int64_t kMostKeptBytes = 16 << 20;
+
+    // (floats,), 64-byte aligned, any content
+    explicit HandedOn(int64_t floats) : bytes_(buffer_bytes(floats)) {
+        Spare& kept = spare();
+        if (kept.bytes >= bytes_ && kept.bytes / 4 <= bytes_) {
+            bytes_ = kept.bytes;
+            kept.bytes = 0;
+            buffer_ = std::move(kept.buffer);
+        } else {
+            buffer_ = allocate(floats);
+        }
+    }
+    ~HandedOn() {
+        Spare& kept = spare();
+        if (bytes_ > kMostKeptBytes || bytes_ < kept.bytes) return;
+        kept.buffer = std::move(buffer_);
+        kept.bytes = bytes_;
+    }
+    HandedOn(const HandedOn&) = delete;
+    HandedOn& operator=(const HandedOn&) = delete;
+
+    float* get() const { return buffer_.get(); }
+
+private:
+    struct Spare {
+        Buffer buffer;
+        int64_t bytes = 0;
+    };
+    static Spare& spare() {
+        static thread_local Spare kept;
+        return kept;
+    }
+
+    Buffer buffer_;
+    int64_t bytes_;
+};
 
 }  // namespace fastmalade::cpu

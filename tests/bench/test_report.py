@@ -146,31 +146,32 @@ def test_plot(result, tmp_path):
 
 def test_readme_block_is_replaced_and_nothing_else(make_tables, result, tmp_path):
     readme, source = tmp_path / "README.md", tmp_path / "bench.json"
-    readme.write_text(f"# Title\n\n{make_tables.BEGIN}\nold\n{make_tables.END}\n\ntail\n")
+    begin, end = make_tables.marks(result)
+    assert begin == "<!-- bench:begin -->"
+    assert make_tables.marks({"settings": {"gradient": True}})[0] == "<!-- gradient:begin -->"
+    readme.write_text(f"# Title\n\n{begin}\nold\n{end}\n\ntail\n")
     source.write_text(json.dumps(result))
     arguments = [str(source), "--readme", str(readme)]
     assert make_tables.main([*arguments, "--check"]) == 1
     assert make_tables.main(arguments) == 0
     text = readme.read_text()
-    assert text.startswith(
-        f"# Title\n\n{make_tables.BEGIN}\n\n| 1x28x28, N=10, batch | 1 | 16 |\n| --- | ---: | ---: |\n"
-    )
-    assert text.endswith(f"\n\n{make_tables.END}\n\ntail\n")
+    assert text.startswith(f"# Title\n\n{begin}\n\n| 1x28x28, N=10, batch | 1 | 16 |\n| --- | ---: | ---: |\n")
+    assert text.endswith(f"\n\n{end}\n\ntail\n")
     assert "| ONNX Runtime | 1200 | failed |" in text
     assert "old" not in text
-    assert make_tables.source_of(text) == "bench.json"
+    assert make_tables.sources_of(text) == ["bench.json"]
     assert make_tables.main([*arguments, "--check"]) == 0
     result["cells"][0]["us_per_image"]["median"] = 401.0
     source.write_text(json.dumps(result))
     assert make_tables.main([*arguments, "--check"]) == 1
     with pytest.raises(ValueError, match="expected the lines"):
-        make_tables.replaced("no marks", "block")
+        make_tables.replaced("no marks", "block", begin, end)
 
 
-def test_the_table_in_the_readme_is_the_one_that_the_command_makes(make_tables):
+def test_the_tables_in_the_readme_are_those_that_the_command_makes(make_tables):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    source = make_tables.source_of(text)
-    if source is None:
-        pytest.skip("no run of the benchmark is committed yet")
-    result = json.loads((ROOT / source).read_text(encoding="utf-8"))
-    assert make_tables.replaced(text, make_tables.markdown(result, source)) == text
+    sources = make_tables.sources_of(text)
+    assert len(sources) == 2
+    for source in sources:
+        result = json.loads((ROOT / source).read_text(encoding="utf-8"))
+        assert make_tables.replaced(text, make_tables.markdown(result, source), *make_tables.marks(result)) == text
