@@ -62,9 +62,11 @@ class _Chain(torch.autograd.Function):
         a, d, low, high = settings
         hidden = weights[0].shape[0], weights[2].shape[0]
         if max_bytes is None and 0 < cpu.recorded_bytes(tuple(x.shape), hidden, len(a)) <= KEPT_BYTES:
-            recorded = cpu.recorded_chain(x, weights, a, d, low, high, seed=seed, sample_ids=sample_ids, noise=noise)
-            ctx.recorded = recorded
-            return recorded.result
+            # The result must not be reachable from here: it would hold this context, and the context it.
+            result, ctx.recorded = cpu.recorded_chain(
+                x, weights, a, d, low, high, seed=seed, sample_ids=sample_ids, noise=noise
+            )
+            return result
         return cpu.langevin_chain(x, weights, a, d, low, high, seed=seed, sample_ids=sample_ids, noise=noise)
 
     @staticmethod

@@ -189,12 +189,10 @@ class RecordedChain:
     """A chain with the activations of all its steps kept: the gradient then runs nothing again.
 
     Attributes:
-        result: float32 (B, C, H, W), that of :func:`langevin_chain`.
         nbytes: memory that the activations take.
     """
 
-    def __init__(self, result: Tensor, call: Any, shape: Sequence[int]) -> None:
-        self.result = result
+    def __init__(self, call: Any, shape: Sequence[int]) -> None:
         self.nbytes = int(call.nbytes)
         self._call, self._shape = call, shape
 
@@ -226,8 +224,8 @@ def recorded_chain(
     sample_ids: Tensor | None,
     noise: Tensor | None = None,
     form: str = "auto",
-) -> RecordedChain:
-    """:func:`langevin_chain` for a gradient to come; arguments and errors as there."""
+) -> tuple[Tensor, RecordedChain]:
+    """:func:`langevin_chain` and what a gradient to come needs; arguments and errors as there."""
     extension = _load()
     x, address, shape, addresses, _alive = _model(extension, x, weights)
     batch = x.shape[0]
@@ -252,7 +250,7 @@ def recorded_chain(
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    return RecordedChain(out, call, x.shape)
+    return out, RecordedChain(call, x.shape)
 
 
 def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -195,3 +197,17 @@ def test_double_backward_raises_here_too(make_autoencoder, make_images, backend,
     (gradient,) = torch.autograd.grad(result.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.square().sum().backward()
+
+
+def test_what_a_gradient_keeps_goes_with_its_graph(make_autoencoder, make_images, backend):
+    model, x = make_autoencoder().requires_grad_(False), make_images(2, 1, 8, 8).requires_grad_()
+    gc.collect()
+    gc.disable()
+    try:
+        result = fastmalade.langevin_chain(x, model, A, D, seed=1, backend=backend)
+        node = weakref.ref(result.grad_fn)
+        torch.autograd.grad(result.sum(), x)
+        del result
+        assert node() is None  # by counting references alone: activations must not wait for the collector
+    finally:
+        gc.enable()
