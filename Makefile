@@ -1,6 +1,7 @@
 # Everything below works from a fresh clone: it makes .venv, installs what it needs and runs.
-#   make demo    make test    make lint    make sanitize    make wheel    make clean    make distclean
-# PYTHON chooses the interpreter of .venv; DEMO_ARGS and PYTEST_ARGS are passed on.
+#   make demo    make test    make lint    make sanitize    make emulate    make wheel    make clean    make distclean
+#   make gpu-check    on a machine with a GPU, offline and without .venv
+# PYTHON chooses the interpreter of .venv; DEMO_ARGS, PYTEST_ARGS and GPU_CHECK_ARGS are passed on.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/fastmalade demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
