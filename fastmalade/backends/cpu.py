@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmalade.backends.arguments import WEIGHT_NAMES, checked_seed, checked_tensor, is_plain, like, weight_shapes
 from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
 
-_WEIGHT_NAMES = tuple(
-    f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
-)
 _IMAGES = (None, None, None, None)  # (B, C, H, W)
 # DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call.
 _EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
@@ -101,33 +99,46 @@ def langevin_chain(
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
     ValueError for arguments that do not fit and BackendUnavailableError without the extension.
     """
-    extension = _load()
-    x, address, shape, addresses, _alive = _model(extension, x, weights)
-    batch = x.shape[0]
-    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
-    n_steps = len(step_sizes)
-    if noise is not None:
-        noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
-    out = torch.empty((n_steps + 1, *x.shape), dtype=torch.float32) if trajectory else _like(x)
-    extension.langevin_chain(
-        isa=isa_in_use(),
-        form=form,
-        batch=batch,
-        shape=shape,
-        weights=addresses,
-        x=address,
-        step_sizes=step_sizes,
-        noise_scales=noise_scales,
-        lows=lows,
-        highs=highs,
-        seed=_seed(seed),
-        sample_ids=0 if ids is None else ids.data_ptr(),
-        noise=0 if noise is None else noise.data_ptr(),
-        out=out.data_ptr(),
-        trajectory=trajectory,
-        threads=torch.get_num_threads(),
-    )
+    x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
+    out = torch.empty((len(step_sizes) + 1, *x.shape), dtype=torch.float32) if trajectory else like(x)
+    _load().langevin_chain(out=out.data_ptr(), trajectory=trajectory, **call)
     return out
+
+
+def _chain_call(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    noise_scales: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    seed: int,
+    sample_ids: Tensor | None,
+    noise: Tensor | None,
+    form: str,
+) -> tuple[Tensor, dict[str, Any], object]:
+    """x, what every chain call of the extension takes, and what keeps its addresses alive."""
+    x, address, shape, addresses, alive = _model(_load(), x, weights)
+    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
+    if noise is not None:
+        noise = checked_tensor("noise", noise, torch.float32, (len(step_sizes), *x.shape))
+    call = {
+        "isa": isa_in_use(),
+        "form": form,
+        "batch": x.shape[0],
+        "shape": shape,
+        "weights": addresses,
+        "x": address,
+        "step_sizes": step_sizes,
+        "noise_scales": noise_scales,
+        "lows": lows,
+        "highs": highs,
+        "seed": checked_seed(seed),
+        "sample_ids": 0 if ids is None else ids.data_ptr(),
+        "noise": 0 if noise is None else noise.data_ptr(),
+        "threads": torch.get_num_threads(),
+    }
+    return x, call, (alive, ids, noise)
 
 
 def chain_gradient(
@@ -151,36 +162,17 @@ def chain_gradient(
     :func:`gradient_plan`; the rest and the errors as there. The noise is drawn again from its counters. Returns
     float32 (B, C, H, W).
     """
-    extension = _load()
-    x, address, shape, addresses, _alive = _model(extension, x, weights)
-    batch = x.shape[0]
-    cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape)
-    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
-    n_steps = len(step_sizes)
-    if noise is not None:
-        noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape))
-    plan = make_plan(n_steps, _gradient_sizes(shape, batch), max_bytes)
-    gradient = _like(x)
-    extension.chain_gradient(
-        isa=isa_in_use(),
-        form=form,
-        batch=batch,
-        shape=shape,
-        weights=addresses,
-        x=address,
-        step_sizes=step_sizes,
-        noise_scales=noise_scales,
-        lows=lows,
-        highs=highs,
-        seed=_seed(seed),
-        sample_ids=0 if ids is None else ids.data_ptr(),
-        noise=0 if noise is None else noise.data_ptr(),
+    x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
+    cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
+    plan = make_plan(len(step_sizes), _gradient_sizes(call["shape"], x.shape[0]), max_bytes)
+    gradient = like(x)
+    _load().chain_gradient(
         cotangent=cotangent.data_ptr(),
         gradient=gradient.data_ptr(),
         actions=plan.numbers(),
         checkpoints=plan.checkpoints,
         records=plan.records,
-        threads=torch.get_num_threads(),
+        **call,
     )
     return gradient
 
@@ -199,9 +191,9 @@ class RecordedChain:
     def gradient(self, cotangent: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Vector-Jacobian product with respect to x; ``weights`` are those of the chain, unchanged."""
         extension = _load()
-        cotangent = _tensor("cotangent", cotangent, torch.float32, self._shape)
+        cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
         cotangent, address, _, addresses, _alive = _model(extension, cotangent, weights)
-        gradient = _like(cotangent)
+        gradient = like(cotangent)
         extension.chain_reverse(
             call=self._call,
             weights=addresses,
@@ -226,31 +218,10 @@ def recorded_chain(
     form: str = "auto",
 ) -> tuple[Tensor, RecordedChain]:
     """:func:`langevin_chain` and what a gradient to come needs; arguments and errors as there."""
-    extension = _load()
-    x, address, shape, addresses, _alive = _model(extension, x, weights)
-    batch = x.shape[0]
-    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
-    if noise is not None:
-        noise = _tensor("noise", noise, torch.float32, (len(step_sizes), *x.shape))
-    out = _like(x)
-    call = extension.recorded_chain(
-        isa=isa_in_use(),
-        form=form,
-        batch=batch,
-        shape=shape,
-        weights=addresses,
-        x=address,
-        step_sizes=step_sizes,
-        noise_scales=noise_scales,
-        lows=lows,
-        highs=highs,
-        seed=_seed(seed),
-        sample_ids=0 if ids is None else ids.data_ptr(),
-        noise=0 if noise is None else noise.data_ptr(),
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return out, RecordedChain(call, x.shape)
+    x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
+    out = like(x)
+    recorded = _load().recorded_chain(out=out.data_ptr(), **call)
+    return out, RecordedChain(recorded, x.shape)
 
 
 def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
@@ -299,8 +270,8 @@ def _jacobian_product(
     extension = _load()
     x, address, shape, addresses, _alive = _model(extension, x, weights)
     if cotangent is not None:
-        cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape)
-    out = _like(x)
+        cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
+    out = like(x)
     extension.autoencoder_gradient(
         isa=isa_in_use(),
         form=form,
@@ -356,13 +327,13 @@ def langevin_update(
     shape of ``x``. Raises ValueError for arguments that do not fit.
     """
     extension = _load()
-    x = _tensor("x", x, torch.float32, x.shape)
-    reconstruction = _tensor("reconstruction", reconstruction, torch.float32, x.shape)
+    x = checked_tensor("x", x, torch.float32, x.shape)
+    reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape)
     batch = x.shape[0]
-    ids = None if sample_ids is None else _tensor("sample_ids", sample_ids, torch.int64, (batch,))
+    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (batch,))
     if noise is not None:
-        noise = _tensor("noise", noise, torch.float32, x.shape)
-    out = _like(x)
+        noise = checked_tensor("noise", noise, torch.float32, x.shape)
+    out = like(x)
     extension.langevin_update(
         isa=isa_in_use(),
         batch=batch,
@@ -373,7 +344,7 @@ def langevin_update(
         noise_scale=noise_scale,
         low=low,
         high=high,
-        seed=_seed(seed),
+        seed=checked_seed(seed),
         sample_ids=0 if ids is None else ids.data_ptr(),
         step=step,
         noise=0 if noise is None else noise.data_ptr(),
@@ -389,7 +360,7 @@ def first_outside(values: Tensor, low: float, high: float) -> int | None:
     NaN is within no bounds; the bounds are rounded to float32. None where this pass cannot read the values:
     it takes contiguous float32 tensors on the CPU, and the extension.
     """
-    if not _is_plain(values, torch.float32) or unavailable_reason() is not None:
+    if not is_plain(values, torch.float32) or unavailable_reason() is not None:
         return None
     return int(_load().check_range(values.data_ptr(), values.numel(), low, high))
 
@@ -401,12 +372,12 @@ def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -
     al. 2011) through Box and Muller. Raises ValueError for arguments out of range.
     """
     extension = _load()
-    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,))
+    ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,))
     if n_elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
     z = torch.empty((ids.shape[0], n_elements), dtype=torch.float32)
     extension.standard_normal(
-        isa=isa_in_use(), seed=_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
+        isa=isa_in_use(), seed=checked_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
         elements=n_elements, z=z.data_ptr(), threads=torch.get_num_threads(),
     )  # fmt: skip
     return z
@@ -415,13 +386,13 @@ def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -
 def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
     """The words behind ``standard_normal``: int64 (B, 4 ceil(n_elements / 4)), values 0 to 2^32 - 1."""
     extension = _load()
-    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,))
+    ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,))
     if n_elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
     counters = -(-n_elements // 4)
     words = torch.empty((ids.shape[0], 4 * counters), dtype=torch.int64)
     extension.philox_words(
-        isa=isa_in_use(), seed=_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
+        isa=isa_in_use(), seed=checked_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
         counters=counters, words=words.data_ptr(), threads=torch.get_num_threads(),
     )  # fmt: skip
     return words
@@ -449,39 +420,6 @@ def _why_missing(error: ImportError) -> str:
     return str(error)
 
 
-def _seed(seed: int) -> int:
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
-    return int(seed)
-
-
-def _is_plain(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether memory holds the values as they are and in order."""
-    return value.dtype is dtype and value.is_cpu and value.is_contiguous() and not value.is_neg()
-
-
-def _like(x: Tensor) -> Tensor:
-    """An uninitialised tensor like ``x``, which is contiguous, without gradient."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor:
-    """``value`` as a contiguous CPU tensor after checking it; None in ``shape`` stands for any size."""
-    found = value.shape
-    if len(found) != len(shape) or not all(n is None or n == m for n, m in zip(shape, found, strict=True)):
-        raise _misfit(name, value, dtype, shape)
-    if _is_plain(value, dtype):
-        return value
-    if value.device.type != "cpu" or value.dtype != dtype:
-        raise _misfit(name, value, dtype, shape)
-    return value.detach().resolve_neg().contiguous()
-
-
-def _misfit(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> ValueError:
-    expected = f"{dtype} on the cpu of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-    return ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
-
-
 def _model(
     extension: ModuleType, x: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, int, list[int], list[int], object]:
@@ -493,32 +431,21 @@ def _model(
         found = extension.read_model(_EXCHANGE, x, weights)
         if found is not None:
             return x, *found, weights
-    x = _tensor("x", x, torch.float32, _IMAGES)
+    x = checked_tensor("x", x, torch.float32, _IMAGES)
     arrays, shape = _weights(weights, x)
     return x, x.data_ptr(), shape, [array.data_ptr() for array in arrays], arrays
 
 
 def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
     """The ten arrays, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
-    if len(weights) != len(_WEIGHT_NAMES):
-        names = ", ".join(_WEIGHT_NAMES)
-        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
+    if len(weights) != len(WEIGHT_NAMES):
+        names = ", ".join(WEIGHT_NAMES)
+        raise ValueError(f"weights: expected {len(WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
     channels, height, width = x.shape[1:]
     hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
     hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
     arrays = [
-        _tensor(name, weight, torch.float32, shape)
-        for name, weight, shape in zip(_WEIGHT_NAMES, weights, _weight_shapes(channels, hidden1, hidden2), strict=True)
+        checked_tensor(name, weight, torch.float32, shape)
+        for name, weight, shape in zip(WEIGHT_NAMES, weights, weight_shapes(channels, hidden1, hidden2), strict=True)
     ]
     return arrays, [channels, height, width, hidden1, hidden2]
-
-
-@functools.lru_cache(maxsize=64)
-def _weight_shapes(channels: int, hidden1: int, hidden2: int) -> tuple[tuple[int, ...], ...]:
-    return (
-        (hidden1, channels, 5, 5), (hidden1,),
-        (hidden2, hidden1, 5, 5), (hidden2,),
-        (hidden2, hidden1, 9, 9), (hidden1,),
-        (hidden1, channels, 1, 1), (channels,),
-        (channels, channels, 5, 5), (channels,),
-    )  # fmt: skip

@@ -18,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmalade.backends.arguments import WEIGHT_NAMES, weight_shapes
 from fastmalade.backends.cpu import BackendUnavailableError
 
-_WEIGHT_NAMES = tuple(
-    f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
-)
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
 
@@ -358,22 +356,15 @@ def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], 
     _load()
     _check_device(x)
     x = _tensor("x", x, torch.float32, (None, None, None, None), x.device)
-    if len(weights) != len(_WEIGHT_NAMES):
-        names = ", ".join(_WEIGHT_NAMES)
-        raise ValueError(f"weights: expected {len(_WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
+    if len(weights) != len(WEIGHT_NAMES):
+        names = ", ".join(WEIGHT_NAMES)
+        raise ValueError(f"weights: expected {len(WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
     channels, height, width = x.shape[1:]
     hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
     hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
-    shapes = (
-        (hidden1, channels, 5, 5), (hidden1,),
-        (hidden2, hidden1, 5, 5), (hidden2,),
-        (hidden2, hidden1, 9, 9), (hidden1,),
-        (hidden1, channels, 1, 1), (channels,),
-        (channels, channels, 5, 5), (channels,),
-    )  # fmt: skip
     arrays = [
         _tensor(name, weight, torch.float32, shape, x.device)
-        for name, weight, shape in zip(_WEIGHT_NAMES, weights, shapes, strict=True)
+        for name, weight, shape in zip(WEIGHT_NAMES, weights, weight_shapes(channels, hidden1, hidden2), strict=True)
     ]
     return x, arrays, [channels, height, width, hidden1, hidden2]
 

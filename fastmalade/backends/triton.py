@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.cpu import _WEIGHT_NAMES, BackendUnavailableError, _weight_shapes
+from fastmalade.backends.arguments import WEIGHT_NAMES, weight_shapes
+from fastmalade.backends.cpu import BackendUnavailableError
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
@@ -351,13 +352,13 @@ def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | 
 
 
 def _weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    if len(weights) != len(_WEIGHT_NAMES):
+    if len(weights) != len(WEIGHT_NAMES):
         raise ValueError(
-            f"weights: expected {len(_WEIGHT_NAMES)} tensors ({', '.join(_WEIGHT_NAMES)}), got {len(weights)}"
+            f"weights: expected {len(WEIGHT_NAMES)} tensors ({', '.join(WEIGHT_NAMES)}), got {len(weights)}"
         )
     hidden = [int(weights[n].shape[0]) if weights[n].dim() else 0 for n in (0, 2)]
-    shapes = _weight_shapes(x.shape[1], *hidden)
-    named = zip(_WEIGHT_NAMES, weights, shapes, strict=True)
+    shapes = weight_shapes(x.shape[1], *hidden)
+    named = zip(WEIGHT_NAMES, weights, shapes, strict=True)
     return [_tensor(name, weight, torch.float32, shape, x.device) for name, weight, shape in named]
 
 
