@@ -80,7 +80,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
     with _recorder(lambda launch: found.setdefault(launch)):
         for channels, height, width, *hidden in _MODELS:
             x = torch.zeros(2, channels, height, width)
-            weights = [torch.zeros(shape) for shape in backend._weight_shapes(channels, *hidden)]
+            weights = [torch.zeros(shape) for shape in backend.weight_shapes(channels, *hidden)]
             for precision in precisions if channels == 1 else precisions[:1]:
                 # A step with noise and clamp, one without both.
                 settings: Any = ([0.1, 0.1], [0.1, 0.0], [0.0, -float("inf")], [1.0, float("inf")])
