@@ -32,6 +32,35 @@ def test_langevin_chain(benchmark, task, form):
     assert result.shape == x.shape
 
 
+def _gradient_call(task):
+    x = torch.from_numpy(make_images(task))
+    lows, highs = final_bounds(task.n_steps)
+    settings = (x, task.weights, task.step_sizes, task.noise_scales, lows, highs)
+    return x, settings, {"seed": 1, "sample_ids": torch.arange(task.batch)}
+
+
+def test_chain_gradient(benchmark, task, form):
+    """The way back with nothing kept: the chain run again and recorded, then reversed."""
+    x, settings, options = _gradient_call(task)
+    _per_image(benchmark, task)
+    assert benchmark(cpu.chain_gradient, x, *settings, **options, form=form).shape == x.shape
+
+
+def test_recorded_chain(benchmark, task, form):
+    """The chain with its activations kept, in memory that is fresh at each call where it is large."""
+    x, settings, options = _gradient_call(task)
+    _per_image(benchmark, task)
+    assert benchmark(cpu.recorded_chain, *settings, **options, form=form)[0].shape == x.shape
+
+
+def test_recorded_gradient(benchmark, task, form):
+    """The way back from kept activations."""
+    x, settings, options = _gradient_call(task)
+    _, kept = cpu.recorded_chain(*settings, **options, form=form)
+    _per_image(benchmark, task)
+    assert benchmark(kept.gradient, x, task.weights).shape == x.shape
+
+
 def test_autoencoder_forward(benchmark, task, form):
     x = torch.from_numpy(make_images(task))
     _per_image(benchmark, task)

@@ -19,6 +19,7 @@ from fastmalade.gradient_plan import check_max_bytes
 from fastmalade.models import Autoencoder
 from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
 from fastmalade.observers import is_transformed, is_unobserved
+from fastmalade.update_operator import run_update
 
 ClampSteps = Literal["every", "final"]
 
@@ -240,7 +241,7 @@ def _run_callable(
             return reference.langevin_step(state, reconstruction, a, d, z, low=low, high=high).contiguous()
         arguments: Any = (state, reconstruction, a, d, low, high, seed_bits, ids, step, z, backend)
         direct = is_unobserved(state, reconstruction, z, recorded=torch.is_grad_enabled())
-        return ops.run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
+        return run_update(*arguments) if direct else torch.ops.fastmalade.langevin_update.default(*arguments)
 
     if max_bytes is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return run_checkpointed(advance, x, len(step_sizes), max_bytes)

@@ -6,8 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,9 @@ from fastmalade.attacks.target import derive_seed, evaluation_mode
 from fastmalade.chain import is_native_autoencoder
 from fastmalade.defended import DefendedClassifier
 from fastmalade.defense import Defense
+from fastmalade.gradient_report import GradientCheck, GradientReport, Status
 from fastmalade.noise import check_seed
 from fastmalade.purifier import Purifier
-
-Status = Literal["PASS", "FAIL", "INFO"]
 
 # Lengths of the finite differences and the relative error allowed, by dtype. The shorter of two lengths rarely
 # straddles a kink of a clamp or a ReLU that the longer one does; a wrong gradient is wrong at both.
@@ -30,59 +28,6 @@ _DIFFERENCES = {torch.float64: ((1e-6, 1e-7), 1e-4), torch.float32: ((1e-2, 3e-3
 # other models across kinks, and there the gradient jumps.
 _SMOOTH_TOLERANCE, _KINKED_TOLERANCE = 1e-4, 1e-2
 _ZERO_LIMIT = 0.5
-
-
-@dataclass(frozen=True)
-class GradientCheck:
-    """One line of a report.
-
-    Attributes:
-        name: what was checked.
-        status: "PASS", "FAIL", or "INFO" for what is neither right nor wrong by itself.
-        value: the figure measured, or None.
-        limit: the largest value that passes, or None.
-        detail: what the figure means here.
-    """
-
-    name: str
-    status: Status
-    value: float | None
-    limit: float | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class GradientReport:
-    """Result of :func:`check_gradient`; ``str`` gives a table.
-
-    Attributes:
-        model: name of the type that was checked.
-        shape: shape of the images (B, C, H, W).
-        checks: one entry per check.
-    """
-
-    model: str
-    shape: tuple[int, ...]
-    checks: tuple[GradientCheck, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return all(check.status != "FAIL" for check in self.checks)
-
-    def __getitem__(self, name: str) -> GradientCheck:
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(f"expected one of {', '.join(c.name for c in self.checks)}, got {name!r}")
-
-    def __str__(self) -> str:
-        rows = [("check", "result", "value", "limit", "")]
-        rows += [(c.name, c.status, _figure(c.value), _figure(c.limit), c.detail) for c in self.checks]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join((*(row[i].ljust(widths[i]) for i in range(4)), row[4])).rstrip() for row in rows]
-        verdict = "PASS" if self.passed else "FAIL"
-        return "\n".join([f"gradient of {self.model} at images {self.shape}: {verdict}", *lines])
 
 
 def check_gradient(
@@ -396,7 +341,3 @@ def _normals(seed: int, like: Tensor) -> Tensor:
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.ndim - 1)))
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 DEFAULT_MAX_BYTES = 256 * 2**20
+"""Where no budget is given; more where that would not hold about sqrt(N) states and records, see make_plan."""
 
 # Of more numbers of records than this only so many are tried: a plan a little longer than the best.
 _EXHAUSTIVE, _CANDIDATES = 128, 64
@@ -111,19 +112,20 @@ def make_plan(n_steps: int, sizes: Sizes, max_bytes: int | None = None) -> Gradi
     Args:
         n_steps: N >= 0.
         sizes: bytes that a state and a record take.
-        max_bytes: budget for the working memory; 256 MiB by default.
+        max_bytes: budget for the working memory. None stands for 256 MiB or, where images or threads are so large or
+            many that this is less, for what keeps the forward steps below 2 N: a default must not refuse to compute.
 
     Raises:
         TypeError, ValueError: a budget that is no whole number, or does not hold a single step.
     """
-    limit = check_max_bytes(max_bytes)
-    return _cached_plan(n_steps, sizes, limit)
-
-
-def check_max_bytes(max_bytes: int | None) -> int:
-    """``max_bytes`` or its default; TypeError or ValueError for what is no positive whole number."""
     if max_bytes is None:
-        return DEFAULT_MAX_BYTES
+        root = math.isqrt(max(n_steps - 1, 0)) + 1
+        return _cached_plan(n_steps, sizes, max(DEFAULT_MAX_BYTES, sizes.of(root, root)))
+    return _cached_plan(n_steps, sizes, check_max_bytes(max_bytes))
+
+
+def check_max_bytes(max_bytes: int) -> int:
+    """``max_bytes``; TypeError or ValueError for what is no positive whole number."""
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
         raise TypeError(f"max_bytes: expected an int or None, got {type(max_bytes).__name__} {max_bytes!r}")
     if max_bytes < 1:

@@ -2,19 +2,18 @@
 
     fastmalade::langevin_chain            all N steps of the Table 8 autoencoder; differentiable once
     fastmalade::langevin_chain_backward   its vector-Jacobian product, the noise replayed from its counters
-    fastmalade::langevin_update           residual, update, noise and clamp of one step, for user modules
     fastmalade::standard_normal           noise of one step, where a transformation needs torch's own operations
     fastmalade::fill_fresh_seed_          writes 64 bits of the operating system into a seed tensor
 
 The seed travels as an int64 (1,) CPU tensor (the unsigned seed's bits). The chain is thereby a pure function of its
 inputs, which compilers may reorder or merge, and the only impure operator writes into a tensor of its own: two calls
-inside one compiled graph keep two seeds, and a compiled graph draws afresh each time it runs.
+inside one compiled graph keep two seeds, and a compiled graph draws afresh each time it runs. The operator of one step
+for user modules is in ``update_operator.py``.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,29 +23,24 @@ from torch import Tensor
 from fastmalade import backends, reference
 from fastmalade.chain_gradient import ChainGradient
 from fastmalade.noise import draw, fresh_seed, signed64
-from fastmalade.observers import is_unobserved
 
 DOUBLE_BACKWARD = (
     "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
     "second derivatives are available through fastmalade.reference.langevin_chain"
 )
 
-_LIBRARY = torch.library.Library("fastmalade", "FRAGMENT")
+LIBRARY = torch.library.Library("fastmalade", "FRAGMENT")
 _CHAIN_ARGUMENTS = (
     "Tensor x, Tensor[] weights, float[] step_sizes, float[] noise_scales, float[] lows, float[] highs, "
     "Tensor seed, Tensor sample_ids, Tensor? noise, str backend, int? max_bytes"
 )
-_LIBRARY.define(f"langevin_chain({_CHAIN_ARGUMENTS}) -> Tensor")
-_LIBRARY.define(
+LIBRARY.define(f"langevin_chain({_CHAIN_ARGUMENTS}) -> Tensor")
+LIBRARY.define(
     f"langevin_chain_backward(Tensor cotangent, {_CHAIN_ARGUMENTS}, "
     "bool weight_gradients, bool noise_gradient) -> (Tensor, Tensor, Tensor[])"
 )
-_LIBRARY.define(
-    "langevin_update(Tensor x, Tensor reconstruction, float step_size, float noise_scale, float low, float high, "
-    "Tensor seed, Tensor sample_ids, int step, Tensor? noise, str backend) -> Tensor"
-)
-_LIBRARY.define("standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor like, str backend) -> Tensor")
-_LIBRARY.define("fill_fresh_seed_(Tensor(a!) seed) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
+LIBRARY.define("standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor like, str backend) -> Tensor")
+LIBRARY.define("fill_fresh_seed_(Tensor(a!) seed) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
 
 
 def seed_tensor(seed: int | None) -> Tensor:
@@ -60,7 +54,8 @@ def seed_tensor(seed: int | None) -> Tensor:
     return torch.tensor([signed64(fresh_seed())], dtype=torch.int64)
 
 
-def _unsigned(seed: Tensor) -> int | Tensor:
+def seed_value(seed: Tensor) -> int | Tensor:
+    """What a backend takes: the number of a seed on the CPU, the tensor itself of one on a GPU."""
     # A seed on a GPU stays there: reading it would wait for the device, and a captured graph has to read it at each
     # replay (executor).
     return int(seed.item()) % 2**64 if seed.is_cpu else seed
@@ -112,7 +107,7 @@ def run_chain(
             noise_scales,
             lows,
             highs,
-            seed=_unsigned(seed),
+            seed=seed_value(seed),
             sample_ids=sample_ids,
             noise=noise,
             trajectory=trajectory,
@@ -124,7 +119,7 @@ def run_chain(
         noise_scales,
         lows=lows,
         highs=highs,
-        seed=_unsigned(seed),
+        seed=seed_value(seed),
         sample_ids=sample_ids,
         noise=noise,
         trajectory=trajectory,
@@ -172,7 +167,7 @@ def run_chain_backward(
             _standard_strides(x),
             weights,
             *settings,
-            seed=_unsigned(seed),
+            seed=seed_value(seed),
             sample_ids=sample_ids,
             noise=noise,
             max_bytes=max_bytes,
@@ -185,7 +180,9 @@ def run_chain_backward(
     def run(state: Tensor, first: int, count: int) -> Tensor:
         steps = slice(first, first + count)
         # Explicit noise: by itself the chain would draw that of steps 0, 1, ...
-        given = torch.stack([drawn(first + n) for n in range(count)])
+        given = torch.stack(
+            [drawn(step) if noise_scales[step] != 0.0 else torch.zeros_like(x) for step in range(first, first + count)]
+        )
         a, d, low, high = (values[steps] for values in settings)
         return run_chain(state, weights, a, d, low, high, seed, sample_ids, given, backend)
 
@@ -198,12 +195,12 @@ def _noise_of_step(
 ) -> Tensor:
     if noise is not None:
         return noise[step]
-    return draw(_unsigned(seed), sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend)
+    return draw(seed_value(seed), sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend)
 
 
 def _standard_normal(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, backend: str) -> Tensor:
     return draw(
-        _unsigned(seed),
+        seed_value(seed),
         sample_ids,
         step,
         like.shape[1:],
@@ -213,67 +210,22 @@ def _standard_normal(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, 
     )
 
 
-def run_update(
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    seed: Tensor,
-    sample_ids: Tensor,
-    step: int,
-    noise: Tensor | None,
-    backend: str,
-) -> Tensor:
-    """clamp(x + a (r - x) + d z, low, high) on one backend; nothing is recorded for autograd.
-
-    Args:
-        x, reconstruction: (B, ...) of one shape, dtype and device.
-        seed: int64 (1,), on the CPU or where the kernels run, and
-        sample_ids: int64 (B,), and
-        step: the noise of :func:`reference.standard_normal`; not read if ``noise``, of the shape of ``x``, is
-            given, or ``noise_scale`` is 0.
-        backend: a name that ``backends.resolve`` has returned.
-
-    Returns:
-        New contiguous tensor of the shape of ``x``.
-    """
-    return (
-        (backends.native(backend) or reference)
-        .langevin_update(
-            x,
-            reconstruction,
-            step_size,
-            noise_scale,
-            low,
-            high,
-            seed=_unsigned(seed),
-            sample_ids=sample_ids,
-            step=step,
-            noise=noise,
-        )
-        .contiguous()
-    )
-
-
 def _fill_fresh_seed(seed: Tensor) -> None:
     seed.fill_(signed64(fresh_seed()))
 
 
-_LIBRARY.impl("langevin_chain", run_chain, "CompositeExplicitAutograd")
-_LIBRARY.impl("langevin_chain_backward", run_chain_backward, "CompositeExplicitAutograd")
-_LIBRARY.impl("langevin_update", run_update, "CompositeExplicitAutograd")
-_LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
-_LIBRARY.impl("fill_fresh_seed_", _fill_fresh_seed, "CompositeExplicitAutograd")
+LIBRARY.impl("langevin_chain", run_chain, "CompositeExplicitAutograd")
+LIBRARY.impl("langevin_chain_backward", run_chain_backward, "CompositeExplicitAutograd")
+LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
+LIBRARY.impl("fill_fresh_seed_", _fill_fresh_seed, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("fastmalade::langevin_chain", lib=_LIBRARY)
+@torch.library.register_fake("fastmalade::langevin_chain", lib=LIBRARY)
 def _chain_fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("fastmalade::langevin_chain_backward", lib=_LIBRARY)
+@torch.library.register_fake("fastmalade::langevin_chain_backward", lib=LIBRARY)
 def _chain_backward_fake(
     cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], step_sizes: Sequence[float], *rest: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -285,17 +237,12 @@ def _chain_backward_fake(
     )
 
 
-@torch.library.register_fake("fastmalade::langevin_update", lib=_LIBRARY)
-def _update_fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.register_fake("fastmalade::standard_normal", lib=_LIBRARY)
+@torch.library.register_fake("fastmalade::standard_normal", lib=LIBRARY)
 def _standard_normal_fake(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, backend: str) -> Tensor:
     return like.new_empty(like.shape)
 
 
-@torch.library.register_fake("fastmalade::fill_fresh_seed_", lib=_LIBRARY)
+@torch.library.register_fake("fastmalade::fill_fresh_seed_", lib=LIBRARY)
 def _fill_fresh_seed_fake(seed: Tensor) -> None:
     return None
 
@@ -338,61 +285,6 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
     )
 
 
-def _update_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, reconstruction, *settings, seed, sample_ids, step, noise, backend = inputs
-    ctx.settings = (*settings, step, backend)
-    ctx.is_clamped = settings[2] > -math.inf or settings[3] < math.inf
-    if ctx.is_clamped:
-        ctx.save_for_backward(x, reconstruction, seed, sample_ids, noise)
-
-
-def _update_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-    a, d, low, high, step, backend = ctx.settings
-    if ctx.is_clamped:
-        # Which elements came from outside the bounds is found by running the step again without them. The state and
-        # r(x) are alive anyway, as inputs and outputs of the layers around; a mask would be new memory at every step,
-        # and a second result to write in every forward pass.
-        x, reconstruction, seed, sample_ids, noise = ctx.saved_tensors
-        recorded = torch.is_grad_enabled()
-        if (
-            backend == "triton"
-            and not ctx.needs_input_grad[9]
-            and is_unobserved(cotangent, x, noise, recorded=recorded)
-        ):
-            gradients = backends.triton.langevin_update_vjp(
-                cotangent,
-                x,
-                reconstruction,
-                a,
-                d,
-                low,
-                high,
-                seed=_unsigned(seed),
-                sample_ids=sample_ids,
-                step=step,
-                noise=noise,
-            )
-            return *gradients, *[None] * 9
-        free = torch.ops.fastmalade.langevin_update(
-            x.detach(),
-            reconstruction.detach(),
-            a,
-            d,
-            -math.inf,
-            math.inf,
-            seed,
-            sample_ids,
-            step,
-            None if noise is None else noise.detach(),
-            backend,
-        )
-        # The comparisons of torch.clamp: the bounds belong to the inside, NaN to neither side.
-        cotangent = torch.where((free >= low) & (free <= high), cotangent, 0.0)
-    # Linear in the cotangent, and the mask is locally constant: a double backward through these operations is exact.
-    noise_gradient = d * cotangent if ctx.needs_input_grad[9] else None
-    return (1.0 - a) * cotangent, a * cotangent, *[None] * 7, noise_gradient, None
-
-
 def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     return None
 
@@ -406,11 +298,8 @@ def _no_gradient(ctx: Any, cotangent: Tensor) -> tuple[None, ...]:
     return None, None, None, None, None
 
 
-torch.library.register_autograd("fastmalade::standard_normal", _no_gradient, setup_context=_no_context, lib=_LIBRARY)
+torch.library.register_autograd("fastmalade::standard_normal", _no_gradient, setup_context=_no_context, lib=LIBRARY)
+torch.library.register_autograd("fastmalade::langevin_chain", _backward, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd(
-    "fastmalade::langevin_update", _update_backward, setup_context=_update_context, lib=_LIBRARY
-)
-torch.library.register_autograd("fastmalade::langevin_chain", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd(
-    "fastmalade::langevin_chain_backward", _no_second_derivative, setup_context=_no_context, lib=_LIBRARY
+    "fastmalade::langevin_chain_backward", _no_second_derivative, setup_context=_no_context, lib=LIBRARY
 )

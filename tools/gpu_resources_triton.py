@@ -74,13 +74,14 @@ class Row:
 
 def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[Launch]:
     """Every distinct launch of the backend's functions for images of one and of three channels."""
+    from fastmalade.backends import arguments
     from fastmalade.backends import triton as backend
 
     found: dict[Launch, None] = {}
     with _recorder(lambda launch: found.setdefault(launch)):
         for channels, height, width, *hidden in _MODELS:
             x = torch.zeros(2, channels, height, width)
-            weights = [torch.zeros(shape) for shape in backend.weight_shapes(channels, *hidden)]
+            weights = [torch.zeros(shape) for shape in arguments.weight_shapes(channels, *hidden)]
             for precision in precisions if channels == 1 else precisions[:1]:
                 # A step with noise and clamp, one without both.
                 settings: Any = ([0.1, 0.1], [0.1, 0.0], [0.0, -float("inf")], [1.0, float("inf")])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from fastmalade.backends import cpu, cuda, triton
+from fastmalade.backends.extensions import BackendUnavailableError
 
 __all__ = [
     "BACKENDS",
@@ -32,8 +33,6 @@ BACKENDS: tuple[str, ...] = ("torch", "cpu", "cuda", "triton")
 _NATIVE: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 """What is chosen automatically for tensors of a device, the first that can compute them; "torch" where none can."""
-
-BackendUnavailableError = cpu.BackendUnavailableError
 
 
 class ModelShape(NamedTuple):

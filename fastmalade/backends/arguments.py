@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+IMAGES = (None, None, None, None)  # (B, C, H, W) of any sizes
 WEIGHT_NAMES = tuple(
     f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
 )
@@ -30,22 +32,43 @@ def like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def checked_tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor:
-    """``value`` as a contiguous CPU tensor after checking it; None in ``shape`` stands for any size."""
+def checked_tensor(
+    name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device = CPU
+) -> Tensor:
+    """``value`` contiguous and without gradient, after checking it; None in ``shape`` stands for any size.
+
+    Raises:
+        ValueError: another dtype, shape or device.
+    """
     found = value.shape
-    if len(found) != len(shape) or not all(n is None or n == m for n, m in zip(shape, found, strict=True)):
-        raise misfit(name, value, dtype, shape)
-    if is_plain(value, dtype):
+    fits = len(found) == len(shape) and all(n is None or n == m for n, m in zip(shape, found, strict=True))
+    if fits and device is CPU and is_plain(value, dtype):
         return value
-    if value.device.type != "cpu" or value.dtype != dtype:
-        raise misfit(name, value, dtype, shape)
+    if not fits or value.device != device or value.dtype != dtype:
+        sizes = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(
+            f"{name}: expected {dtype} on {device} of shape ({sizes}), "
+            f"got {value.dtype} on {value.device} of shape {tuple(found)}"
+        )
     return value.detach().resolve_neg().contiguous()
 
 
-def misfit(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> ValueError:
-    """The error for a tensor that does not fit, with what was expected and what came."""
-    expected = f"{dtype} on the cpu of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-    return ValueError(f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}")
+def checked_model(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
+    """The ten float32 arrays of a Table 8 autoencoder, contiguous and on the device of ``x`` (B, C, H, W).
+
+    Also the sizes (channels, height, width, hidden1, hidden2) they agree on. Raises ValueError where they do not.
+    """
+    if len(weights) != len(WEIGHT_NAMES):
+        names = ", ".join(WEIGHT_NAMES)
+        raise ValueError(f"weights: expected {len(WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
+    channels, height, width = x.shape[1:]
+    hidden1, hidden2 = (int(weights[n].shape[0]) if weights[n].dim() else 0 for n in (0, 2))
+    device = CPU if x.is_cpu else x.device
+    arrays = [
+        checked_tensor(name, weight, torch.float32, shape, device)
+        for name, weight, shape in zip(WEIGHT_NAMES, weights, weight_shapes(channels, hidden1, hidden2), strict=True)
+    ]
+    return arrays, [channels, height, width, hidden1, hidden2]
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,29 +8,22 @@ FASTMALADE_CPU_ISA, read at each call, forces one. Threads follow ``torch.get_nu
 from __future__ import annotations
 
 import functools
-import importlib
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import WEIGHT_NAMES, checked_seed, checked_tensor, is_plain, like, weight_shapes
+from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor, is_plain, like
+from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
 
-_IMAGES = (None, None, None, None)  # (B, C, H, W)
 # DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call.
 _EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 _extension: ModuleType | None = None
 _supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of isas_supported, and whose it is
-
-
-class BackendUnavailableError(RuntimeError):
-    """A backend, or an instruction set of it, was asked for and cannot be had; the message says why."""
 
 
 def unavailable_reason() -> str | None:
@@ -226,14 +219,9 @@ def recorded_chain(
 
 def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
     """About the memory that :func:`recorded_chain` keeps for images (B, C, H, W): exact for whole groups of images."""
-    return x_shape[0] * _recorded_bytes(isa_in_use(), tuple(x_shape[1:]), hidden_channels, n_steps)
-
-
-@functools.lru_cache(maxsize=256)
-def _recorded_bytes(isa: str, image_shape: tuple[int, ...], hidden_channels: tuple[int, int], n_steps: int) -> int:
-    extension = _load()
-    record = extension.gradient_bytes(isa, [*image_shape, *hidden_channels])["record"]
-    return int(record) * n_steps // int(extension.lanes(isa))
+    isa = isa_in_use()
+    record = _sizes(isa, (*x_shape[1:], *hidden_channels), 1).record
+    return x_shape[0] * n_steps * record // int(_load().lanes(isa))
 
 
 def gradient_plan(
@@ -371,53 +359,39 @@ def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -
     ``seed`` 0 to 2^64 - 1, ``sample_ids`` int64 (B,), ``step`` 0 to 2^32 - 1. Philox4x32-10 words (Salmon et
     al. 2011) through Box and Muller. Raises ValueError for arguments out of range.
     """
-    extension = _load()
-    ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,))
-    if n_elements < 0:
-        raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
-    z = torch.empty((ids.shape[0], n_elements), dtype=torch.float32)
-    extension.standard_normal(
-        isa=isa_in_use(), seed=checked_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
-        elements=n_elements, z=z.data_ptr(), threads=torch.get_num_threads(),
-    )  # fmt: skip
+    call, _alive = _noise_call(seed, sample_ids, step, n_elements)
+    z = torch.empty((call["batch"], n_elements), dtype=torch.float32)
+    _load().standard_normal(elements=n_elements, z=z.data_ptr(), **call)
     return z
 
 
 def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
     """The words behind ``standard_normal``: int64 (B, 4 ceil(n_elements / 4)), values 0 to 2^32 - 1."""
-    extension = _load()
+    call, _alive = _noise_call(seed, sample_ids, step, n_elements)
+    counters = -(-n_elements // 4)
+    words = torch.empty((call["batch"], 4 * counters), dtype=torch.int64)
+    _load().philox_words(counters=counters, words=words.data_ptr(), **call)
+    return words
+
+
+def _noise_call(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> tuple[dict[str, Any], object]:
+    """What both noise calls of the extension take, and what keeps the addresses alive."""
     ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,))
     if n_elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
-    counters = -(-n_elements // 4)
-    words = torch.empty((ids.shape[0], 4 * counters), dtype=torch.int64)
-    extension.philox_words(
-        isa=isa_in_use(), seed=checked_seed(seed), sample_ids=ids.data_ptr(), batch=ids.shape[0], step=step,
-        counters=counters, words=words.data_ptr(), threads=torch.get_num_threads(),
-    )  # fmt: skip
-    return words
+    call = {
+        "isa": isa_in_use(), "seed": checked_seed(seed), "sample_ids": ids.data_ptr(), "batch": ids.shape[0],
+        "step": step, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return call, ids
 
 
 def _load() -> ModuleType:
     """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
     global _extension
     if _extension is None:
-        try:
-            _extension = importlib.import_module("fastmalade._cpu")
-        except ImportError as error:
-            why = _why_missing(error)
-            raise BackendUnavailableError(f"the native CPU extension cannot be loaded: {why}") from error
+        _extension = import_extension("cpu", "the native CPU extension")
     return _extension
-
-
-def _why_missing(error: ImportError) -> str:
-    """What the build recorded, where it built nothing; else what the import said."""
-    info = Path(__file__).resolve().parent.parent / "_build_info.json"
-    if info.is_file():
-        reason = json.loads(info.read_text(encoding="utf-8"))["cpu"]["reason"]
-        if reason:
-            return str(reason)
-    return str(error)
 
 
 def _model(
@@ -431,21 +405,6 @@ def _model(
         found = extension.read_model(_EXCHANGE, x, weights)
         if found is not None:
             return x, *found, weights
-    x = checked_tensor("x", x, torch.float32, _IMAGES)
-    arrays, shape = _weights(weights, x)
+    x = checked_tensor("x", x, torch.float32, IMAGES)
+    arrays, shape = checked_model(weights, x)
     return x, x.data_ptr(), shape, [array.data_ptr() for array in arrays], arrays
-
-
-def _weights(weights: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[int]]:
-    """The ten arrays, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
-    if len(weights) != len(WEIGHT_NAMES):
-        names = ", ".join(WEIGHT_NAMES)
-        raise ValueError(f"weights: expected {len(WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
-    channels, height, width = x.shape[1:]
-    hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
-    hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
-    arrays = [
-        checked_tensor(name, weight, torch.float32, shape)
-        for name, weight, shape in zip(WEIGHT_NAMES, weights, weight_shapes(channels, hidden1, hidden2), strict=True)
-    ]
-    return arrays, [channels, height, width, hidden1, hidden2]

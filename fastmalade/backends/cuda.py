@@ -7,19 +7,16 @@ on first use, so that importing this file never fails. Speed: not yet measured o
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import WEIGHT_NAMES, weight_shapes
-from fastmalade.backends.cpu import BackendUnavailableError
+from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor
+from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
@@ -170,7 +167,7 @@ def chain_gradient(
     bits. At least one image is always taken. The rest, and the errors, as in :func:`langevin_chain`.
     """
     x, arrays, sizes = _model(x, weights)
-    cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
+    cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes: expected at least 1 or None, got {max_bytes}")
     n_steps, batch = len(step_sizes), x.shape[0]
@@ -178,9 +175,9 @@ def chain_gradient(
         return cotangent.clone()
     if sample_ids is None:
         sample_ids = torch.arange(batch, device=x.device)
-    sample_ids = _tensor("sample_ids", sample_ids, torch.int64, (batch,), x.device)
+    sample_ids = checked_tensor("sample_ids", sample_ids, torch.int64, (batch,), x.device)
     if noise is not None:
-        noise = _tensor("noise", noise, torch.float32, (n_steps, *x.shape), x.device)
+        noise = checked_tensor("noise", noise, torch.float32, (n_steps, *x.shape), x.device)
     settings = (step_sizes, noise_scales, lows, highs)
     gradient = torch.empty_like(x)
     with torch.cuda.device(x.device):
@@ -222,8 +219,8 @@ def langevin_update(
     """
     extension = _load()
     _check_device(x)
-    x = _tensor("x", x, torch.float32, x.shape, x.device)
-    reconstruction = _tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
+    x = checked_tensor("x", x, torch.float32, x.shape, x.device)
+    reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
     keep, source = _noise(x, None, seed, sample_ids, noise)
     out = torch.empty_like(x)
     batch = x.shape[0]
@@ -256,7 +253,7 @@ def philox_words(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: 
 def _draw(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int, *, words: bool) -> Tensor:
     extension = _load()
     _check_device(sample_ids)
-    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,), sample_ids.device)
+    ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,), sample_ids.device)
     if n_elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {n_elements}")
     if words:
@@ -304,11 +301,11 @@ def _noise(
     number, pointer = _seed(seed, x.device)
     keep = [seed] if isinstance(seed, Tensor) else []
     if sample_ids is not None:
-        sample_ids = _tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],), x.device)
+        sample_ids = checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],), x.device)
         keep.append(sample_ids)
     if noise is not None:
         shape = x.shape if n_steps is None else (n_steps, *x.shape)
-        noise = _tensor("noise", noise, torch.float32, shape, x.device)
+        noise = checked_tensor("noise", noise, torch.float32, shape, x.device)
         keep.append(noise)
     return keep, {
         "seed": number,
@@ -321,10 +318,8 @@ def _noise(
 def _seed(seed: int | Tensor, device: torch.device) -> tuple[int, int]:
     """The seed as a number and as an address on the device, one of the two 0."""
     if isinstance(seed, Tensor):
-        return 0, _tensor("seed", seed, torch.int64, (1,), device).data_ptr()
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
-    return int(seed), 0
+        return 0, checked_tensor("seed", seed, torch.int64, (1,), device).data_ptr()
+    return checked_seed(seed), 0
 
 
 def _stream() -> int:
@@ -340,52 +335,18 @@ def _check_device(x: Tensor) -> None:
         raise ValueError(f"expected tensors on a cuda device, got {x.device}")
 
 
-def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device) -> Tensor:
-    """``value`` as a contiguous tensor after checking it; None in ``shape`` stands for any size."""
-    fits = len(value.shape) == len(shape) and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
-    if value.device != device or value.dtype != dtype or not fits:
-        expected = f"{dtype} on {device} of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
-        raise ValueError(
-            f"{name}: expected {expected}, got {value.dtype} on {value.device} of shape {tuple(value.shape)}"
-        )
-    return value.detach().resolve_neg().contiguous()
-
-
 def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
     """x and the ten weights, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
     _load()
     _check_device(x)
-    x = _tensor("x", x, torch.float32, (None, None, None, None), x.device)
-    if len(weights) != len(WEIGHT_NAMES):
-        names = ", ".join(WEIGHT_NAMES)
-        raise ValueError(f"weights: expected {len(WEIGHT_NAMES)} tensors ({names}), got {len(weights)}")
-    channels, height, width = x.shape[1:]
-    hidden1 = int(weights[0].shape[0]) if weights[0].dim() else 0
-    hidden2 = int(weights[2].shape[0]) if weights[2].dim() else 0
-    arrays = [
-        _tensor(name, weight, torch.float32, shape, x.device)
-        for name, weight, shape in zip(WEIGHT_NAMES, weights, weight_shapes(channels, hidden1, hidden2), strict=True)
-    ]
-    return x, arrays, [channels, height, width, hidden1, hidden2]
+    x = checked_tensor("x", x, torch.float32, IMAGES, x.device)
+    arrays, sizes = checked_model(weights, x)
+    return x, arrays, sizes
 
 
 def _load() -> ModuleType:
     """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
     global _extension
     if _extension is None:
-        try:
-            _extension = importlib.import_module("fastmalade._cuda")
-        except ImportError as error:
-            why = _why_missing(error)
-            raise BackendUnavailableError(f"the CUDA extension cannot be loaded: {why}") from error
+        _extension = import_extension("cuda", "the CUDA extension")
     return _extension
-
-
-def _why_missing(error: ImportError) -> str:
-    """What the build recorded, where it built nothing; else what the import said."""
-    info = Path(__file__).resolve().parent.parent / "_build_info.json"
-    if info.is_file():
-        record = json.loads(info.read_text(encoding="utf-8")).get("cuda", {})
-        if record.get("reason"):
-            return f"not built: {record['reason']}"
-    return str(error)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import WEIGHT_NAMES, weight_shapes
-from fastmalade.backends.cpu import BackendUnavailableError
+from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor
+from fastmalade.backends.extensions import BackendUnavailableError
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
@@ -113,7 +113,7 @@ def chain_gradient(
     float32 (B, C, H, W).
     """
     call = _Call(x, weights, (step_sizes, noise_scales, lows, highs), seed, sample_ids, noise, precision)
-    cotangent = _tensor("cotangent", cotangent, torch.float32, call.x.shape, call.x.device)
+    cotangent = checked_tensor("cotangent", cotangent, torch.float32, call.x.shape, call.x.device)
     out = torch.empty_like(call.x)
     if len(step_sizes) == 0 or out.numel() == 0:
         return out.copy_(cotangent)
@@ -171,7 +171,7 @@ def langevin_update_vjp(
     g is ``cotangent``, of the shape of ``x``, and 0 where the clamp acted, found by running the step again.
     """
     inputs, launch = _update_call(x, reconstruction, step_size, noise_scale, low, high, seed, sample_ids, step, noise)
-    cotangent = _tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
+    cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
     gradients = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     if cotangent.numel() > 0:
         launch("langevin_update_vjp_kernel", (cotangent,), gradients)
@@ -210,10 +210,10 @@ class _Call:
         from fastmalade.backends import triton_chain
 
         device = x.device
-        self.x = _tensor("x", x, torch.float32, (None, None, None, None), device)
+        self.x = checked_tensor("x", x, torch.float32, IMAGES, device)
         if self.x.shape[2] % 4 or self.x.shape[3] % 4:
             raise ValueError(f"x: expected height and width multiples of 4, got {tuple(self.x.shape)}")
-        self.weights = _weights(weights, self.x)
+        self.weights, _ = checked_model(weights, self.x)
         lengths = {len(values) for values in settings}
         if len(lengths) != 1:
             raise ValueError(f"settings: expected N of each, got {[len(values) for values in settings]}")
@@ -229,7 +229,7 @@ class _Call:
         self.ids = _ids(sample_ids, batch, device)
         self.seed = _seed(seed, device)
         expected = (lengths.pop(), *self.x.shape)
-        self.noise = None if noise is None else _tensor("noise", noise, torch.float32, expected, device)
+        self.noise = None if noise is None else checked_tensor("noise", noise, torch.float32, expected, device)
 
     def in_parts(
         self,
@@ -282,13 +282,13 @@ def _update_call(
     from fastmalade.kernels.triton import langevin_update as kernels
 
     device, shape = x.device, x.shape
-    x = _tensor("x", x, torch.float32, shape, device)
-    reconstruction = _tensor("reconstruction", reconstruction, torch.float32, shape, device)
+    x = checked_tensor("x", x, torch.float32, shape, device)
+    reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, shape, device)
     _check_finite("step_size", step_size)
     _check_finite("noise_scale", noise_scale)
     _check_bounds(low, high)
     ids, seeds = _ids(sample_ids, x.shape[0], device), _seed(seed, device)
-    given = None if noise is None else _tensor("noise", noise, torch.float32, shape, device)[None]
+    given = None if noise is None else checked_tensor("noise", noise, torch.float32, shape, device)[None]
     elements = x.numel() // x.shape[0] if x.shape[0] else 0
     kind, values = triton_stages.Noise(seeds, ids, given).of_step(0, noise_scale, x)
     blocks = x.shape[0] * -(-elements // 4)
@@ -314,7 +314,7 @@ def _noise_kernel(
     from fastmalade.kernels.triton import langevin_update as kernels
 
     device = sample_ids.device
-    ids = _tensor("sample_ids", sample_ids, torch.int64, (None,), device)
+    ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,), device)
     if elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {elements}")
     out = torch.empty((ids.shape[0], elements), dtype=dtype, device=device)
@@ -339,33 +339,10 @@ def _require(x: Tensor) -> None:
         raise BackendUnavailableError(f"the triton backend cannot run: {reason}")
 
 
-def _tensor(name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int | None], device: torch.device) -> Tensor:
-    """``value`` contiguous and without gradient after checking it; None in ``shape`` stands for any size."""
-    fits = len(value.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, value.shape, strict=True))
-    if not fits or value.dtype != dtype or value.device != device:
-        sizes = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(
-            f"{name}: expected {dtype} on {device} of shape ({sizes}), "
-            f"got {value.dtype} on {value.device} of shape {tuple(value.shape)}"
-        )
-    return value.detach().resolve_neg().contiguous()
-
-
-def _weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    if len(weights) != len(WEIGHT_NAMES):
-        raise ValueError(
-            f"weights: expected {len(WEIGHT_NAMES)} tensors ({', '.join(WEIGHT_NAMES)}), got {len(weights)}"
-        )
-    hidden = [int(weights[n].shape[0]) if weights[n].dim() else 0 for n in (0, 2)]
-    shapes = weight_shapes(x.shape[1], *hidden)
-    named = zip(WEIGHT_NAMES, weights, shapes, strict=True)
-    return [_tensor(name, weight, torch.float32, shape, x.device) for name, weight, shape in named]
-
-
 def _ids(sample_ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
     if sample_ids is None:
         return torch.arange(batch, dtype=torch.int64, device=device)
-    return _tensor("sample_ids", sample_ids, torch.int64, (batch,), device)
+    return checked_tensor("sample_ids", sample_ids, torch.int64, (batch,), device)
 
 
 def _seed(seed: int | Tensor, device: torch.device) -> Tensor:
@@ -374,9 +351,8 @@ def _seed(seed: int | Tensor, device: torch.device) -> Tensor:
         if seed.dtype != torch.int64 or tuple(seed.shape) != (1,):
             raise ValueError(f"seed: expected an int or torch.int64 of shape (1), got {seed.dtype} {tuple(seed.shape)}")
         return seed.to(device)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
-    return torch.tensor([seed - 2**64 if seed >= 2**63 else seed], dtype=torch.int64, device=device)
+    number = checked_seed(seed)
+    return torch.tensor([number - 2**64 if number >= 2**63 else number], dtype=torch.int64, device=device)
 
 
 def _step(step: int) -> int:

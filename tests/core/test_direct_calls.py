@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmalade
 from fastmalade import observers
-from fastmalade.backends import cpu
+from fastmalade.backends import cpu, extensions
 
 A, D = [0.5, 0.4, 0.3], [0.2, 0.0, 0.1]
 
@@ -158,7 +158,7 @@ def test_the_extension_may_be_away(make_autoencoder, make_images, monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(cpu, "_extension", None)
-    monkeypatch.setattr(cpu.importlib, "import_module", missing)
+    monkeypatch.setattr(extensions.importlib, "import_module", missing)
     model = fastmalade.Purifier(make_autoencoder().requires_grad_(False), fastmalade.ChainConfig(n_steps=1))
     assert model.purify(make_images(1, 1, 8, 8)).shape == (1, 1, 8, 8)
     with pytest.raises(ValueError, match="got NaN"):

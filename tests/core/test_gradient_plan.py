@@ -87,6 +87,17 @@ def test_more_memory_is_never_slower():
     assert steps[0] == 50 * 51 // 2
 
 
+@pytest.mark.parametrize("n_steps", [1, 2, 10, 50, 250])
+def test_the_default_budget_refuses_nothing(n_steps):
+    huge = Sizes(fixed=10**9, state=10**7, record=10**8, workers=64)
+    plan = make_plan(n_steps, huge)
+    assert plan.n_bytes > DEFAULT_MAX_BYTES
+    assert plan.forward_steps < 2 * n_steps or n_steps == 1
+    simulate(plan)
+    with pytest.raises(ValueError, match="max_bytes: expected at least"):
+        make_plan(n_steps, huge, DEFAULT_MAX_BYTES)
+
+
 def test_long_chains_and_no_chain():
     assert simulate(make_plan(5000, Sizes(0, 1, 10), 100))[0] < 10 * 5000
     assert make_plan(0, Sizes(1, 1, 1), 1).numbers() == []

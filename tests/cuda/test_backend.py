@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from fastmalade.backends import cuda
-from fastmalade.backends.cpu import BackendUnavailableError
+from fastmalade.backends import cuda, extensions
+from fastmalade.backends.extensions import BackendUnavailableError
 
 DIGIT = [1, 28, 28, 10, 25]
 H200, A100 = (132, 227 * 1024, 8), (108, 163 * 1024, 1)
@@ -63,8 +63,8 @@ def test_a_build_without_it_says_why(monkeypatch, tmp_path) -> None:
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(cuda, "_extension", None)
-    monkeypatch.setattr(cuda.importlib, "import_module", missing)
-    monkeypatch.setattr(cuda, "__file__", str(tmp_path / "fastmalade" / "backends" / "cuda.py"))
+    monkeypatch.setattr(extensions.importlib, "import_module", missing)
+    monkeypatch.setattr(extensions, "__file__", str(tmp_path / "fastmalade" / "backends" / "extensions.py"))
     (tmp_path / "fastmalade").mkdir()
     assert "No module named 'fastmalade._cuda'" in cuda.unavailable_reason()
     record = {"cuda": {"built": False, "reason": "nvcc was not there at build time"}}

@@ -11,7 +11,7 @@ import reference64
 import torch
 
 from fastmalade import backends
-from fastmalade.backends import BackendUnavailableError, cpu
+from fastmalade.backends import BackendUnavailableError, cpu, extensions
 
 WEIGHTS = reference64.random_weights(1, 3, 4)
 CPU = torch.device("cpu")
@@ -203,7 +203,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("FASTMALADE_BACKEND", raising=False)
     monkeypatch.setattr(cpu, "_extension", None)
-    monkeypatch.setattr(cpu.importlib, "import_module", missing)
+    monkeypatch.setattr(extensions.importlib, "import_module", missing)
     reason = cpu.unavailable_reason()
     assert reason is not None
     assert "cannot be loaded" in reason
