@@ -1,13 +1,15 @@
 """Accuracy of MALADE and of every rival on attacked digits, by the papers' protocol and by the sound one.
 
-    python scripts/evaluate_defenses.py [--images 1000] [--defenses a,b] [--output results.json] [--cache DIR]
+    python scripts/evaluate_defenses.py [--defenses a,b] [--images 1000] [--adaptive-images 1000] [--output FILE]
 
 Columns: clean; FGSM and PGD made against the bare classifier (the papers' protocol: the attacker does not know the
-defence); PGD with BPDA, and PGD through the exact gradient, both with fresh randomness at each step. Counts are of
-images still classified correctly. An interrupted run goes on from --output; attacked images are kept in --cache.
+defence); PGD with BPDA, and PGD through the exact gradient, both with fresh randomness at each step; for APuDAE its
+paper's counter attacks A and B too. Counts are of images still classified correctly, by a majority of fresh queries
+under the adaptive attacks.
 
-The adaptive attacks run each defence a hundred times per image, those on Defense-GAN and DIP-INC take hours on a CPU:
---defenses and --images choose less.
+An interrupted run goes on from --output, where every column that is there stays, and from the attacks' own checkpoints
+in --cache. The adaptive attacks run each defence a hundred times per image, those on Defense-GAN and DIP-INC take
+minutes for each: run them with fewer images. The table says for how many a figure stands where that is not the most.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import DefendedClassifier, Defense
-from fastmalade.attacks import PGD
+from fastmalade.attacks import PGD, Attack, CounterAttackA, CounterAttackB
 from fastmalade.data import find_data_dir, load_mnist
-from fastmalade.defenses import Apudae, AutoencodeAndClassify, DeepPrior, DefenseGan, InvertAndClassify, MagNet
-from fastmalade.evaluation import accuracy, transfer_table, wilson_interval
+from fastmalade.defenses import Apudae
+from fastmalade.evaluation import accuracy, attacked_images
+from fastmalade.evaluation.defenses import accuracy_table, compared_defenses
 from fastmalade.files import replacing
 from fastmalade.models import in_channels_last
 from fastmalade.pretrained import load_classifier
@@ -33,7 +37,8 @@ from fastmalade.progress import progress_bar
 
 SEED = 0
 TRANSFERRED = (("fgsm", 0.1), ("fgsm", 0.3), ("pgd", 0.1), ("pgd", 0.2), ("pgd", 0.3))
-ADAPTIVE = {"epsilon": 0.3, "norm": "linf", "step_size": 0.01, "seed": SEED}
+STEP_SIZE = 0.01
+ADAPTIVE_EPSILON, COUNTER_EPSILON = 0.3, 0.1
 BATCH = 100
 PAPERS = {
     "defense-gan": "000 Table 1, FGSM 0.3 made with a substitute model: 84.2 to 89.7",
@@ -43,20 +48,16 @@ PAPERS = {
 }
 
 
-def defenses() -> dict[str, Defense]:
-    """What is compared, by name, with the settings that the papers print where they print any."""
-    apudae = Apudae.from_pretrained("apudae-mnist")
-    assert isinstance(apudae, Apudae)
-    found: dict[str, Defense] = {
-        "malade": Defense.from_pretrained("malade-mnist"),
-        "magnet": MagNet.from_pretrained("magnet-mnist"),
-        "defense-gan": DefenseGan.from_pretrained("defense-gan-mnist"),
-        "inc": InvertAndClassify.from_pretrained("inc-mnist"),
-        "autoencode": AutoencodeAndClassify.from_pretrained("autoencode-mnist"),
-        "dip-inc": DeepPrior(n_steps=100).eval(),
+def adaptive_attacks(defense: Defense, steps: int) -> dict[str, Attack]:
+    """Attacks that know the defence, by column."""
+    common: dict[str, Any] = {"norm": "linf", "step_size": STEP_SIZE, "seed": SEED, "steps": steps}
+    found: dict[str, Attack] = {
+        f"pgd {ADAPTIVE_EPSILON:g} {mode}": PGD(**common, epsilon=ADAPTIVE_EPSILON, gradient=mode)  # type: ignore[arg-type]
+        for mode in (("bpda", "unrolled") if defense.gradient == "unrolled" else ("bpda",))
     }
-    for variant in ("direct", "A", "B", "C", "D", "E", "F", "G"):
-        found[f"apudae-{variant}"] = Apudae(apudae.autoencoder, **(apudae.settings() | {"variant": variant})).eval()
+    if isinstance(defense, Apudae):
+        found[f"counter A {COUNTER_EPSILON:g}"] = CounterAttackA(**common, epsilon=COUNTER_EPSILON)
+        found[f"counter B {COUNTER_EPSILON:g}"] = CounterAttackB(**common, epsilon=COUNTER_EPSILON)
     return found
 
 
@@ -67,30 +68,51 @@ def measure(
     images: Tensor,
     labels: Tensor,
     *,
+    adaptive: int,
     steps: int,
+    done: set[str],
     cache: Path | None = None,
-) -> dict[str, Any]:
-    """Correct answers out of len(images) for each column, and the seconds that each took."""
-    counts: dict[str, Any] = {"n": len(images)}
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    rows = transfer_table(
-        classifier, {name: lambda x: _purify(defense, x)}, images, labels, TRANSFERRED, seed=SEED, cache_dir=cache
-    )
-    for row in rows:
-        counts["clean" if row.attack == "none" else f"{row.attack} {row.epsilon:g}"] = row.correct[name]
-    seconds["transferred"] = time.perf_counter() - started
-    model = DefendedClassifier(defense, classifier, gradient=defense.gradient).eval()
-    modes = ("bpda", "unrolled") if defense.gradient == "unrolled" else ("bpda",)
-    for mode in modes:
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One column after the other: its name, and correct answers out of how many images in how many seconds.
+
+    Args:
+        name: of the defence, in the names of checkpoints.
+        defense, classifier: the parts of what is attacked.
+        images, labels: (n, 1, 28, 28) in [0, 1], and (n,).
+        adaptive: so many of the first images meet the adaptive attacks.
+        steps: of the adaptive attacks.
+        done: columns that are not wanted any more.
+        cache: folder for attacked images and checkpoints.
+    """
+    for attack, epsilon in (("none", 0.0), *TRANSFERRED):
+        column = "clean" if attack == "none" else f"{attack} {epsilon:g}"
+        if column in done:
+            continue
+        if attack == "none":
+            shown = images
+        else:
+            shown = attacked_images(
+                classifier, images, labels, attack, epsilon, step_size=STEP_SIZE, seed=SEED, cache_dir=cache
+            )  # type: ignore[arg-type]
         started = time.perf_counter()
-        attack = PGD(**ADAPTIVE, steps=steps, gradient=mode)  # type: ignore[arg-type]
-        robust = 0
-        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-            robust += int((~attack(model, x, y).success).sum())
-        counts[f"pgd {ADAPTIVE['epsilon']} {mode}"] = robust
-        seconds[mode] = time.perf_counter() - started
-    return {"correct": counts, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
+        correct = accuracy(classifier, _purify(defense, shown), labels)
+        yield column, _entry(correct, len(images), started)
+    model = DefendedClassifier(defense, classifier, gradient=defense.gradient).eval()
+    x, y = images[:adaptive], labels[:adaptive]
+    for column, adaptive_attack in adaptive_attacks(defense, steps).items():
+        if column in done or not len(x):
+            continue
+        checkpoint = None
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            checkpoint = cache / f"{name}-{column.replace(' ', '-')}-{len(x)}.safetensors"
+        started = time.perf_counter()
+        result = adaptive_attack(model, x, y, batch_size=BATCH, checkpoint=checkpoint)
+        yield column, _entry(int((~result.success).sum()), len(x), started)
+
+
+def _entry(correct: int, n: int, started: float) -> dict[str, Any]:
+    return {"correct": correct, "n": n, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def _purify(defense: Defense, images: Tensor) -> Tensor:
@@ -102,58 +124,55 @@ def _purify(defense: Defense, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def table(results: dict[str, Any]) -> str:
-    """The counts as percentages with 95% intervals, in Markdown."""
-    columns = list(dict.fromkeys(c for result in results.values() for c in result["correct"] if c != "n"))
-    lines = [" | ".join(["| defence", *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, result in results.items():
-        entries = []
-        for column in columns:
-            correct, n = result["correct"].get(column), result["correct"]["n"]
-            if correct is None:
-                entries.append("")
-                continue
-            low, high = wilson_interval(correct, n)
-            entries.append(f"{100 * correct / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        lines.append(" | ".join([f"| {name}", *entries]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=40, help="steps of the adaptive attacks, of 0.01 each")
     parser.add_argument("--defenses", default="", help="names, comma-separated; all by default")
+    parser.add_argument("--images", type=int, default=1000, help="digits for the attacks on the bare classifier")
+    parser.add_argument("--adaptive-images", type=int, default=1000, help="so many of them for the adaptive attacks")
+    parser.add_argument("--steps", type=int, default=40, help="steps of the adaptive attacks, of 0.01 each")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/defenses-accuracy.json"))
     parser.add_argument("--cache", type=Path, default=Path("runs/attacked"))
     parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--print", action="store_true", help="only print the table of --output")
     arguments = parser.parse_args()
-    images, labels = (part[: arguments.images] for part in load_mnist("test", find_data_dir(arguments.data)))
-    classifier = in_channels_last(load_classifier("mnist-c"))
-    protocol = {"images": len(images), "steps": arguments.steps, "adaptive": ADAPTIVE, "seed": SEED, "papers": PAPERS}
-    state: dict[str, Any] = {"protocol": protocol, "bare": accuracy(classifier, images, labels), "results": {}}
+    protocol = {"steps": arguments.steps, "step_size": STEP_SIZE, "norm": "linf", "seed": SEED, "papers": PAPERS}
+    state: dict[str, Any] = {"protocol": protocol, "results": {}}
     if arguments.output.exists():
         earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
         if earlier["protocol"] != protocol:
             parser.error(f"{arguments.output}: expected a result of the same protocol to go on from; name another file")
         state = earlier
-    available = defenses()
+    if arguments.print:
+        print(accuracy_table(state["results"]))
+        return
+    available = compared_defenses()
     wanted = [name for name in arguments.defenses.split(",") if name] or list(available)
     unknown = sorted(set(wanted) - set(available))
     if unknown:
         parser.error(f"--defenses: expected any of {', '.join(available)}, got {', '.join(unknown)}")
+    images, labels = (part[: arguments.images] for part in load_mnist("test", find_data_dir(arguments.data)))
+    classifier = in_channels_last(load_classifier("mnist-c"))
     with progress_bar() as bar:
         task = bar.add_task("defences", total=len(wanted))
         for name in wanted:
             bar.update(task, description=name)
-            if name not in state["results"]:
-                state["results"][name] = measure(
-                    name, available[name], classifier, images, labels, steps=arguments.steps, cache=arguments.cache
-                )
+            entries = state["results"].setdefault(name, {})
+            for column, entry in measure(
+                name,
+                available[name],
+                classifier,
+                images,
+                labels,
+                adaptive=arguments.adaptive_images,
+                steps=arguments.steps,
+                done=set(entries),
+                cache=arguments.cache,
+            ):
+                entries[column] = entry
                 with replacing(arguments.output) as partial:
                     partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
             bar.advance(task)
-    print(table(state["results"]))
+    print(accuracy_table(state["results"]))
 
 
 if __name__ == "__main__":

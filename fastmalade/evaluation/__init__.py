@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastmalade.evaluation.accuracy import accuracy, predictions, wilson_interval
 from fastmalade.evaluation.attacks import ATTACK_CHUNK, AttackName, attacked
-from fastmalade.evaluation.transfer import TransferRow, transfer_table
+from fastmalade.evaluation.transfer import TransferRow, attacked_images, transfer_table
 
 __all__ = [
     "ATTACK_CHUNK",
@@ -12,6 +12,7 @@ __all__ = [
     "TransferRow",
     "accuracy",
     "attacked",
+    "attacked_images",
     "predictions",
     "transfer_table",
     "wilson_interval",

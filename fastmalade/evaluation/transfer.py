@@ -72,33 +72,62 @@ def transfer_table(
     """
     rows = [_row("none", 0.0, images, classifier, purifiers, labels)]
     for attack, epsilon in attacks:
-        key = _cache_key(classifier, images, labels, attack, epsilon, steps, step_size, seed)
-        folder = None if cache_dir is None else Path(cache_dir) / key
-        parts = []
-        for index, start in enumerate(range(0, len(images), ATTACK_CHUNK)):
-            part = slice(start, start + ATTACK_CHUNK)
-            stored = None if folder is None else folder / f"{index:05d}.npy"
-            if stored is not None and stored.exists():
-                parts.append(torch.from_numpy(np.load(stored)))
-            else:
-                adversarial = attacked(
-                    classifier,
-                    images[part],
-                    labels[part],
-                    attack,
-                    epsilon,
-                    steps=steps,
-                    step_size=step_size,
-                    seed=seed,
-                    first_chunk=index,
-                )
-                parts.append(adversarial)
-                if stored is not None:
-                    _store(stored, adversarial.numpy())
-            if progress is not None:
-                progress(f"{attack} {epsilon:g}", min(start + ATTACK_CHUNK, len(images)), len(images))
-        rows.append(_row(attack, epsilon, torch.cat(parts), classifier, purifiers, labels))
+        adversarial = attacked_images(
+            classifier,
+            images,
+            labels,
+            attack,
+            epsilon,
+            steps=steps,
+            step_size=step_size,
+            seed=seed,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        rows.append(_row(attack, epsilon, adversarial, classifier, purifiers, labels))
     return rows
+
+
+def attacked_images(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: AttackName,
+    epsilon: float,
+    *,
+    steps: int = 40,
+    step_size: float = 0.01,
+    seed: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tensor:
+    """Images attacked against the bare classifier, (n, C, H, W); arguments as in :func:`transfer_table`."""
+    key = _cache_key(classifier, images, labels, attack, epsilon, steps, step_size, seed)
+    folder = None if cache_dir is None else Path(cache_dir) / key
+    parts = []
+    for index, start in enumerate(range(0, len(images), ATTACK_CHUNK)):
+        part = slice(start, start + ATTACK_CHUNK)
+        stored = None if folder is None else folder / f"{index:05d}.npy"
+        if stored is not None and stored.exists():
+            parts.append(torch.from_numpy(np.load(stored)))
+        else:
+            adversarial = attacked(
+                classifier,
+                images[part],
+                labels[part],
+                attack,
+                epsilon,
+                steps=steps,
+                step_size=step_size,
+                seed=seed,
+                first_chunk=index,
+            )
+            parts.append(adversarial)
+            if stored is not None:
+                _store(stored, adversarial.numpy())
+        if progress is not None:
+            progress(f"{attack} {epsilon:g}", min(start + ATTACK_CHUNK, len(images)), len(images))
+    return torch.cat(parts)
 
 
 def _row(

@@ -1,0 +1,154 @@
+"""Write the tables of rival defences into README.md and docs/defenses.md from committed results.
+
+    python benchmarks/make_defense_tables.py            # rewrites both
+    python benchmarks/make_defense_tables.py --check    # only says whether they are up to date
+
+Times come from ``fastmalade bench defenses --output benchmarks/results/bench-defenses.json``, accuracy from
+``python scripts/evaluate_defenses.py``. Blocks stand between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``:
+``rivals`` in README.md, ``defense-times`` and ``defense-accuracy`` in docs/defenses.md; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from make_tables import ROOT, replaced
+
+from fastmalade.bench.defenses import ratios
+from fastmalade.evaluation.defenses import accuracy_table
+from fastmalade.files import replacing
+
+TIMES = Path("benchmarks/results/bench-defenses.json")
+ACCURACY = Path("benchmarks/results/defenses-accuracy.json")
+# Row of README's table: its contender in the timing run and its defence in the accuracy run.
+ROWS = (
+    ("MALADE, native", "malade native", "malade"),
+    ("MALADE, PyTorch eager", "malade eager", None),
+    ("MagNet", "magnet", "magnet"),
+    ("Defense-GAN, R = 1", "defense-gan R=1", None),
+    ("Defense-GAN, R = 10", "defense-gan R=10", "defense-gan"),
+    ("Defense-GAN, R = 10, published width", "defense-gan width 64 R=10", None),
+    ("INC", "inc", "inc"),
+    ("autoencode-and-classify", None, "autoencode"),
+    ("DIP-INC", "dip-inc", "dip-inc"),
+    ("APuDAE, variant E", "apudae", "apudae-E"),
+)
+COLUMNS = (
+    ("clean", "clean"),
+    ("PGD on the bare classifier", "pgd 0.3"),
+    ("BPDA", "pgd 0.3 bpda"),
+    ("exact gradient", "pgd 0.3 unrolled"),
+)
+THREADS, BATCH = 1, 64
+
+
+def rivals(times: dict[str, Any], accuracy: dict[str, Any]) -> str:
+    """README's table: microseconds per image beside accuracy in percent."""
+    medians = _medians(times)
+    steps = times["settings"]["steps"]
+    head = ["defence", *(f"N = L = {n}, us" for n in steps), *(f"{title}, %" for title, _ in COLUMNS)]
+    lines = []
+    for title, timed, judged in ROWS:
+        entries = accuracy["results"].get(judged, {})
+        lines.append(
+            [
+                title,
+                *(_time(medians.get((timed, THREADS, BATCH, n))) for n in steps),
+                *(_share(entries.get(column)) for _, column in COLUMNS),
+            ]
+        )
+    return _markdown(head, lines)
+
+
+def time_tables(times: dict[str, Any]) -> str:
+    """One table of medians for each number of threads, and the ratios to the paper's."""
+    medians = _medians(times)
+    parts = []
+    for threads in times["settings"]["threads"]:
+        columns = list(dict.fromkeys((b, n) for _, t, b, n in medians if t == threads))
+        head = [f"us per image, {threads} core{'s' if threads > 1 else ''}", *(f"B={b}, N=L={n}" for b, n in columns)]
+        names = dict.fromkeys(name for name, t, _, _ in medians if t == threads)
+        lines = [[name, *(_time(medians.get((name, threads, b, n))) for b, n in columns)] for name in names]
+        parts.append(_markdown(head, lines))
+    head = ["Defense-GAN, R = 1 : MALADE, native", "cores", "batch", "N = L", "ratio", "000 Table 6"]
+    lines = [
+        [
+            "shipped generator" if row["rival"] == "defense-gan R=1" else "published width",
+            *(str(row[key]) for key in ("threads", "batch", "steps")),
+            f"{row['ratio']:.0f}",
+            "" if row["paper"] is None else f"{row['paper']:.1f}",
+        ]
+        for row in ratios(times)
+    ]
+    parts.append(_markdown(head, lines))
+    notes = [
+        f"Medians, from `{TIMES.as_posix()}`; one call only where marked *: {times['machine']['processor']}, "
+        f"torch {times['versions']['torch']}, commit {times['commit']['id'][:12]}.",
+        *(f"Warning of the run: {warning}." for warning in times["warnings"]),
+    ]
+    return "\n\n".join([*parts, " ".join(notes)])
+
+
+def _medians(times: dict[str, Any]) -> dict[tuple[str, int, int, int], tuple[float, bool]]:
+    """(contender, threads, batch, steps) -> median, and whether it stands for one call alone."""
+    return {
+        (cell["contender"], cell["threads"], cell["batch"], cell["steps"]): (
+            cell["us_per_image"]["median"],
+            cell["us_per_image"]["repetitions"] == 1,
+        )
+        for cell in times["cells"]
+    }
+
+
+def _time(found: tuple[float, bool] | None) -> str:
+    return "" if found is None else f"{found[0]:,.0f}{'*' if found[1] else ''}"
+
+
+def _share(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    among = "" if entry["n"] == 1000 else f" of {entry['n']}"
+    return f"{100 * entry['correct'] / entry['n']:.1f}{among}"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
+
+
+def pages(times: dict[str, Any], accuracy: dict[str, Any]) -> dict[Path, str]:
+    """File -> its text with the blocks renewed."""
+    readme, docs = ROOT / "README.md", ROOT / "docs" / "defenses.md"
+    found = {path: path.read_text(encoding="utf-8") for path in (readme, docs)}
+    for path, name, block in (
+        (readme, "rivals", rivals(times, accuracy)),
+        (docs, "defense-times", time_tables(times)),
+        (docs, "defense-accuracy", accuracy_table(accuracy["results"])),
+    ):
+        found[path] = replaced(found[path], block, f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
+    options = parser.parse_args(arguments)
+    times, accuracy = (json.loads((ROOT / path).read_text(encoding="utf-8")) for path in (TIMES, ACCURACY))
+    changed = {p: text for p, text in pages(times, accuracy).items() if text != p.read_text(encoding="utf-8")}
+    if options.check:
+        print("out of date: run python benchmarks/make_defense_tables.py" if changed else "up to date")
+        return int(bool(changed))
+    for path, text in changed.items():
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
