@@ -1,7 +1,8 @@
-"""The CUDA chain and its gradient against torch on a GPU: cases, contenders, timing, ceilings.
+"""The CUDA and Triton chains and their gradients against torch on a GPU: cases, contenders, timing, ceilings.
 
 Run by tools/gpu_check.py; ``python tools/gpu_bench.py FILE --seconds 240`` runs it alone. Cases that the time does not
 reach are reported as not run. Noise is drawn inside the timed region by everybody, by torch's generator for torch.
+What is timed is verified first, the very same call, against a chain in float64; what differs is a failure.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 16, 256, 4096, 65536)
 STEPS = (10, 25, 50)
 KINDS = ("forward", "gradient")
-CONTENDERS = ("cuda", "eager", "torch graphs", "torch.compile")
+TRITON = {"triton": "fp32", "triton tf32x3": "tf32x3", "triton tf32": "tf32"}  # with their precisions
+CONTENDERS = ("cuda", *TRITON, "eager", "torch graphs", "torch graphs tf32", "torch.compile")
+SEED, STEP_SIZE, NOISE_SCALE = 1, 0.1, 0.05
+CHECKED_IMAGES = 8  # the first of a batch
+# The largest difference from float64 in parts of the largest value: operands of 11 bits differ by 2^-12 each, and the
+# differences of all layers and steps add up; a wrong tap or a wrong noise word is far beyond either.
+TOLERANCE, TOLERANCE_TF32 = 1e-4, 3e-2
 
 
 @dataclass(frozen=True)
@@ -34,12 +44,12 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """The fastmalade figures first: where time runs out, what is missing is a peer at a long chain."""
-    for contender in CONTENDERS:
-        for n_steps in STEPS:
-            for kind in KINDS:
-                for batch in BATCHES:
-                    yield Case(batch, n_steps, kind, contender)
+    """The CUDA figures first, then everybody by length: where time runs out, what is missing is a long chain."""
+    order = [("cuda", n) for n in STEPS] + [(contender, n) for n in STEPS for contender in CONTENDERS[1:]]
+    for contender, n_steps in order:
+        for kind in KINDS:
+            for batch in BATCHES:
+                yield Case(batch, n_steps, kind, contender)
 
 
 def seconds_per_call(
@@ -141,52 +151,122 @@ def ceilings() -> dict[str, float]:
     return {"copy_bytes_per_second": 2 * source.numel() * 4 / copy, "fma_per_second": 8192**3 / product}
 
 
-def contender(case: Case) -> Callable[[], object]:
-    """A call without arguments that does the work of a case."""
+def contender(case: Case, device: str = "cuda") -> Callable[[], object]:
+    """A call without arguments that does the work of a case, verified.
+
+    Raises:
+        WrongResultError: it computes something else.
+    """
     import torch
 
-    from fastmalade import Purifier, reference
-    from fastmalade.backends import cuda
+    from fastmalade import Purifier
 
     purifier = Purifier.from_pretrained("malade-mnist")
-    weights = [w.detach().cuda() for w in purifier.autoencoder.weights()]
-    x = torch.rand(case.batch, 1, 28, 28, device="cuda")
+    weights = [w.detach().to(device) for w in purifier.autoencoder.weights()]
+    x = torch.rand(case.batch, 1, 28, 28, device=device)
     cotangent = torch.randn_like(x)
-    a, d, infinity = [0.1] * case.n_steps, [0.05] * case.n_steps, float("inf")
-    bounds = ([-infinity] * case.n_steps, [infinity] * case.n_steps)
-    if case.contender == "cuda":
-        options: dict[str, Any] = {"seed": 1, "sample_ids": None}
+    if case.contender == "cuda" or case.contender in TRITON:
+        work = _native(case, x, cotangent, weights)
+        verify(work(), case, x, cotangent, weights, NOISE_SCALE)
+        return work
+    # Torch's convolutions take TF32 operands unless told otherwise.
+    torch.backends.cudnn.allow_tf32 = case.contender.endswith(" tf32")
+    noise_scale = torch.zeros((), device=device)
+    work = _torch(case, x, cotangent, weights, noise_scale)
+    # Torch's generator has other noise, so its chain is verified without. The scale lies in device memory: what is
+    # verified is the same program, and the same graph, as what is timed.
+    verify(work(), case, x, cotangent, weights, 0.0)
+    noise_scale.fill_(NOISE_SCALE)
+    return work
+
+
+def _native(case: Case, x: Tensor, cotangent: Tensor, weights: list[Tensor]) -> Callable[[], Tensor]:
+    import torch
+
+    from fastmalade.backends import cuda, triton
+
+    backend: Any = cuda if case.contender == "cuda" else triton
+    infinity = float("inf")
+    settings = ([STEP_SIZE] * case.n_steps, [NOISE_SCALE] * case.n_steps,
+                [-infinity] * case.n_steps, [infinity] * case.n_steps)  # fmt: skip
+    options: dict[str, Any] = {"seed": SEED, "sample_ids": None}
+    if case.contender in TRITON:
+        # On the device, where a graph reads it: a chain of four launches a step is run as a graph, as purify does.
+        options |= {"seed": torch.full((1,), SEED, dtype=torch.int64, device=x.device)}
+        options |= {"precision": TRITON[case.contender]}
+
+    def work() -> Tensor:
         if case.kind == "forward":
-            return lambda: cuda.langevin_chain(x, weights, a, d, *bounds, **options)
-        return lambda: cuda.chain_gradient(cotangent, x, weights, a, d, *bounds, **options)
+            return backend.langevin_chain(x, weights, *settings, **options)
+        return backend.chain_gradient(cotangent, x, weights, *settings, **options)
 
-    def step(state: torch.Tensor) -> torch.Tensor:
+    return work if case.contender == "cuda" else _captured(work)
+
+
+def _torch(
+    case: Case, x: Tensor, cotangent: Tensor, weights: list[Tensor], noise_scale: Tensor
+) -> Callable[[], Tensor]:
+    import torch
+
+    from fastmalade import reference
+
+    def step(state: Tensor) -> Tensor:
         r = reference.autoencoder_forward(state, weights)
-        return state + 0.1 * (r - state) + 0.05 * torch.randn_like(state)
+        return state + STEP_SIZE * (r - state) + noise_scale * torch.randn_like(state)
 
-    evaluate = torch.compile(step, mode="max-autotune-no-cudagraphs") if case.contender == "torch.compile" else step
+    evaluate = step
+    if case.contender == "torch.compile":
+        # Every case compiles the same code, of which the compiler keeps only so many results before it gives up and
+        # runs eagerly.
+        torch.compiler.reset()
+        evaluate = torch.compile(step, mode="max-autotune-no-cudagraphs", dynamic=False)
 
-    def chain(state: torch.Tensor) -> torch.Tensor:
+    def chain(state: Tensor) -> Tensor:
         for _ in range(case.n_steps):
             state = evaluate(state)
         return state
 
-    if case.kind == "forward":
+    leaf = x.detach().requires_grad_(case.kind == "gradient")
 
-        def work() -> torch.Tensor:
+    def work() -> Tensor:
+        if case.kind == "forward":
             with torch.no_grad():
-                return chain(x)
-    else:
-        x.requires_grad_()
-
-        def work() -> torch.Tensor:
-            return torch.autograd.grad(chain(x), x, cotangent)[0]
+                return chain(leaf)
+        return torch.autograd.grad(chain(leaf), leaf, cotangent)[0]
 
     return work if case.contender == "eager" else _captured(work)
 
 
-def _captured(work: Callable[[], object]) -> Callable[[], object]:
-    # Both peers replay a graph: what compile's own graphs would add is the launches that the replay saves anyway.
+class WrongResultError(RuntimeError):
+    """A contender does not compute the chain, or its gradient."""
+
+
+def verify(result: Tensor, case: Case, x: Tensor, cotangent: Tensor, weights: list[Tensor], noise_scale: float) -> None:
+    """Compares the first images of a result (B, C, H, W) with the chain, or its gradient, in float64.
+
+    Raises:
+        WrongResultError: they differ by more than the tolerance of the contender's precision.
+    """
+    import torch
+
+    from fastmalade import reference
+
+    wide = [w.double() for w in weights]
+    state = x[:CHECKED_IMAGES].double().requires_grad_(case.kind == "gradient")
+    settings = [STEP_SIZE] * case.n_steps, [noise_scale] * case.n_steps
+    expected = reference.langevin_chain(state, lambda s: reference.autoencoder_forward(s, wide), *settings, seed=SEED)
+    if case.kind == "gradient":
+        (expected,) = torch.autograd.grad(expected, state, cotangent[:CHECKED_IMAGES].double())
+    difference = float((result[:CHECKED_IMAGES].double() - expected).abs().max() / expected.abs().max())
+    tolerance = TOLERANCE_TF32 if case.contender.endswith(" tf32") else TOLERANCE
+    if not difference <= tolerance:
+        raise WrongResultError(
+            f"expected the chain in float64 within {tolerance:g}, got a difference of {difference:g}"
+        )
+
+
+def _captured(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    # All of torch's replay a graph: what compile's own graphs would add is the launches that the replay saves anyway.
     import torch
 
     stream = torch.cuda.Stream()
@@ -197,8 +277,13 @@ def _captured(work: Callable[[], object]) -> Callable[[], object]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        result = work()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def main() -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import gpu_bench
 import gpu_check
 import gpu_resources
 import pytest
+import torch
+
+from fastmalade import reference
 
 
 class Clock:
@@ -70,13 +74,71 @@ def test_the_report_has_every_part_and_the_table() -> None:
     text = gpu_check.as_markdown({"device": "G", "commit": "c", "torch": "2", "cuda": "13"}, records, bench)
     assert "| tests | failed | 3 |" in text
     assert "assert 1 == 2" in text
-    assert "| 16 | 10 | forward | 42.0 | not run | not run | not run |" in text
+    assert f"| 16 | 10 | forward | 42.0 |{' not run |' * (len(gpu_bench.CONTENDERS) - 1)}" in text
 
 
 def test_all_cases_are_there() -> None:
     found = list(gpu_bench.cases())
-    assert len(found) == len(set(found)) == 5 * 3 * 2 * 4
+    assert len(found) == len(set(found)) == 5 * 3 * 2 * len(gpu_bench.CONTENDERS)
     assert {case.contender for case in found[:30]} == {"cuda"}
+    peers = 10 * (len(gpu_bench.CONTENDERS) - 1)
+    assert [{c.n_steps for c in found[n : n + peers]} for n in range(30, len(found), peers)] == [{10}, {25}, {50}]
+
+
+class StandIn:
+    """A backend of torch's own arithmetic that takes what the backends on a GPU take."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        self.error, self.asked = error, []
+
+    def langevin_chain(self, x, weights, a, d, lows, highs, *, seed, sample_ids, precision="fp32"):
+        self.asked.append((precision, isinstance(seed, torch.Tensor)))
+        r = functools.partial(reference.autoencoder_forward, weights=weights)
+        return reference.langevin_chain(x, r, a, d, seed=seed, sample_ids=sample_ids) + self.error
+
+    def chain_gradient(self, cotangent, x, weights, *settings, **options):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(self.langevin_chain(leaf, weights, *settings, **options), leaf, cotangent)[0]
+
+
+@pytest.fixture
+def backends_on_the_cpu(monkeypatch) -> dict[str, StandIn]:
+    found = {"cuda": StandIn(), "triton": StandIn()}
+    for name, module in found.items():
+        for function in ("langevin_chain", "chain_gradient"):
+            monkeypatch.setattr(f"fastmalade.backends.{name}.{function}", getattr(module, function))
+    monkeypatch.setattr(gpu_bench, "_captured", lambda work: work)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    return found
+
+
+@pytest.mark.parametrize("name", gpu_bench.CONTENDERS)
+def test_every_contender_computes_the_chain_and_its_gradient(backends_on_the_cpu, name: str) -> None:
+    for kind in gpu_bench.KINDS:
+        work = gpu_bench.contender(gpu_bench.Case(2, 3, kind, name), "cpu")
+        assert work().shape == (2, 1, 28, 28)
+        # Torch's chains draw noise anew; the gradient depends on it through the states.
+        assert torch.equal(work(), work()) == (name.split()[0] in ("cuda", "triton"))
+    asked = {name: set(backend.asked) for name, backend in backends_on_the_cpu.items() if backend.asked}
+    expected = {"cuda": {"cuda": {("fp32", False)}}}
+    expected |= {label: {"triton": {(precision, True)}} for label, precision in gpu_bench.TRITON.items()}
+    assert asked == expected.get(name, {})
+    if name not in expected:
+        assert torch.backends.cudnn.allow_tf32 == (name == "torch graphs tf32")
+
+
+def test_a_contender_that_computes_something_else_is_not_timed(backends_on_the_cpu) -> None:
+    for backend in backends_on_the_cpu.values():
+        backend.error = 1e-3
+    wanted = [gpu_bench.Case(2, 3, "forward", name) for name in ("cuda", "triton", "triton tf32x3", "triton tf32")]
+    times = iter(range(10**6))
+    rows = gpu_bench.measure(
+        iter(wanted), lambda case: gpu_bench.contender(case, "cpu"), lambda: None, 1e9, lambda: next(times) * 0.1
+    )
+    wrong = "failed: WrongResultError: expected the chain in float64 within 0.0001, got a difference of"
+    assert [row["status"][: len(wrong)] for row in rows] == [wrong] * 3 + ["ok"]
 
 
 def test_timing_takes_the_median_after_a_warm_up() -> None:
