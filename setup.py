@@ -3,6 +3,7 @@
 The rest of the configuration is in pyproject.toml. Without a working compiler, or with
 FASTMALADE_NO_EXTENSION=1, the package is built without the extension and runs on its torch backend;
 fastmalade/_build_info.json records what was built, with which flags, or why not.
+FASTMALADE_CPU_ISAS="avx2" leaves out every other instruction set but the portable one.
 
 Where nvcc is found the CUDA kernels are built too, for the GPUs of FASTMALADE_CUDA_ARCHS: compute capabilities without
 the dot, separated by commas, "+PTX" behind those that newer GPUs compile for themselves. Unset is "80,90+PTX", empty or
@@ -11,12 +12,14 @@ FASTMALADE_NO_CUDA=1 builds none.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -52,7 +55,14 @@ DEFAULT_CUDA_ARCHITECTURES = "80,90+PTX"
 def isa_flags() -> dict[str, list[str]]:
     """Instruction sets this platform can be built for, with the flags each adds; baseline is always first."""
     wide = X86_ISA_FLAGS if platform.machine().lower() in {"x86_64", "amd64"} else {}
-    return {"baseline": [], **wide}
+    chosen = os.environ.get("FASTMALADE_CPU_ISAS")
+    if chosen is None:
+        return {"baseline": [], **wide}
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    unknown = sorted(set(names) - {"baseline", *wide})
+    if unknown:
+        raise ValueError(f"FASTMALADE_CPU_ISAS: expected any of {', '.join(['baseline', *wide])}, got {unknown[0]!r}")
+    return {"baseline": [], **{name: flags for name, flags in wide.items() if name in names}}
 
 
 def native_dependencies() -> list[str]:
@@ -91,18 +101,24 @@ def warn_loudly(message: str) -> None:
 
 
 class BuildKernelLibraries(build_clib):
-    """Builds each library in a folder of its own: they share one source, so their objects share one name."""
+    """Builds each library in a folder of its own: they share one source, so their objects share one name.
+
+    At once, a thread for each: one library is one source file, which takes the compiler most of a minute.
+    """
 
     def build_libraries(self, libraries: list) -> None:
-        parent = self.build_temp
         self.failures: dict[str, str] = {}
-        for library in libraries:
-            self.build_temp = os.path.join(parent, library[0])
+
+        def build(library: tuple) -> None:
+            alone = copy.copy(self)
+            alone.build_temp = os.path.join(self.build_temp, library[0])
             try:
-                super().build_libraries([library])
+                build_clib.build_libraries(alone, [library])
             except Exception as error:  # whatever goes wrong, a package without this library is still of use
                 self.failures[library[0]] = f"{type(error).__name__}: {error}"
-        self.build_temp = parent
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(build, libraries))
 
 
 class BuildNative(build_ext):

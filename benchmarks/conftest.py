@@ -32,7 +32,7 @@ def task(request: pytest.FixtureRequest) -> Task:
     return make_task((1, 28, 28), request.param, 10)
 
 
-@pytest.fixture(params=("throughput", "latency"))
+@pytest.fixture(params=("throughput", "quad", "latency"))
 def form(request: pytest.FixtureRequest) -> str:
     """The two forms of the kernels."""
     return request.param

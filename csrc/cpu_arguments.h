@@ -68,8 +68,9 @@ const cpu::Kernels& find_kernels(const std::string& name) {
 cpu::Form find_form(const std::string& name) {
     if (name == "auto") return cpu::Form::automatic;
     if (name == "throughput") return cpu::Form::throughput;
+    if (name == "quad") return cpu::Form::quad;
     if (name == "latency") return cpu::Form::latency;
-    throw py::value_error("form: expected auto, throughput or latency, got " + name);
+    throw py::value_error("form: expected auto, throughput, quad or latency, got " + name);
 }
 
 [[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) {

@@ -298,7 +298,7 @@ py::list stage_times(const std::string& isa, const std::string& form, const std:
                      const std::vector<uintptr_t>& weight_addresses, int64_t repeats) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    if (chosen == cpu::Form::automatic) fail("form", "throughput or latency", form);
+    if (chosen == cpu::Form::automatic) fail("form", "throughput, quad or latency", form);
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("repeats", repeats, 1);

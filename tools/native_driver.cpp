@@ -109,7 +109,7 @@ void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights
                                    {GradientAction::reverse, 1, 1}, {GradientAction::load, 0, 0},
                                    {GradientAction::record, 0, 1},  {GradientAction::reverse, 0, 1}};
     std::vector<float> first;
-    for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::latency, cpu::Form::automatic}) {
+    for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::quad, cpu::Form::latency, cpu::Form::automatic}) {
         std::vector<float> gradient(cotangent.size(), std::numeric_limits<float>::quiet_NaN());
         for (const cpu::GradientArguments& g : {
                  cpu::GradientArguments{cotangent.data(), gradient.data(), whole, 3, 0, 2},
@@ -145,7 +145,7 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     std::vector<int64_t> ids;
     for (int64_t b = 0; b < batch; ++b) ids.push_back(b * 1000000007 - 3);
     std::vector<float> first;
-    for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::latency, cpu::Form::automatic}) {
+    for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::quad, cpu::Form::latency, cpu::Form::automatic}) {
         for (const int threads : {1, 2, 3}) {
             std::vector<float> out((size_t)((n_steps + 1) * batch * pixels), std::numeric_limits<float>::quiet_NaN());
             const ChainArguments arguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42,

@@ -86,7 +86,7 @@ def langevin_chain(
     ``x`` float32 (B, C, H, W) of any strides, H and W multiples of 4; ``weights`` the ten float32 tensors of
     ``Autoencoder.weights()``; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to 2^64
     - 1; ``sample_ids`` int64 (B,), None for 0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn
-    one. Where d_t is 0 no noise is drawn. ``form`` "throughput" or "latency" forces one of the two kernels,
+    one. Where d_t is 0 no noise is drawn. ``form`` "throughput", "quad" or "latency" forces one of the kernels,
     which give the same bits.
 
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises

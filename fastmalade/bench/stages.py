@@ -13,7 +13,7 @@ from fastmalade.bench.ceilings import native_module
 from fastmalade.bench.flops import stage_flops
 from fastmalade.bench.task import Task
 
-FORMS = ("throughput", "latency")
+FORMS = ("throughput", "quad", "latency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def stage_times(
     Args:
         task: shape and weights.
         isa: instruction set.
-        form: "throughput" or "latency".
+        form: "throughput", "quad" or "latency".
         repeats: how often each stage is run.
         module: the extension; the installed one by default.
 

@@ -18,7 +18,7 @@ struct GradientScratch {
     int64_t state_floats, checkpoints, records;  // where the last two begin
 
     GradientScratch(const AutoencoderShape& s, int64_t kept_states)
-        : forward(s), transposes(s), record(s), state_floats((s.pixels() * Scratch<Form>::pixel + 15) / 16 * 16) {
+        : forward(s), transposes(s), record(s), state_floats((s.pixels() * Form::images + 15) / 16 * 16) {
         checkpoints = forward.floats + transposes.floats;
         records = checkpoints + kept_states * state_floats;
     }
@@ -45,7 +45,7 @@ public:
     float* checkpoint(int64_t n) const { return scratch_ + part_.checkpoints + n * part_.state_floats; }
     float* record(int64_t n) const { return scratch_ + part_.records + n * part_.record.floats; }
     const float* reconstruction(const float* record) const { return record + part_.record.reconstruction; }
-    int64_t state_floats() const { return s_.pixels() * Scratch<Form>::pixel; }
+    int64_t state_floats() const { return s_.pixels() * Form::images; }
     int64_t record_floats() const { return part_.record.floats; }
 
     void copy_state(const float* from, float* to) const {
@@ -59,13 +59,13 @@ public:
     void record_step(const ChainArguments& c, int64_t t, float* record) const {
         clear_margins(record);
         images_.template step<true>(c, t, part_.forward, activations(record), kept_end(record));
-        keep_planes(record, Form());
+        if constexpr (Form::planar) keep_planes(record);
     }
 
     void record_reconstruction(float* record) const {
         clear_margins(record);
         images_.template reconstruct<true>(part_.forward, activations(record), kept_end(record));
-        keep_planes(record, Form());
+        if constexpr (Form::planar) keep_planes(record);
     }
 
     void reverse(const Back& back, const float* record) const {
@@ -80,9 +80,9 @@ public:
 private:
     float* transpose_scratch() const { return scratch_ + part_.forward.floats; }
 
-    // The latency form's conv1 writes vectors of channels, which keep_planes puts into the record.
+    // A planar form's conv1 writes vectors of channels, which keep_planes puts into the record.
     Activations activations(float* record) const {
-        return Activations{Scratch<Form>::single ? scratch_ + part_.forward.half : record + part_.record.half,
+        return Activations{Form::planar ? scratch_ + part_.forward.half : record + part_.record.half,
                            record + part_.record.quarter, record + part_.record.upsampled, record + part_.record.even};
     }
 
@@ -90,25 +90,23 @@ private:
         return KeptEnd{record + part_.record.reconstruction, record + part_.record.inside};
     }
 
-    // The latency form reads beside the even pixels, as Images says.
+    // The planar forms read beside the even pixels, as Images says.
     void clear_margins(float* record) const {
         float* even = record + part_.record.even;
         float* end = record + part_.record.reconstruction - Places::margin;
         for (int64_t n = 0; n < Places::margin; ++n) even[n - Places::margin] = end[n] = 0.0f;
     }
 
-    void keep_planes(float*, Throughput) const {}
-
-    // conv1's output, [vector of hidden1][H/2][W/2][LANES], as the PhasePlanes that the transposes read.
-    void keep_planes(float* record, Latency) const {
+    // conv1's output, [unit of hidden1][H/2][W/2][LANES], as the PhasePlanes that the transposes read.
+    void keep_planes(float* record) const {
         const int64_t height = s_.height / 4, width = s_.width / 4;
         const PhasePlanes planes(height, width);
         const float* half = scratch_ + part_.forward.half;
-        for (int64_t unit = 0; unit < vectors_of<Latency>(s_.hidden1); ++unit) {
-            const int64_t left = s_.hidden1 - unit * LANES, count = left < LANES ? left : LANES;
+        for (int64_t unit = 0; unit < vectors_of<Form>(s_.hidden1); ++unit) {
+            const int64_t left = s_.hidden1 - unit * Form::unit, count = left < Form::unit ? left : Form::unit;
             for (int64_t row = 0; row < 2 * height; ++row) {
                 for (int64_t parity = 0; parity < 2; ++parity) {
-                    const int64_t channel = (row % 2 * 2 + parity) * s_.hidden1 + unit * LANES;
+                    const int64_t channel = (row % 2 * 2 + parity) * s_.hidden1 + unit * Form::unit;
                     float* to = record + part_.record.half + channel * planes.plane + row / 2 * planes.row;
                     const float* from = half + ((unit * 2 * height + row) * 2 * width + parity) * LANES;
                     for (int64_t p = 0; p < width; p += LANES) {
@@ -117,7 +115,12 @@ private:
                             square[l] = p + l < width ? load(from + 2 * (p + l) * LANES) : Vec{};
                         }
                         transpose(square);
-                        for (int64_t l = 0; l < count; ++l) store(to + l * planes.plane + p, square[l]);
+                        for (int image = 0; image < Form::images; ++image) {
+                            float* plane = to + image * planes.image(s_.hidden1) + p;
+                            for (int64_t c = 0; c < count; ++c) {
+                                store(plane + c * planes.plane, square[image * Form::unit + c]);
+                            }
+                        }
                     }
                 }
             }

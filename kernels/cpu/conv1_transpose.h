@@ -100,15 +100,14 @@ inline void conv1_transpose(const AutoencoderShape& s, const float* packed, cons
     }
 }
 
-// The same from PhasePlanes; a vector is LANES groups of four columns.
-inline void conv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Latency>& at,
-                            const TransposeScratch<Latency>& part, float own, float* scratch) {
+// The same for one image: in: PhasePlanes, g: [C][H][W], back: working memory of as many floats. A vector is LANES groups of
+// four columns.
+inline void conv1_transpose_image(const AutoencoderShape& s, const float* weights, const float* in, float own, float* g,
+                                  float* back) {
     const PhasePlanes planes(s.height / 4, s.width / 4);
     const int64_t quads = s.width / 4;
-    const float* in = scratch + part.first;
-    float* back = scratch + part.back;
     for (int64_t c = 0; c < s.channels; ++c) {
-        const float* w = packed + at.conv1 + c * s.hidden1 * 25;
+        const float* w = weights + c * s.hidden1 * 25;
         for (int64_t h = 0; h < s.height / 2; ++h) {
             for (int64_t b = 0; b < quads; b += LANES) {
                 const VecInt column = lane_indices() + (int32_t)b;
@@ -121,22 +120,33 @@ inline void conv1_transpose(const AutoencoderShape& s, const float* packed, cons
                     half[2] = load(odd);
                     half[3] = load(even + 1);
                 }, LaneBorder{column == 0}, LaneBorder{column == (int32_t)(quads - 1)});
-                const int64_t count = quads - b < LANES ? quads - b : LANES;
-                for (int y = 0; y < 2; ++y) {
-                    float* to = back + ((c * s.height + 2 * h + y) * quads + b) * 4;
-                    for (int j = 0; j < 4; ++j) {
-                        float lanes[LANES];
-                        store(lanes, sums[y][j]);
-                        for (int64_t l = 0; l < count; ++l) to[4 * l + j] = lanes[l];
-                    }
+                float* to = back + ((c * s.height + 2 * h) * quads + b) * 4;
+                const int64_t floats = 4 * (quads - b);
+                Vec upper[4], lower[4];
+                interleave_four(sums[0], upper);
+                interleave_four(sums[1], lower);
+                // What reaches beyond the lower row is written again with the next one, or lies in a margin. Beyond the
+                // upper one lies the lower, of which an earlier vector may have written the start.
+                for (int j = 0; j < 4; ++j) {
+                    if (j * LANES < floats) store_some(to + j * LANES, upper[j], floats - j * LANES);
                 }
+                store_run(to + s.width, lower, 4, floats);
             }
         }
     }
-    float* g = scratch + part.cotangent;
     for (int64_t n = 0; n < s.pixels(); n += LANES) {
         const int64_t count = s.pixels() - n < LANES ? s.pixels() - n : LANES;
         store_some(g + n, fma(broadcast(own), load_some(g + n, count), load_some(back + n, count)), count);
+    }
+}
+
+template <int IMAGES>
+void conv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
+                     const TransposeScratch<Group<IMAGES>>& part, float own, float* scratch) {
+    const PhasePlanes planes(s.height / 4, s.width / 4);
+    for (int64_t i = 0; i < IMAGES; ++i) {
+        conv1_transpose_image(s, packed + at.conv1, scratch + part.first + i * planes.image(s.hidden1), own,
+                              scratch + part.cotangent + i * s.pixels(), scratch + part.back);
     }
 }
 

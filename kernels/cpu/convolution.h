@@ -33,7 +33,8 @@ struct Convolution {
     float* out;            // pixel of position (0, 0) in channel 0
     int64_t out_channels, out_width;  // positions in a row
     int64_t out_unit_stride, out_row_stride, out_step;  // a unit is what one accumulator holds, Form::unit channels
-    bool spread;  // latency form: write [channel][row][column], a vector's lanes apart, not [channel vector]...[LANES]
+    // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][LANES].
+    int64_t image_stride;
 };
 
 struct Tile {
@@ -45,7 +46,7 @@ struct Tile {
     float* out;
     int64_t out_unit_stride, out_step;
     int64_t channels_left;  // output channels from the tile's first one on: the last vector may be partly padding
-    bool spread;
+    int64_t image_stride;
 };
 
 // Activation function and store of one tile, compiled once for all tiles of a form. sums: [units][positions] vectors
@@ -62,13 +63,16 @@ __attribute__((noinline)) void store_outputs(const Tile& t, int units, int posit
         float* out = t.out + u * t.out_unit_stride;
         for (int p = 0; p < positions; ++p, out += t.out_step) {
             const Vec value = sums[u * positions + p];
-            if (Form::unit == 1 || !t.spread) {
+            if (!Form::planar || t.image_stride == 0) {
                 store(out, value);
             } else {
                 float lanes[LANES];
                 store(lanes, value);
-                const int64_t left = t.channels_left - u * LANES, channel_stride = t.out_unit_stride / LANES;
-                for (int l = 0; l < LANES && l < left; ++l) out[l * channel_stride] = lanes[l];
+                const int64_t left = t.channels_left - u * Form::unit, channel_stride = t.out_unit_stride / Form::unit;
+                for (int l = 0; l < LANES; ++l) {
+                    const int image = l / Form::unit, channel = l % Form::unit;
+                    if (channel < left) out[image * t.image_stride + channel * channel_stride] = lanes[l];
+                }
             }
         }
     }
@@ -224,7 +228,7 @@ void convolve_row(const Convolution& c, int64_t q) {
         t.out = c.out + q * c.out_row_stride + unit * c.out_unit_stride;
         t.out_unit_stride = c.out_unit_stride;
         t.out_step = c.out_step;
-        t.spread = c.spread;
+        t.image_stride = c.image_stride;
         t.channels_left = c.out_channels - unit * Form::unit;
         switch (units) {
             case 1: convolve_block<Form, Axis, 1>(c, t); break;

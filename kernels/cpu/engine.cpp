@@ -17,33 +17,48 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double elapsed(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-Plan plan_with(int64_t batch, int64_t lanes, int64_t groups) {
-    const int64_t grouped = std::min(batch, groups * lanes);
-    return Plan{grouped, groups, batch - grouped};
+Plan plan_with(const Kernels& kernels, int64_t batch, int64_t groups, int64_t quads) {
+    Plan plan{{groups, quads, 0}, {}};
+    plan.images[throughput] = std::min(batch, groups * kernels.forms[throughput].images);
+    const int64_t left = batch - plan.images[throughput];
+    plan.images[quad] = std::min(left, quads * kernels.forms[quad].images);
+    plan.tasks[latency] = plan.images[latency] = left - plan.images[quad];
+    return plan;
 }
 
-// Time of the plan in units of one single image, tasks handed out to whichever thread is free.
-double estimated_time(const Plan& plan, double group_time, int threads) {
-    const int64_t last_round = plan.groups % threads;
-    double busiest = std::ceil((double)plan.groups / threads) * group_time;
-    // Threads without a group in the last round take single images first.
-    int64_t singles = plan.singles;
-    if (last_round != 0) singles -= std::min(singles, (int64_t)(group_time * (threads - last_round)));
-    return busiest + std::ceil((double)singles / threads);
+// Time of the plan, tasks handed out in their order to whichever thread is free.
+double estimated_time(const Plan& plan, const double* call_time, int threads) {
+    double busiest = 0.0, idle = 0.0;  // idle: of all other threads together, before the busiest is done
+    for (int form = 0; form < form_count; ++form) {
+        // Whole tasks go where others wait anyway, as far as they fit there.
+        const int64_t fit = std::min(plan.tasks[form], (int64_t)(idle / call_time[form]));
+        idle -= (double)fit * call_time[form];
+        const int64_t left = plan.tasks[form] - fit, rounds = (left + threads - 1) / threads;
+        busiest += (double)rounds * call_time[form];
+        idle += (double)(rounds * threads - left) * call_time[form];
+    }
+    return busiest;
 }
 
 Plan choose_plan(const Kernels& kernels, int64_t batch, Form form, int threads) {
-    const int64_t lanes = kernels.lanes, most_groups = (batch + lanes - 1) / lanes;
-    if (form == Form::throughput) return plan_with(batch, lanes, most_groups);
-    if (form == Form::latency) return plan_with(batch, lanes, 0);
-    Plan best = plan_with(batch, lanes, most_groups);
+    const auto calls = [](int64_t images, int64_t most) { return (images + most - 1) / most; };
+    const int64_t lanes = kernels.forms[throughput].images, most_groups = calls(batch, lanes);
+    const int64_t four = kernels.forms[quad].images;
+    if (form == Form::throughput) return plan_with(kernels, batch, most_groups, 0);
+    if (form == Form::quad) return plan_with(kernels, batch, 0, calls(batch, four));
+    if (form == Form::latency) return plan_with(kernels, batch, 0, 0);
+    Plan best = plan_with(kernels, batch, most_groups, 0);
+    double best_time = estimated_time(best, kernels.call_time, threads);
     // Only the last round of groups is worth cutting finer: earlier groups are full on every thread.
-    const int64_t fewest_groups = std::max<int64_t>(0, most_groups - 1 - threads);
-    for (int64_t groups = fewest_groups; groups < most_groups; ++groups) {
-        const Plan plan = plan_with(batch, lanes, groups);
-        if (estimated_time(plan, kernels.images_per_group_time, threads) <
-            estimated_time(best, kernels.images_per_group_time, threads)) {
-            best = plan;
+    for (int64_t groups = std::max<int64_t>(0, most_groups - 1 - threads); groups <= most_groups; ++groups) {
+        const int64_t left = std::max<int64_t>(0, batch - groups * lanes), full = left / four;
+        for (const int64_t quads : {(int64_t)0, full, calls(left, four)}) {
+            const Plan plan = plan_with(kernels, batch, groups, quads);
+            const double time = estimated_time(plan, kernels.call_time, threads);
+            if (time < best_time) {
+                best = plan;
+                best_time = time;
+            }
         }
     }
     return best;
@@ -61,23 +76,28 @@ struct Task {
 template <class ScratchFloats, class Run>
 void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
               const Plan& plan, int workers, ScratchFloats scratch_floats, Run run) {
-    if (plan.tasks() == 0) return;
+    if (plan.all_tasks() == 0) return;
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
-    const PackedModel::Arrays none{};
-    const PackedModel::Arrays throughput = plan.groups > 0 ? model->throughput(transposes) : none;
-    const PackedModel::Arrays latency = plan.singles > 0 ? model->latency(transposes) : none;
-    const int64_t floats = std::max<int64_t>(plan.groups > 0 ? scratch_floats(kernels.throughput) : 0,
-                                             plan.singles > 0 ? scratch_floats(kernels.latency) : 0);
-    parallel_for(plan.tasks(), workers, [&](TaskSource& tasks) {
+    PackedModel::Arrays arrays[form_count] = {};
+    int64_t floats = 0;
+    for (const FormIndex form : {throughput, quad, latency}) {
+        if (plan.tasks[form] == 0) continue;
+        arrays[form] = model->form(form, transposes);
+        floats = std::max<int64_t>(floats, scratch_floats(kernels.forms[form]));
+    }
+    parallel_for(plan.all_tasks(), workers, [&](TaskSource& tasks) {
         float* scratch = nullptr;  // taken by the thread that uses it, and only if it gets a task
         for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
             if (!scratch) scratch = thread_scratch().take(floats);
-            if (task < plan.groups) {
-                const int64_t first = task * kernels.lanes;
-                run(Task{task, first, std::min(kernels.lanes, plan.grouped - first), kernels.throughput, throughput, scratch});
-            } else {
-                run(Task{task, plan.grouped + task - plan.groups, 1, kernels.latency, latency, scratch});
+            int form = 0;
+            int64_t of_form = task, first = 0;
+            for (; of_form >= plan.tasks[form]; ++form) {
+                of_form -= plan.tasks[form];
+                first += plan.images[form];
             }
+            const FormKernels& chosen = kernels.forms[form];
+            const int64_t before = of_form * chosen.images, count = std::min(chosen.images, plan.images[form] - before);
+            run(Task{task, first + before, count, chosen, arrays[form], scratch});
         }
         thread_scratch().trim();
     });
@@ -131,18 +151,28 @@ KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_sha
       batch(images),
       n_steps(steps),
       plan(choose_plan(kernels, batch, form, usable_threads(threads))),
-      group_floats_(n_steps * kernels.throughput.gradient_memory(shape).record),
-      single_floats_(n_steps * kernels.latency.gradient_memory(shape).record),
-      memory_(plan.groups * group_floats_ + plan.singles * single_floats_) {}
+      task_floats_([&] {
+          std::array<int64_t, form_count> floats;
+          for (int form = 0; form < form_count; ++form) {
+              floats[(size_t)form] = n_steps * kernels.forms[form].gradient_memory(shape).record;
+          }
+          return floats;
+      }()),
+      memory_(records_floats(plan.all_tasks())) {}
 
-float* KeptChain::records(int64_t task) const {
-    const int64_t singles = std::max<int64_t>(0, task - plan.groups);
-    return memory_.get() + (task - singles) * group_floats_ + singles * single_floats_;
+int64_t KeptChain::records_floats(int64_t tasks) const {
+    int64_t floats = 0;
+    for (int form = 0; form < form_count; ++form) {
+        const int64_t of_form = std::min(tasks, plan.tasks[form]);
+        floats += of_form * task_floats_[(size_t)form];
+        tasks -= of_form;
+    }
+    return floats;
 }
 
-int64_t KeptChain::bytes() const {
-    return buffer_bytes(plan.groups * group_floats_ + plan.singles * single_floats_);
-}
+float* KeptChain::records(int64_t task) const { return memory_.get() + records_floats(task); }
+
+int64_t KeptChain::bytes() const { return buffer_bytes(records_floats(plan.all_tasks())); }
 
 void recorded_chain(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
                     int threads) {
@@ -178,10 +208,15 @@ void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape,
 }
 
 GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape) {
-    const GradientMemory a = kernels.throughput.gradient_memory(shape), b = kernels.latency.gradient_memory(shape);
-    const int64_t size = (int64_t)sizeof(float);
-    return GradientMemory{size * std::max(a.fixed, b.fixed), size * std::max(a.state, b.state),
-                          size * std::max(a.record, b.record)};
+    GradientMemory most{0, 0, 0};
+    for (const FormKernels& form : kernels.forms) {
+        const GradientMemory floats = form.gradient_memory(shape);
+        const int64_t size = (int64_t)sizeof(float);
+        most.fixed = std::max(most.fixed, size * floats.fixed);
+        most.state = std::max(most.state, size * floats.state);
+        most.record = std::max(most.record, size * floats.record);
+    }
+    return most;
 }
 
 void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
@@ -236,9 +271,10 @@ int64_t first_outside(const float* values, int64_t n, float low, float high) {
 
 std::array<double, stages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
                                          const AutoencoderWeights& weights, Form form, int64_t repeats) {
-    const FormKernels& chosen = form == Form::latency ? kernels.latency : kernels.throughput;
+    const FormIndex index = form == Form::latency ? latency : form == Form::quad ? quad : throughput;
+    const FormKernels& chosen = kernels.forms[index];
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
-    const float* packed = (form == Form::latency ? model->latency(false) : model->throughput(false)).layers;
+    const float* packed = model->form(index, false).layers;
     const Buffer scratch = allocate(chosen.scratch_floats(shape));
     // Ordinary numbers: zeros or what the memory held before could be faster or slower to compute with.
     std::fill_n(scratch.get(), chosen.scratch_floats(shape), 0.25f);
@@ -276,8 +312,9 @@ double multiply_add_rate(const Kernels& kernels, double seconds) {
 }
 
 int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape) {
-    return (int64_t)sizeof(float) *
-           std::max(kernels.throughput.scratch_floats(shape), kernels.latency.scratch_floats(shape));
+    int64_t floats = 0;
+    for (const FormKernels& form : kernels.forms) floats = std::max(floats, form.scratch_floats(shape));
+    return (int64_t)sizeof(float) * floats;
 }
 
 }  // namespace fastmalade::cpu

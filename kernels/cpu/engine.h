@@ -11,14 +11,13 @@
 
 namespace fastmalade::cpu {
 
-// Both forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
-enum class Form { automatic, throughput, latency };
+// All forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
+enum class Form { automatic, throughput, quad, latency };
 
-// The batch as `groups` groups, then single images.
+// The batch as groups, then quads, then single images.
 struct Plan {
-    int64_t grouped;  // images that go in groups, from the first on
-    int64_t groups, singles;
-    int64_t tasks() const { return groups + singles; }
+    int64_t tasks[form_count], images[form_count];  // of each form
+    int64_t all_tasks() const { return tasks[throughput] + tasks[quad] + tasks[latency]; }
 };
 
 // Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/pool.h says which.
@@ -49,7 +48,9 @@ public:
     int64_t bytes() const;
 
 private:
-    const int64_t group_floats_, single_floats_;
+    int64_t records_floats(int64_t tasks) const;  // of the first so many tasks
+
+    const std::array<int64_t, form_count> task_floats_;  // records of one task of each form
     const HandedOn memory_;
 };
 

@@ -1,8 +1,10 @@
-// The two forms of the autoencoder's convolutions.
+// The forms of the autoencoder's convolutions: what lies in the lanes of a vector.
 //
 // Throughput: one image in each lane. A pixel of an activation is one vector, a weight is one broadcast float.
 // Latency:    one image, and a vector holds LANES output channels. A weight is one vector, an activation one broadcast.
-// Both run the same tile code (cpu/convolution.h), so every output adds the same products in the same order whatever
+// Quad:       four images, and LANES / 4 output channels of each: batches that would leave most lanes of the first empty,
+//             and read every weight of the second once for each image.
+// All run the same tile code (cpu/convolution.h), so every output adds the same products in the same order whatever
 // the form, the batch or the position in it: bias first, then input channel, ky, kx ascending, in-range taps only.
 #pragma once
 
@@ -12,46 +14,72 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-struct Throughput {
-    static constexpr int pixel = LANES;  // floats of one pixel of one channel
-    static constexpr int unit = 1;       // output channels of one accumulator
-    static constexpr int typical_units[2] = {5, 5};
-    FASTMALADE_INLINE Vec weight(const float* p) { return broadcast(*p); }
-    FASTMALADE_INLINE Vec activation(const float* p) { return load(p); }
-    // From channel 0 to channel c, where `stride` lies between vectors.
+// Output channels are cut into blocks of at most MAX_UNITS accumulators, of sizes that differ by one at most.
+constexpr int MAX_UNITS = 5;
+
+constexpr int ceiling(int a, int b) { return (a + b - 1) / b; }
+
+// Lane i * unit + c of a vector holds channel c of a unit in image i. What a layer writes lies as
+// [unit][row][column][LANES].
+template <int IMAGES>
+struct Group {
+    static constexpr int images = IMAGES;
+    static constexpr int unit = LANES / IMAGES;  // output channels of one accumulator
+    static constexpr int pixel = LANES;          // floats of one pixel of one unit
+    // Whether what the layers after deconv1 work on lies image by image, instead of one image in each lane.
+    static constexpr bool planar = unit > 1;
+    static constexpr int largest_block(int units) { return ceiling(units, ceiling(units, MAX_UNITS)); }
+    static constexpr int typical_units[2] = {largest_block(ceiling(10, unit)), largest_block(ceiling(25, unit))};
+
+    // The weights of a unit, the same in every image. p: (unit,)
+    FASTMALADE_INLINE Vec weight(const float* p) {
+        if constexpr (unit == 1) {
+            return broadcast(*p);
+        } else if constexpr (unit == LANES) {
+            return load(p);
+        } else {
+            return repeat<unit>(p);
+        }
+    }
+    // One input channel, the same in every output channel. p: that channel in image 0
+    FASTMALADE_INLINE Vec activation(const float* p) {
+        if constexpr (unit == 1) {
+            return load(p);
+        } else if constexpr (unit == LANES) {
+            return broadcast(*p);
+        } else {
+            return first_of_each<unit>(load(p));
+        }
+    }
+    // From channel 0 to channel c, where `stride` lies between units.
+    FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c / unit * stride + c % unit; }
+};
+
+typedef Group<LANES> Throughput;
+typedef Group<1> Latency;
+typedef Group<4> Quad;
+
+// Planar forms read the image as it lies, one float a pixel, or with every image's pixels already in its lanes.
+template <class Form>
+struct FromImage : Form {
+    static constexpr int pixel = Form::images == 1 ? 1 : LANES;
+    FASTMALADE_INLINE Vec activation(const float* p) {
+        if constexpr (Form::images == 1) {
+            return broadcast(*p);
+        } else {
+            return load(p);
+        }
+    }
     FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c * stride; }
 };
 
-// Blocks of accumulators that 10 and 25 output channels fall into, by Blocks below.
-constexpr int latency_units(int channels) {
-    return (channels + LANES - 1) / LANES > 5 ? 4 : (channels + LANES - 1) / LANES;
-}
-
-// What a layer writes as [channel vector][row][column][LANES]; one float of it is a pixel of a channel.
-struct Latency {
-    static constexpr int pixel = LANES;
-    static constexpr int unit = LANES;
-    static constexpr int typical_units[2] = {latency_units(10), latency_units(25)};
-    FASTMALADE_INLINE Vec weight(const float* p) { return load(p); }
-    FASTMALADE_INLINE Vec activation(const float* p) { return broadcast(*p); }
-    FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c / LANES * stride + c % LANES; }
-};
-
-// The same, reading [channel][row][column]: the image itself.
-struct LatencyFromImage : Latency {
-    static constexpr int pixel = 1;
-    FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c * stride; }
-};
-
-// The latency form's transposed layer: a plane for each phase and channel of it, [4 hidden1][height][row] floats of the
-// quarter-size grid. Rows have a margin, so that whole vectors may be stored.
+// The planar forms' transposed layer: a plane for each image, phase and channel of it, [images][4 hidden1][height][row]
+// floats of the quarter-size grid. Rows have a margin, so that whole vectors may be stored.
 struct PhasePlanes {
     int64_t row, plane;
     PhasePlanes(int64_t height, int64_t width) : row(width + LANES), plane(height * row) {}
+    int64_t image(int64_t hidden1) const { return 4 * hidden1 * plane; }
 };
-
-// Output channels are cut into blocks of at most MAX_UNITS accumulators, of sizes that differ by one at most.
-constexpr int MAX_UNITS = 5;
 
 template <class Form>
 struct Blocks {

@@ -1,4 +1,4 @@
-// The images of one kernel call and what is done with them: a group in the lanes (throughput) or one image (latency).
+// The images of one kernel call and what is done with them: one in every lane (throughput), or a few one by one (planar).
 #pragma once
 
 #include "cpu/stages.h"
@@ -6,14 +6,77 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-template <class Form>
-struct Images;
-
 inline Update step_update(const ChainArguments& c, int64_t t) {
     return Update{false, c.step_sizes[t], c.noise_scales[t], c.lows[t], c.highs[t]};
 }
 
 constexpr Update reconstruction_only = {true, 0.0f, 0.0f, 0.0f, 0.0f};
+
+// The planar forms. Images that a group lacks repeat its last one, so that they hold nothing odd.
+template <class Form>
+struct Images {
+    const AutoencoderShape& s;
+    const float* packed;
+    PackedLayout<Form> at;
+    int64_t first, count;  // which of the batch
+    float* scratch;
+
+    Images(const AutoencoderShape& shape, const float* packed_model, int64_t first_image, int64_t images, float* memory)
+        : s(shape), packed(packed_model), at(shape), first(first_image), count(images), scratch(memory) {
+        clear_margins(Scratch<Form>(s), scratch);
+    }
+
+    // batch: (B, pixels), state: (images, pixels)
+    void read(const float* batch, float* state) const {
+        for (int64_t i = 0; i < Form::images; ++i) {
+            const float* from = batch + of_batch(i) * s.pixels();
+            for (int64_t n = 0; n < s.pixels(); ++n) state[i * s.pixels() + n] = from[n];
+        }
+    }
+
+    void write(const float* state, float* batch) const {
+        for (int64_t n = 0; n < count * s.pixels(); ++n) batch[first * s.pixels() + n] = state[n];
+    }
+
+    template <bool KEEP>
+    void step(const ChainArguments& c, int64_t t, const Scratch<Form>& part, const Activations& to,
+              const KeptEnd& kept) const {
+        const Update update = step_update(c, t);
+        finish<KEEP>(part, to, update, kept, [&](int64_t i) -> const float* {
+            if (update.noise_scale == 0.0f) return nullptr;
+            if (c.noise) return c.noise + (t * c.batch + of_batch(i)) * s.pixels();
+            standard_normal(c.seed, (uint64_t)c.sample_ids[of_batch(i)], (uint32_t)t, s.pixels(), scratch + part.noise);
+            return scratch + part.noise;
+        });
+    }
+
+    template <bool KEEP>
+    void reconstruct(const Scratch<Form>& part, const Activations& to, const KeptEnd& kept) const {
+        finish<KEEP>(part, to, reconstruction_only, kept, [](int64_t) -> const float* { return nullptr; });
+    }
+
+private:
+    int64_t of_batch(int64_t i) const { return first + (i < count ? i : count - 1); }
+
+    template <bool KEEP, class Noise>
+    void finish(const Scratch<Form>& part, const Activations& to, const Update& update, const KeptEnd& kept,
+                Noise noise) const {
+        autoencoder_body(s, packed, at, to, part, scratch);
+        for (int64_t i = 0; i < Form::images; ++i) {
+            const int64_t image = i * s.pixels();
+            last_sums(s, packed, at, to.even + image / 4, scratch + part.sums);
+            const KeptEnd kept_image = {KEEP ? kept.reconstruction + image : nullptr, KEEP ? kept.inside + image : nullptr};
+            finish_step<KEEP>(s, scratch + part.sums, scratch + part.state + image, update, noise(i), kept_image);
+        }
+    }
+
+    // The margins are read beside the even pixels and then not selected: they only have to be initialised.
+    static void clear_margins(const Scratch<Form>& part, float* scratch) {
+        constexpr int64_t margin = Scratch<Form>::margin;
+        for (int64_t n = 0; n < margin; ++n) scratch[part.even - margin + n] = scratch[part.sums - margin + n] = 0.0f;
+        for (int64_t n = part.sums - 2 * margin; n < part.sums; ++n) scratch[n] = 0.0f;
+    }
+};
 
 template <>
 struct Images<Throughput> {
@@ -68,66 +131,6 @@ struct Images<Throughput> {
         autoencoder_body(s, packed, at, to, part, scratch);
         finish_step<KEEP>(s, packed, at, to.even, scratch + part.state, reconstruction_only, GroupNoise{},
                           scratch + part.sums, kept);
-    }
-};
-
-template <>
-struct Images<Latency> {
-    const AutoencoderShape& s;
-    const float* packed;
-    PackedLayout<Latency> at;
-    int64_t first;
-    float* scratch;
-
-    Images(const AutoencoderShape& shape, const float* packed_model, int64_t image, int64_t, float* memory)
-        : s(shape), packed(packed_model), at(shape), first(image), scratch(memory) {
-        clear_margins(Scratch<Latency>(s), scratch);
-    }
-
-    void read(const float* batch, float* state) const {
-        for (int64_t n = 0; n < s.pixels(); ++n) state[n] = batch[first * s.pixels() + n];
-    }
-
-    void write(const float* state, float* batch) const {
-        for (int64_t n = 0; n < s.pixels(); ++n) batch[first * s.pixels() + n] = state[n];
-    }
-
-    template <bool KEEP>
-    void step(const ChainArguments& c, int64_t t, const Scratch<Latency>& part, const Activations& to,
-              const KeptEnd& kept) const {
-        const Update update = step_update(c, t);
-        const float* noise = nullptr;
-        if (update.noise_scale != 0.0f && c.noise) {
-            noise = c.noise + (t * c.batch + first) * s.pixels();
-        } else if (update.noise_scale != 0.0f) {
-            standard_normal(c.seed, (uint64_t)c.sample_ids[first], (uint32_t)t, s.pixels(), scratch + part.noise);
-            noise = scratch + part.noise;
-        }
-        finish<KEEP>(part, to, update, noise, kept);
-    }
-
-    template <bool KEEP>
-    void reconstruct(const Scratch<Latency>& part, const Activations& to,
-              const KeptEnd& kept) const {
-        finish<KEEP>(part, to, reconstruction_only, nullptr, kept);
-    }
-
-private:
-    template <bool KEEP>
-    void finish(const Scratch<Latency>& part, const Activations& to, const Update& update, const float* noise,
-                const KeptEnd& kept) const {
-        autoencoder_body(s, packed, at, to, part, scratch);
-        last_sums(s, packed, at, to.even, scratch + part.sums);
-        finish_step<KEEP>(s, scratch + part.sums, scratch + part.state, update, noise, kept);
-    }
-
-    // The margins are read beside the even pixels and then not selected: they only have to be initialised.
-    static void clear_margins(const Scratch<Latency>& part, float* scratch) {
-        for (int64_t n = 0; n < Scratch<Latency>::margin; ++n) {
-            scratch[part.even - Scratch<Latency>::margin + n] = 0.0f;
-            scratch[part.sums - Scratch<Latency>::margin + n] = 0.0f;
-        }
-        for (int64_t n = part.sums - 2 * Scratch<Latency>::margin; n < part.sums; ++n) scratch[n] = 0.0f;
     }
 };
 

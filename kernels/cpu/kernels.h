@@ -46,7 +46,10 @@ struct JacobianArguments {
     float* out;              // (B, C, H, W)
 };
 
-// The operations in one form (throughput: a group of up to `lanes` images; latency: one image).
+// What a vector holds: one image in each lane, some channels of four images, or channels of one (cpu/forms.h).
+enum FormIndex { throughput, quad, latency, form_count };
+
+// The operations in one form.
 struct FormKernels {
     int64_t images;  // most images of one call
     int64_t (*packed_floats)(const AutoencoderShape& shape);
@@ -103,12 +106,12 @@ constexpr const char* stage_names[stages] = {"conv1", "conv2", "deconv1", "decon
 struct Kernels {
     const char* isa;
     int64_t lanes;
-    // About how many single images cost as much as one group, full or not: decides what a small batch is cut into.
-    double images_per_group_time;
+    // About how long one call takes in each form, full or not, in units of one single image: decides what a small batch is cut
+    // into.
+    double call_time[form_count];
     // Models packed for two shapes are alike where this number is.
     int64_t (*packing)(const AutoencoderShape& shape);
-    FormKernels throughput;
-    FormKernels latency;
+    FormKernels forms[form_count];
     // One sample: words (4 * counters,) of counters 0 .. counters-1, as non-negative integers.
     void (*philox_words)(uint64_t seed, uint64_t sample_id, uint32_t step, int64_t counters, int64_t* words);
     // One sample: z (elements,)

@@ -47,11 +47,15 @@ void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayo
                        scratch + part.sums, KeptEnd{});
 }
 
-void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayout<Latency>& at,
-                const Scratch<Latency>& part, float* scratch) {
-    standard_normal(0, 0, 0, s.pixels(), scratch + part.noise);
-    last_sums(s, packed, at, scratch + part.even, scratch + part.sums);
-    finish_step<false>(s, scratch + part.sums, scratch + part.state, typical_update, scratch + part.noise, KeptEnd{});
+template <int IMAGES>
+void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at,
+                const Scratch<Group<IMAGES>>& part, float* scratch) {
+    for (int64_t image = 0; image < IMAGES * s.pixels(); image += s.pixels()) {
+        standard_normal(0, 0, 0, s.pixels(), scratch + part.noise);
+        last_sums(s, packed, at, scratch + part.even + image / 4, scratch + part.sums);
+        finish_step<false>(s, scratch + part.sums, scratch + part.state + image, typical_update, scratch + part.noise,
+                           KeptEnd{});
+    }
 }
 
 // One stage by itself, on whatever finite numbers the scratch memory holds.
@@ -61,7 +65,7 @@ void run_stage(const AutoencoderShape& s, const float* packed, int stage, float*
     const Scratch<Form> part(s);
     const Activations to = part.activations(scratch);
     switch (stage) {
-        case 0: return conv1(s, packed, at, to, scratch + part.state);
+        case 0: return conv1(s, packed, at, to, part, scratch);
         case 1: return conv2(s, packed, at, to, part, scratch);
         case 2: return deconv1(s, packed, at, to, part, scratch);
         case 3: return even_pixels(s, packed, at, to.upsampled, to.even);
@@ -88,8 +92,8 @@ void tanh_of_array(const float* x, int64_t n, float* y) {
 }
 
 template <class Form>
-constexpr FormKernels form_kernels(int64_t images) {
-    return {images,           packed_floats<Form>,  pack_model<Form>,         transpose_floats<Form>,
+constexpr FormKernels form_kernels() {
+    return {Form::images,     packed_floats<Form>,  pack_model<Form>,         transpose_floats<Form>,
             pack_transposes<Form>, scratch_floats<Form>, langevin_chain<Form>, run_stage<Form>,
             autoencoder_forward<Form>, gradient_memory<Form>, chain_gradient<Form>, recorded_chain<Form>,
             chain_reverse<Form>, autoencoder_gradient<Form>};
@@ -98,8 +102,8 @@ constexpr FormKernels form_kernels(int64_t images) {
 }  // namespace
 
 extern const Kernels kernels = {
-    FASTMALADE_STRING(FASTMALADE_ISA), LANES, LANES * 0.6, packing,
-    form_kernels<Throughput>(LANES), form_kernels<Latency>(1),
+    FASTMALADE_STRING(FASTMALADE_ISA), LANES, {LANES * 0.6, LANES > 4 ? 3.1 : LANES * 0.6, 1.0}, packing,
+    {form_kernels<Throughput>(), form_kernels<Quad>(), form_kernels<Latency>()},
     philox_words, standard_normal, tanh_of_array, langevin_update, multiply_adds,
 };
 

@@ -54,12 +54,11 @@ FASTMALADE_INLINE WordVectors counters_of_sample(int64_t first, uint32_t step, u
 void standard_normal(uint64_t seed, uint64_t sample_id, uint32_t step, int64_t elements, float* z) {
     for (int64_t first = 0; 4 * first < elements; first += LANES) {
         const Normals n = normals(counters_of_sample(first, step, sample_id), seed);
+        Vec run[4];
+        interleave_four(n.z, run);
+        float* to = z + 4 * first;
         const int64_t left = elements - 4 * first;
-        for (int l = 0; l < LANES; ++l) {
-            for (int j = 0; j < 4; ++j) {
-                if (4 * l + j < left) z[4 * (first + l) + j] = n.z[j][l];
-            }
-        }
+        for (int j = 0; j < 4 && j * LANES < left; ++j) store_some(to + j * LANES, run[j], left - j * LANES);
     }
 }
 

@@ -12,7 +12,7 @@ namespace fastmalade::cpu {
 namespace {
 
 constexpr size_t kMostEntries = 8;
-constexpr int64_t kMostEntryBytes = 128 << 20;  // hidden layers of some 200 and 250 channels
+constexpr int64_t kMostEntryBytes = 128 << 20;  // hidden layers of some 160 and 200 channels
 constexpr int64_t kMostBytes = 256 << 20;       // of all entries, beyond which the oldest go
 
 struct Array {
@@ -120,8 +120,8 @@ PackedModel::PackedModel(const Kernels& kernels, const AutoencoderShape& shape, 
           int64_t raw = 0;
           for (const Array& array : arrays(shape, weights)) raw += array.count;
           int64_t bytes = raw * (int64_t)sizeof(float);
-          for (const FormKernels* form : {&kernels.throughput, &kernels.latency}) {
-              bytes += buffer_bytes(form->packed_floats(shape)) + buffer_bytes(form->transpose_floats(shape));
+          for (const FormKernels& form : kernels.forms) {
+              bytes += buffer_bytes(form.packed_floats(shape)) + buffer_bytes(form.transpose_floats(shape));
           }
           return bytes;
       }()) {
@@ -141,7 +141,9 @@ bool PackedModel::same(const Kernels& kernels, const AutoencoderShape& shape, co
     return true;
 }
 
-PackedModel::Arrays PackedModel::form(const FormKernels& kernels, PackedForm& packed, bool transposes) {
+PackedModel::Arrays PackedModel::form(FormIndex index, bool transposes) {
+    const FormKernels& kernels = kernels_.forms[index];
+    PackedForm& packed = packed_[index];
     const std::lock_guard<std::mutex> lock(packing_);
     if (!packed.layers) {
         Buffer fresh = allocate(kernels.packed_floats(shape_));

@@ -28,22 +28,20 @@ public:
     struct Arrays {
         const float *layers, *transposes;
     };
-    Arrays throughput(bool transposes) { return form(kernels_.throughput, throughput_, transposes); }
-    Arrays latency(bool transposes) { return form(kernels_.latency, latency_, transposes); }
+    Arrays form(FormIndex index, bool transposes);
     int64_t most_bytes() const { return most_bytes_; }  // the copy and all that is ever packed
 
 private:
     struct PackedForm {
         Buffer layers, transposes;
     };
-    Arrays form(const FormKernels& kernels, PackedForm& packed, bool transposes);
 
     const Kernels& kernels_;
     const AutoencoderShape shape_;  // height and width are those of the first call; others may be packed alike
     std::vector<float> raw_;
     const int64_t most_bytes_;
     std::mutex packing_;
-    PackedForm throughput_, latency_;
+    PackedForm packed_[form_count];
 };
 
 // The model from the cache, or a new one, which is then kept if it is not too large. An entry that a call holds lives on

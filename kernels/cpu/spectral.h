@@ -26,8 +26,8 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// One layer. Vectors hold LANES images of one channel (throughput) or LANES channels of one image (latency); a unit is a
-// vector of either kind. The input comes in `groups` grids (four phases, or one), of the same channels each.
+// One layer. A unit is a vector: of one channel in LANES images (throughput), of LANES channels of one image (latency) or of
+// something between. The input comes in `groups` grids (four phases, or one), of the same channels each.
 struct SpectralLayer {
     const float* in[4];    // by group, vector of grid position (0, 0) in unit 0
     int64_t groups, in_channels, in_units;  // channels and units of each group
@@ -121,10 +121,10 @@ FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in,
 #pragma GCC unroll 8
     for (int u = 0; u < UNITS; ++u) re[u] = im[u] = Vec{};
     for (int64_t group = 0; group < s.groups; ++group) {
-        const float* x = in + group * s.in_units * LANES;
-        for (int64_t c = 0; c < s.in_channels; ++c, x += LANES / Form::unit, w += 2 * UNITS * Form::unit) {
+        for (int64_t c = 0; c < s.in_channels; ++c, w += 2 * UNITS * Form::unit) {
+            const float* x = in + group * s.in_units * LANES + Form::channel(c, LANES);
             const Vec a = Form::activation(x), b = Form::activation(x + in_plane), minus_a = -a;
-            if constexpr (Form::unit > 1) {
+            if constexpr (Form::images == 1) {
                 // More weights than the second-level cache holds, each read once in a step: the processor's own
                 // prefetching stays too near.
 #pragma GCC unroll 16
@@ -154,9 +154,8 @@ FASTMALADE_INLINE void multiply_real(const SpectralLayer& s, const float* in, co
 #pragma GCC unroll 8
     for (int u = 0; u < UNITS; ++u) re[u] = Vec{};
     for (int64_t group = 0; group < s.groups; ++group) {
-        const float* x = in + group * s.in_units * LANES;
-        for (int64_t c = 0; c < s.in_channels; ++c, x += LANES / Form::unit, w += UNITS * Form::unit) {
-            const Vec a = Form::activation(x);
+        for (int64_t c = 0; c < s.in_channels; ++c, w += UNITS * Form::unit) {
+            const Vec a = Form::activation(in + group * s.in_units * LANES + Form::channel(c, LANES));
 #pragma GCC unroll 8
             for (int u = 0; u < UNITS; ++u) re[u] = fma(Form::weight(w + u * Form::unit), a, re[u]);
         }
@@ -271,7 +270,7 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
 FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
 
 // Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][LANES].
-// Latency: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at `activation`, which
+// Planar forms: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at `activation`, which
 // lies as the output does.
 template <class Form, bool LAYER>
 struct PhasedOutput {
@@ -283,7 +282,7 @@ struct PhasedOutput {
     // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
     template <class Each>
     inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
-        if constexpr (Form::unit == 1) {
+        if constexpr (!Form::planar) {
             const int64_t phase = unit / hidden1, channel = unit % hidden1, row_step = 4 * width;
             const int64_t tile =
                 ((channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2) * LANES;
@@ -292,16 +291,19 @@ struct PhasedOutput {
             });
         } else {
             const PhasePlanes planes(height, width);
-            const int64_t left = 4 * hidden1 - unit * LANES, count = left < LANES ? left : LANES;
-            const int64_t tile = unit * LANES * planes.plane + row * planes.row + column;
+            const int64_t first_channel = unit * Form::unit, left = 4 * hidden1 - first_channel;
+            const int64_t count = left < Form::unit ? left : Form::unit;
+            const int64_t tile = first_channel * planes.plane + row * planes.row + column;
             each([&](int64_t q, const Vec* values) {
                 for (int64_t p = 0; p < columns; p += LANES) {
                     Vec square[LANES];
                     for (int l = 0; l < LANES; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
                     transpose(square);
                     // What lies beyond `columns` falls on columns that come later, or on the row's margin.
-                    int64_t to = tile + q * planes.row + p;
-                    for (int64_t l = 0; l < count; ++l, to += planes.plane) put(to, square[l]);
+                    for (int image = 0; image < Form::images; ++image) {
+                        int64_t to = image * planes.image(hidden1) + tile + q * planes.row + p;
+                        for (int64_t c = 0; c < count; ++c, to += planes.plane) put(to, square[image * Form::unit + c]);
+                    }
                 }
             });
         }

@@ -1,4 +1,4 @@
-// The autoencoder's stages in both forms and the working memory they share.
+// The autoencoder's stages in every form and the working memory they share.
 #pragma once
 
 #include "cpu/convolution.h"
@@ -34,27 +34,28 @@ struct Activations {
     float* half;       // conv1's: [vector of hidden1][H/2][W/2][LANES]
     float* quarter;    // conv2's: [vector of hidden2][H/4][W/4][LANES]
     float* upsampled;  // deconv1's: [hidden1][H/2][W/2][LANES], or PhasePlanes
-    float* even;       // deconv2's even pixels: [C][H/2][W/2][pixel of Scratch]
+    float* even;       // deconv2's even pixels: [C][H/2][W/2][LANES], or [images][C][H/2][W/2]
 };
 
 // Working memory of one call, in floats from its start.
 template <class Form>
 struct Scratch : Places {
-    // The throughput form's state, deconv1's output and even pixels hold one vector for each pixel, the latency form's
-    // one float; conv1 and conv2 write vectors in both.
-    static constexpr bool single = Form::unit != 1;
-    static constexpr int64_t pixel = single ? 1 : LANES;
-    int64_t state, half, quarter, even, sums, noise, spectrum, products;
+    // State and even pixels: [C][H][W][LANES] in the throughput form, [images][C][H][W] in the planar ones. Conv1 and conv2
+    // write vectors in all.
+    static constexpr int64_t images = Form::images;  // floats of a pixel, in either order
+    static constexpr bool planar = Form::planar;
+    int64_t state, spread, half, quarter, even, sums, noise, spectrum, products;
 
     explicit Scratch(const AutoencoderShape& s) {
         const int64_t plane = s.height * s.width;
-        state = take(s.channels * plane * pixel);
-        const int64_t planes = 4 * s.hidden1 * PhasePlanes(s.height / 4, s.width / 4).plane;
-        half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, single ? planes : 0));
+        state = take(s.channels * plane * images);
+        spread = take(planar && images > 1 ? s.channels * plane * LANES : 0);
+        const int64_t planes = images * PhasePlanes(s.height / 4, s.width / 4).image(s.hidden1);
+        half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, planar ? planes : 0));
         quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
-        even = take(s.channels * plane / 4 * pixel);
-        sums = take(single ? s.channels * plane : 4 * s.width * LANES);
-        noise = take(single ? s.channels * plane : 0);
+        even = take(s.channels * plane / 4 * images);
+        sums = take(planar ? s.channels * plane : 4 * s.width * LANES);
+        noise = take(planar ? s.channels * plane : 0);
         const int64_t numbers2 = conv2_plan(s).size * conv2_plan(s).size;
         const int64_t numbers1 = deconv1_plan(s).size * deconv1_plan(s).size;
         const int64_t units1 = vectors_of<Form>(s.hidden1), units2 = vectors_of<Form>(s.hidden2);
@@ -75,19 +76,19 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
     const int64_t height = s.height / 4, width = s.width / 4;
     const PhasePlanes planes(height, width);
     Convolution deconv1 = {quarter, s.hidden2, height, width, nullptr, packed + at.deconv1_bias, 0, nullptr, s.hidden1,
-                           width, 4 * height * width * LANES, 4 * width * LANES, 2 * LANES, false};
-    if (Scratch<Form>::single) {
-        deconv1.out_unit_stride = planes.plane * LANES;
+                           width, 4 * height * width * LANES, 4 * width * LANES, 2 * LANES, 0};
+    if (Form::planar) {
+        deconv1.out_unit_stride = planes.plane * Form::unit;
         deconv1.out_row_stride = planes.row;
         deconv1.out_step = 1;
-        deconv1.spread = true;
+        deconv1.image_stride = planes.image(s.hidden1);
     }
     for (int64_t q = 0; q < height; ++q) {
         for (int phase = 0; phase < 4; ++phase) {
             deconv1.weights = packed + at.deconv1[phase];
             deconv1.row_taps = 5 - phase / 2;
-            deconv1.out = half + (Scratch<Form>::single ? phase * s.hidden1 * planes.plane
-                                                        : (phase / 2 * 2 * width + phase % 2) * LANES);
+            deconv1.out = half + (Form::planar ? phase * s.hidden1 * planes.plane
+                                               : (phase / 2 * 2 * width + phase % 2) * LANES);
             if (phase % 2 == 0) {
                 convolve_row<Form, TransposedEven>(deconv1, q);
             } else {
@@ -115,18 +116,34 @@ void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<
     }
 }
 
+// Every image's pixels into its lanes. state: (images, pixels), spread: (pixels, LANES)
 template <class Form>
-struct ImageForm { typedef Form type; };
+void spread_images(int64_t pixels, const float* state, float* spread) {
+    for (int64_t n = 0; n < pixels; n += LANES) {  // pixels: a multiple of 16
+        Vec square[LANES];
+        for (int l = 0; l < LANES; ++l) square[l] = load(state + l / Form::unit * pixels + n);
+        transpose(square);
+        for (int l = 0; l < LANES; ++l) store(spread + (n + l) * LANES, square[l]);
+    }
+}
+
+template <class Form>
+struct ImageForm { typedef FromImage<Form> type; };
 template <>
-struct ImageForm<Latency> { typedef LatencyFromImage type; };
+struct ImageForm<Throughput> { typedef Throughput type; };
 
 template <class Form>
 void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
-           const float* state) {
+           const Scratch<Form>& part, float* scratch) {
+    const float* images = scratch + part.state;
+    if constexpr (Form::planar && Form::images > 1) {
+        spread_images<Form>(s.pixels(), images, scratch + part.spread);
+        images = scratch + part.spread;
+    }
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
-    const Convolution layer = {state, s.channels, s.height, s.width, packed + at.conv1,
+    const Convolution layer = {images, s.channels, s.height, s.width, packed + at.conv1,
                                packed + at.conv1_bias, 5, to.half, s.hidden1, half_w,
-                               half_h * half_w * LANES, half_w * LANES, LANES, false};
+                               half_h * half_w * LANES, half_w * LANES, LANES, 0};
     for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
 }
 
@@ -136,7 +153,7 @@ void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLa
     const int64_t quarter_h = s.height / 4, quarter_w = s.width / 4;
     const Convolution layer = {half, s.hidden1, s.height / 2, s.width / 2, packed + at.conv2, packed + at.conv2_bias, 5,
                                quarter, s.hidden2, quarter_w, quarter_h * quarter_w * LANES, quarter_w * LANES, LANES,
-                               false};
+                               0};
     for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(layer, q);
 }
 
@@ -162,7 +179,7 @@ void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
 template <class Form>
 void autoencoder_body(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at,
                       const Activations& to, const Scratch<Form>& part, float* scratch) {
-    conv1(s, packed, at, to, scratch + part.state);
+    conv1(s, packed, at, to, part, scratch);
     conv2(s, packed, at, to, part, scratch);
     deconv1(s, packed, at, to, part, scratch);
     even_pixels(s, packed, at, to.upsampled, to.even);

@@ -1,4 +1,4 @@
-// The last two layers and the Langevin step that follows them, in both forms.
+// The last two layers and the Langevin step that follows them: in the throughput form, and for one image of a planar form.
 //
 // The 1x1 transposed convolution of stride 2 is computed on the even pixels only ([channel][H/2][W/2]); every other
 // pixel of its output is the constant tanh(bias). The last convolution starts each sum from the precomputed share of
@@ -186,31 +186,32 @@ void finish_step(const AutoencoderShape& s, const float* packed, const PackedLay
     }
 }
 
-// in: PhasePlanes, out: [C][H/2][W/2]; a vector is LANES neighbouring positions of one phase.
-FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLayout<Latency>& at,
-                                   const float* in, float* out) {
+// in: [images] PhasePlanes, out: [images][C][H/2][W/2]; a vector is LANES neighbouring positions of one phase.
+template <int IMAGES>
+void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at, const float* in,
+                 float* out) {
     const int64_t height = s.height / 4, width = s.width / 4;
     const PhasePlanes planes(height, width);
-    for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t n = 0; n < IMAGES * s.channels; ++n) {
+        const int64_t c = n % s.channels;
+        const float* image = in + n / s.channels * planes.image(s.hidden1);
         const float* weights = packed + at.deconv2 + c * s.hidden1;
         const Vec bias = broadcast(packed[at.deconv2_bias + c]);
-        for (int64_t row = 0; row < height; ++row) {
+        // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin.
+        float* to = out + n * height * 4 * width;
+        for (int64_t row = 0; row < 2 * height; ++row, to += 2 * width) {
+            const float* phases = image + row % 2 * 2 * s.hidden1 * planes.plane + row / 2 * planes.row;
             for (int64_t column = 0; column < width; column += LANES) {
-                // Four phases at once: each sum and its tanh is one chain of dependent operations.
-                const float* from = in + row * planes.row + column;
-                Vec sum[4] = {bias, bias, bias, bias};
+                const float* from = phases + column;
+                Vec sum[2] = {bias, bias};
                 for (int64_t i = 0; i < s.hidden1; ++i, from += planes.plane) {
                     const Vec weight = broadcast(weights[i]);
-                    for (int64_t phase = 0; phase < 4; ++phase) {
-                        sum[phase] = fma(weight, load(from + phase * s.hidden1 * planes.plane), sum[phase]);
-                    }
+                    sum[0] = fma(weight, load(from), sum[0]);
+                    sum[1] = fma(weight, load(from + s.hidden1 * planes.plane), sum[1]);
                 }
-                for (int64_t phase = 0; phase < 4; ++phase) {
-                    float lanes[LANES];
-                    store(lanes, tanh(sum[phase]));
-                    float* to = out + ((c * height + row) * 2 + phase / 2) * 2 * width + 2 * column + phase % 2;
-                    for (int64_t l = 0; l < LANES && column + l < width; ++l) to[2 * l] = lanes[l];
-                }
+                Vec run[2];
+                interleave(tanh(sum[0]), tanh(sum[1]), run);
+                store_run(to + 2 * column, run, 2, 2 * (width - column));
             }
         }
     }
@@ -219,8 +220,9 @@ FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packe
 // Sums of the last convolution before tanh: even [C][H/2][W/2] -> sums [C][H][W]. A vector is LANES positions of equal
 // column parity. Even pixels of a row are read from a copy with a margin at both ends; what the margin holds is
 // computed with and then not selected.
-FASTMALADE_INLINE void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayout<Latency>& at,
-                                 const float* even, float* sums) {
+template <int IMAGES>
+void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at, const float* even,
+               float* sums) {
     const int64_t columns = s.width / 2, channel_stride = s.height / 2 * columns;
     for (int64_t c = 0; c < s.channels; ++c) {
         const float* weights = packed + at.conv3 + c * s.channels * 25;
@@ -230,7 +232,6 @@ FASTMALADE_INLINE void last_sums(const AutoencoderShape& s, const float* packed,
             for (int64_t q = 0; q < columns; q += LANES) {
                 const VecInt column = lane_indices() + (int32_t)q;
                 const VecInt first = column == 0, last = column == (int32_t)(columns - 1);
-                const int64_t count = columns - q < LANES ? columns - q : LANES;
                 Vec sum[2];
                 for (int parity = 0; parity < 2; ++parity) {
                     const Vec inner = broadcast(starts[(2 + parity) * s.channels]);
@@ -249,14 +250,10 @@ FASTMALADE_INLINE void last_sums(const AutoencoderShape& s, const float* packed,
                         sum[1] = select(last, sum[1], fma(broadcast(w[3]), next, sum[1]));
                     }
                 }
-                float lanes[2][LANES];
-                store(lanes[0], sum[0]);
-                store(lanes[1], sum[1]);
-                float* out = sums + (c * s.height + y) * s.width + 2 * q;
-                for (int64_t l = 0; l < count; ++l) {
-                    out[2 * l] = lanes[0][l];
-                    out[2 * l + 1] = lanes[1][l];
-                }
+                // What reaches beyond the row is written again with the next one, or lies in a margin.
+                Vec run[2];
+                interleave(sum[0], sum[1], run);
+                store_run(sums + (c * s.height + y) * s.width + 2 * q, run, 2, 2 * (columns - q));
             }
         }
     }

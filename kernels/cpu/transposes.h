@@ -1,6 +1,6 @@
 // The transposes of the autoencoder's stages: from the gradient with respect to a stage's output to that with respect to
 // its input. In order conv3, deconv2, deconv1, conv2, conv1, each with the slope of the tanh that it comes to. Every sum
-// has one order (output channel, ky, kx, in-range taps only), so both forms give the same bits.
+// has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits.
 #pragma once
 
 #include "cpu/conv1_transpose.h"
@@ -32,21 +32,27 @@ inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Th
     }
 }
 
-inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Latency>& at, const float* record, float* g,
-                       float* out) {
+template <int IMAGES>
+void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMAGES>>& at, const float* record, float* g,
+                float* out) {
     const SplitRow split(s.width);
-    for (int64_t row = 0; row < s.channels * s.height; ++row, out += split.floats) {
-        for (int64_t x = 0; x < s.width; x += LANES) {
+    const auto stopped_slope = [&](int64_t n) {
+        Vec v = load(g + n);
+        if (b.bounded) {
+            v = stopped(v, record + at.inside + n);
+            store(g + n, v);
+        }
+        return broadcast(b.scale) * v * slope(load(record + at.reconstruction + n));
+    };
+    for (int64_t row = 0; row < IMAGES * s.channels * s.height; ++row, out += split.floats) {
+        for (int64_t x = 0; x < s.width; x += 2 * LANES) {
             // What lies beyond the row belongs to the next one, or to a margin, and is done again there or never read.
-            const int64_t n = row * s.width + x, count = s.width - x < LANES ? s.width - x : LANES;
-            Vec v = load_some(g + n, count);
-            if (b.bounded) {
-                v = from_bits(bits(v) & bits(load_some(record + at.inside + n, count)));
-                store_some(g + n, v, count);
-            }
-            float lanes[LANES];
-            store(lanes, broadcast(b.scale) * v * slope(load_some(record + at.reconstruction + n, count)));
-            for (int64_t l = 0; l < count; ++l) out[(x + l) % 2 * split.part + (x + l) / 2] = lanes[l];
+            const int64_t n = row * s.width + x;
+            const Vec first = stopped_slope(n), second = x + LANES < s.width ? stopped_slope(n + LANES) : Vec{};
+            Vec even, odd;
+            separate(first, second, &even, &odd);
+            store(out + x / 2, even);
+            store(out + split.part + x / 2, odd);
         }
     }
 }
@@ -113,21 +119,24 @@ inline void conv3_transpose(const AutoencoderShape& s, const float* packed, cons
     }
 }
 
-// in: [C][H] SplitRow, out: [C] 4 PhasePlanes. A vector is LANES neighbouring even pixels.
-inline void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Latency>& at,
-                            const Record<Latency>& kept, const float* record, const float* in, float* out) {
+// in: [images][C][H] SplitRow, out: [images][C] 4 planes. A vector is LANES neighbouring even pixels.
+template <int IMAGES>
+void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
+                     const Record<Group<IMAGES>>& kept, const float* record, const float* in, float* out) {
     const SplitRow split(s.width);
     const PhasePlanes planes(s.height / 4, s.width / 4);
     const int64_t columns = s.width / 2;
-    for (int64_t i = 0; i < s.channels; ++i) {
+    for (int64_t n = 0; n < IMAGES * s.channels; ++n) {
+        const int64_t i = n % s.channels;
+        const float* image = in + (n - i) * s.height * split.floats;
         for (int64_t q = 0; q < s.height / 2; ++q) {
             const StridedRows taps(q, s.height);
-            for (int64_t p = 0; p < columns; p += LANES) {
+            const auto gradients = [&](int64_t p) {
                 const VecInt column = lane_indices() + (int32_t)p;
                 const VecInt first = column == 0, last = column == (int32_t)(columns - 1);
                 Vec sum = {};
                 for (int64_t o = 0; o < s.channels; ++o) {
-                    const float* row = in + (o * s.height + taps.row) * split.floats + p;
+                    const float* row = image + (o * s.height + taps.row) * split.floats + p;
                     for (int64_t ky = taps.first; ky <= taps.last; ++ky, row += split.floats) {
                         const float* w = packed + at.conv3 + (i * s.channels + o) * 25 + ky * 5;
                         const float* odd = row + split.part;
@@ -138,12 +147,16 @@ inline void conv3_transpose(const AutoencoderShape& s, const float* packed, cons
                         sum = select(last, sum, fma(broadcast(w[4]), load(row + 1), sum));
                     }
                 }
-                float lanes[LANES];
-                const int64_t n = (i * (s.height / 2) + q) * columns + p;
-                const int64_t count = columns - p < LANES ? columns - p : LANES;
-                store(lanes, sum * slope(load_some(record + kept.even + n, count)));
-                float* to = out + (4 * i + q % 2 * 2) * planes.plane + q / 2 * planes.row;
-                for (int64_t l = 0; l < count; ++l) to[(p + l) % 2 * planes.plane + (p + l) / 2] = lanes[l];
+                return sum * slope(load(record + kept.even + (n * (s.height / 2) + q) * columns + p));
+            };
+            // Vectors reach beyond the row's columns into the margin of a row of the planes.
+            float* to = out + (4 * n + q % 2 * 2) * planes.plane + q / 2 * planes.row;
+            for (int64_t p = 0; p < columns; p += 2 * LANES, to += LANES) {
+                const Vec first = gradients(p), second = p + LANES < columns ? gradients(p + LANES) : Vec{};
+                Vec even, odd;
+                separate(first, second, &even, &odd);
+                store(to, even);
+                store(to + planes.plane, odd);
             }
         }
     }
@@ -164,26 +177,29 @@ inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, co
     }
 }
 
-// in: [C] 4 PhasePlanes, out: [vector of 4 hidden1][H/4][W/4][LANES], phases counted as channels
-inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Latency>& at,
-                              const Record<Latency>& kept, const float* record, const float* in, float* out) {
+// in: [images][C] 4 planes, out: [unit of 4 hidden1][H/4][W/4][LANES], phases counted as channels
+template <int IMAGES>
+void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
+                       const Record<Group<IMAGES>>& kept, const float* record, const float* in, float* out) {
+    typedef Group<IMAGES> Form;
     const int64_t height = s.height / 4, width = s.width / 4, channels = 4 * s.hidden1;
     const PhasePlanes planes(height, width);
-    for (int64_t unit = 0; unit < vectors_of<Latency>(channels); ++unit) {
+    for (int64_t unit = 0; unit < vectors_of<Form>(channels); ++unit) {
         for (int64_t row = 0; row < height; ++row) {
             for (int64_t p = 0; p < width; p += LANES) {
                 const int64_t place = row * planes.row + p;
                 Vec square[LANES];
                 for (int64_t l = 0; l < LANES; ++l) {
-                    const int64_t channel = unit * LANES + l;
+                    const int64_t image = l / Form::unit, channel = unit * Form::unit + l % Form::unit;
                     square[l] = Vec{};
                     if (channel >= channels) continue;
                     const float* w = packed + at.deconv2 + channel % s.hidden1 * s.channels;
-                    const float* gradient = in + channel / s.hidden1 * planes.plane + place;
+                    const float* gradient = in + (4 * image * s.channels + channel / s.hidden1) * planes.plane + place;
+                    const float* activation = record + kept.upsampled + image * planes.image(s.hidden1);
                     for (int64_t c = 0; c < s.channels; ++c) {
                         square[l] = fma(broadcast(w[c]), load(gradient + 4 * c * planes.plane), square[l]);
                     }
-                    square[l] = square[l] * slope(load(record + kept.upsampled + channel * planes.plane + place));
+                    square[l] = square[l] * slope(load(activation + channel * planes.plane + place));
                 }
                 transpose(square);
                 float* to = out + ((unit * height + row) * width + p) * LANES;
@@ -205,11 +221,12 @@ inline void phased_input(const AutoencoderShape& s, const float* half, Throughpu
     layer->in_step = 2 * LANES;
 }
 
-inline void phased_input(const AutoencoderShape& s, const float* half, Latency, SpectralLayer* layer) {
+template <int IMAGES>
+void phased_input(const AutoencoderShape& s, const float* half, Group<IMAGES>, SpectralLayer* layer) {
     layer->in[0] = half;
     layer->groups = 1;
     layer->in_channels = 4 * s.hidden1;
-    layer->in_units = vectors_of<Latency>(4 * s.hidden1);
+    layer->in_units = vectors_of<Group<IMAGES>>(4 * s.hidden1);
     layer->in_unit_stride = s.height / 4 * (s.width / 4) * LANES;
     layer->in_row_stride = s.width / 4 * LANES;
     layer->in_step = LANES;

@@ -146,6 +146,86 @@ FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
 #endif
 }
 
+typedef float FourAt __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint64_t TwoAt __attribute__((aligned(4), may_alias));
+
+// p[0] .. p[COUNT-1] over and over.
+template <int COUNT>
+FASTMALADE_INLINE Vec repeat(const float* p) {
+    static_assert(COUNT == 2 || COUNT == 4, "written for four images in 8 or 16 lanes");
+    if constexpr (COUNT == 2) {
+        return (Vec)(*(const TwoAt*)p + (VecLong){});
+    } else {
+#if defined(__AVX512F__) && FASTMALADE_LANES == 16
+        return (Vec)_mm512_maskz_broadcast_f32x4(0xffff, (__m128)*(const FourAt*)p);
+#elif FASTMALADE_LANES == 16
+        const FourAt four = *(const FourAt*)p;
+        return __builtin_shufflevector(four, four, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+#else
+        return Vec{};
+#endif
+    }
+}
+
+// Of every COUNT lanes the first, in all of them.
+template <int COUNT>
+FASTMALADE_INLINE Vec first_of_each(Vec v) {
+#if FASTMALADE_LANES == 16
+    static_assert(COUNT == 4, "written for four images");
+    return __builtin_shufflevector(v, v, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+#elif FASTMALADE_LANES == 8
+    static_assert(COUNT == 2, "written for four images");
+    return __builtin_shufflevector(v, v, 0, 0, 2, 2, 4, 4, 6, 6);
+#else
+    return v;
+#endif
+}
+
+// even[0], odd[0], even[1], odd[1], ... as two vectors.
+FASTMALADE_INLINE void interleave(Vec even, Vec odd, Vec pair[2]) {
+#if FASTMALADE_LANES == 16
+    pair[0] = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    pair[1] = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif FASTMALADE_LANES == 8
+    pair[0] = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+    pair[1] = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    pair[0] = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+    pair[1] = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+#endif
+}
+
+// The numbers at even and at odd places of two vectors: what `interleave` was given.
+FASTMALADE_INLINE void separate(Vec first, Vec second, Vec* even, Vec* odd) {
+#if FASTMALADE_LANES == 16
+    *even = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    *odd = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif FASTMALADE_LANES == 8
+    *even = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14);
+    *odd = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    *even = __builtin_shufflevector(first, second, 0, 2, 4, 6);
+    *odd = __builtin_shufflevector(first, second, 1, 3, 5, 7);
+#endif
+}
+
+// Lane l of rows[j] becomes number 4 l + j of the four vectors taken together.
+FASTMALADE_INLINE void interleave_four(const Vec rows[4], Vec run[4]) {
+    Vec even[2], odd[2];
+    interleave(rows[0], rows[2], even);
+    interleave(rows[1], rows[3], odd);
+    interleave(even[0], odd[0], run);
+    interleave(even[1], odd[1], run + 2);
+}
+
+// The vectors that hold the first `floats` numbers of a run of them; the last one is stored whole.
+FASTMALADE_INLINE void store_run(float* p, const Vec* run, int64_t vectors, int64_t floats) {
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < vectors; ++n) {
+        if (n * LANES < floats) store(p + n * LANES, run[n]);
+    }
+}
+
 // a b + c: rounded once where the instruction set has a fused multiply-add, twice on plain x86-64. The build switches
 // contraction off, so no other expression is ever fused.
 FASTMALADE_INLINE Vec fma(Vec a, Vec b, Vec c) {

@@ -61,7 +61,7 @@ def test_ceilings(monkeypatch):
 @pytest.mark.skipif(
     not hasattr(native_module(), "stage_times"), reason="this build of the extension cannot time its stages"
 )
-@pytest.mark.parametrize("form", ["throughput", "latency"])
+@pytest.mark.parametrize("form", ["throughput", "quad", "latency"])
 def test_the_installed_extension(task, form):
     from fastmalade.backends import cpu
 

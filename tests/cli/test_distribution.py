@@ -50,8 +50,9 @@ def tree(tmp_path_factory):
 def built(tree, tmp_path_factory):
     """The sdist, and the wheel made from the sdist and nothing else."""
     out = tmp_path_factory.mktemp("dist")
-    # The CUDA kernels take minutes to compile and have tests of their own.
-    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, FASTMALADE_NO_CUDA="1")
+    # The CUDA kernels and the wide instruction sets take minutes to compile and have tests of their own.
+    options = {"FASTMALADE_NO_CUDA": "1", "FASTMALADE_CPU_ISAS": "baseline"}
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, **options)
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
 
@@ -126,6 +127,7 @@ def test_wheel(built, model_path, tmp_path):
     if COMPILER is None:
         pytest.skip("no C++ compiler: the wheel has no extension, which the next test is about")
     assert facts["build"]["cpu"]["built"], facts["build"]["cpu"]["reason"]
+    assert facts["build"]["cpu"]["isas"] == ["baseline"]
     assert facts["backends"]["cpu"] == {"usable": True, "reason": None}
     assert facts["backend_for_float32_on_cpu"] == "cpu"
     _purify(command, model_path, tmp_path)

@@ -14,7 +14,7 @@ SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 4
 SHAPES += [(1, 44, 36), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]
 BATCHES = [1, 2, 7, 15, 16, 17, 33]
-FORMS = ["throughput", "latency"]
+FORMS = ["throughput", "quad", "latency"]
 INFINITY = float("inf")
 
 
@@ -122,7 +122,7 @@ def test_forms_give_the_same_bits(isa: str, shape) -> None:
     for hidden in [*HIDDEN, (16, 40)]:
         weights = reference64.random_weights(shape[0], *hidden)
         x = images(7, shape)
-        results = [run(x, weights, form=form) for form in ("throughput", "latency", "auto")]
+        results = [run(x, weights, form=form) for form in ("throughput", "quad", "latency", "auto")]
         assert torch.isfinite(results[0]).all()
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])

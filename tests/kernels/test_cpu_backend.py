@@ -52,7 +52,7 @@ def chain(x: torch.Tensor, **changed) -> torch.Tensor:
         ((2, 1, 8, 8), {"sample_ids": torch.zeros(2)}, "sample_ids: expected torch.int64"),
         ((2, 1, 8, 8), {"noise": torch.zeros(2, 2, 1, 8, 4)}, "noise: expected"),
         ((2, 1, 8, 8), {"weights": WEIGHTS[:9]}, "weights: expected 10 tensors"),
-        ((2, 1, 8, 8), {"form": "fast"}, "form: expected auto, throughput or latency, got fast"),
+        ((2, 1, 8, 8), {"form": "fast"}, "form: expected auto, throughput, quad or latency, got fast"),
     ],
 )
 def test_arguments_that_do_not_fit(native, x_shape, changed: dict, message: str) -> None:

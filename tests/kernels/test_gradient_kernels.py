@@ -10,7 +10,7 @@ from fastmalade.backends import cpu
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]
-FORMS = ["throughput", "latency"]
+FORMS = ["throughput", "quad", "latency"]
 INFINITY = float("inf")
 
 
