@@ -59,10 +59,11 @@ def langevin_chain(
         backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.
         clamp_steps: clamp after "every" step or after the "final" one.
-        max_bytes: budget for the working memory of the gradient; 256 MiB by default. Less memory is paid for by
-            running steps again, as :meth:`Purifier.gradient_plan` shows; the gradient has the same bits. Without a
-            budget, batches whose activations take less than 8 MiB keep them, and run nothing again. For any other
-            callable r(x) None lets autograd keep what it wants, and a budget goes through ``torch.utils.checkpoint``
+        max_bytes: budget for the working memory of the gradient; by default 8 MiB for each thread on the backend
+            "cpu" (what ten steps take where that is more, up to 256 MiB), and 256 MiB on "torch". Less memory is
+            paid for by running steps again, as :meth:`Purifier.gradient_plan` shows; the gradient has the same
+            bits. Without a budget, batches whose activations take less than 8 MiB keep them, and run nothing
+            again. For any other callable r(x) None lets autograd keep what it wants, and a budget goes through ``torch.utils.checkpoint``
             (not inside ``torch.compile``, which decides by itself).
 
     Returns:

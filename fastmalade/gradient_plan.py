@@ -18,6 +18,10 @@ from enum import IntEnum
 DEFAULT_MAX_BYTES = 256 * 2**20
 """Where no budget is given; more where that would not hold about sqrt(N) states and records, see make_plan."""
 
+# That many steps' activations are kept without a budget where they take less than the default: chains of the papers'
+# lengths for images of a few thousand pixels run nothing twice.
+_WHOLE_STEPS = 10
+
 # Of more numbers of records than this only so many are tried: a plan a little longer than the best.
 _EXHAUSTIVE, _CANDIDATES = 128, 64
 
@@ -106,21 +110,27 @@ class GradientPlan:
         )
 
 
-def make_plan(n_steps: int, sizes: Sizes, max_bytes: int | None = None) -> GradientPlan:
+def make_plan(
+    n_steps: int, sizes: Sizes, max_bytes: int | None = None, *, default_bytes: int = DEFAULT_MAX_BYTES
+) -> GradientPlan:
     """The plan with the fewest forward steps whose working memory is within the budget.
 
     Args:
         n_steps: N >= 0.
         sizes: bytes that a state and a record take.
-        max_bytes: budget for the working memory. None stands for 256 MiB or, where images or threads are so large or
-            many that this is less, for what keeps the forward steps below 2 N: a default must not refuse to compute.
+        max_bytes: budget for the working memory. None stands for ``default_bytes``; for what ten steps take, but at
+            most 256 MiB, where that is more; and where images or threads are so large or many that this is still
+            little, for what keeps the forward steps below 2 N: a default must not refuse to compute.
+        default_bytes: of the backend.
 
     Raises:
         TypeError, ValueError: a budget that is no whole number, or does not hold a single step.
     """
     if max_bytes is None:
         root = math.isqrt(max(n_steps - 1, 0)) + 1
-        return _cached_plan(n_steps, sizes, max(DEFAULT_MAX_BYTES, sizes.of(root, root)))
+        whole = sizes.of(root, min(n_steps, max(root, _WHOLE_STEPS)))
+        limit = max(default_bytes, min(DEFAULT_MAX_BYTES, whole), sizes.of(root, root))
+        return _cached_plan(n_steps, sizes, limit)
     return _cached_plan(n_steps, sizes, check_max_bytes(max_bytes))
 
 

@@ -22,6 +22,9 @@ from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
 
 # DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call.
 _EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+DEFAULT_THREAD_BYTES = 8 * 2**20
+"""Working memory of a gradient that each thread may take where no budget is given and ten steps need no more."""
+
 _extension: ModuleType | None = None
 _supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of isas_supported, and whose it is
 
@@ -157,7 +160,7 @@ def chain_gradient(
     """
     x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
-    plan = make_plan(len(step_sizes), _gradient_sizes(call["shape"], x.shape[0]), max_bytes)
+    plan = _plan(len(step_sizes), _gradient_sizes(call["shape"], x.shape[0]), max_bytes)
     gradient = like(x)
     _load().chain_gradient(
         cotangent=cotangent.data_ptr(),
@@ -229,7 +232,11 @@ def gradient_plan(
 ) -> GradientPlan:
     """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory."""
     batch, channels, height, width = x_shape
-    return make_plan(n_steps, _gradient_sizes([channels, height, width, *hidden_channels], batch), max_bytes)
+    return _plan(n_steps, _gradient_sizes([channels, height, width, *hidden_channels], batch), max_bytes)
+
+
+def _plan(n_steps: int, sizes: Sizes, max_bytes: int | None) -> GradientPlan:
+    return make_plan(n_steps, sizes, max_bytes, default_bytes=DEFAULT_THREAD_BYTES * sizes.workers)
 
 
 def _gradient_sizes(shape: Sequence[int], batch: int) -> Sizes:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmalade import ChainConfig, Purifier, langevin_chain
+from fastmalade.backends import cpu
 from fastmalade.gradient_plan import DEFAULT_MAX_BYTES, Kind, Sizes, make_plan
 
 A, D = [0.4, 0.3, 0.3, 0.2, 0.2], [0.1, 0.1, 0.0, 0.1, 0.1]
@@ -96,6 +97,25 @@ def test_the_default_budget_refuses_nothing(n_steps):
     simulate(plan)
     with pytest.raises(ValueError, match="max_bytes: expected at least"):
         make_plan(n_steps, huge, DEFAULT_MAX_BYTES)
+
+
+def test_the_default_budget_of_a_backend():
+    sizes = Sizes(fixed=600, state=25, record=226, workers=2)
+    assert make_plan(10, sizes, default_bytes=100).forward_steps == 10  # what ten steps take, though it is more
+    fifty = make_plan(50, sizes, default_bytes=16_000)
+    assert fifty.n_bytes <= 16_000 and 50 < fifty.forward_steps < 75
+    assert make_plan(50, sizes).forward_steps == 50
+    # Ten steps of large images are beyond every default: then only no more than twice the steps.
+    large = Sizes(fixed=0, state=2**20, record=2**27)
+    assert 10 < make_plan(10, large, default_bytes=100).forward_steps < 20
+
+
+@pytest.mark.skipif(cpu.unavailable_reason() is not None, reason="the cpu backend is not there")
+def test_the_default_budget_of_the_cpu_backend(make_autoencoder):
+    purifier = Purifier(make_autoencoder(), ChainConfig(n_steps=50), backend="cpu")
+    plan = purifier.gradient_plan(torch.empty(256, 1, 28, 28))
+    assert plan.n_bytes <= cpu.DEFAULT_THREAD_BYTES * torch.get_num_threads()
+    assert 50 <= plan.forward_steps < 100
 
 
 def test_long_chains_and_no_chain():
