@@ -1,4 +1,4 @@
-// Standard normal noise in the layouts of the two forms. The value of an element depends on (seed, sample id, step,
+// Standard normal noise in the layouts of the forms. The value of an element depends on (seed, sample id, step,
 // element) alone (common/philox.h), so the forms agree to the bit.
 #pragma once
 
