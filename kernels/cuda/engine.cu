@@ -134,6 +134,16 @@ void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape
     }
 }
 
+void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape& shape,
+                                   const AutoencoderWeights& weights, float* workspace, int64_t batch, const float* x,
+                                   float* gradient, void* stream) {
+    if (batch == 0) return;
+    pack(choice, shape, weights, true, workspace, stream);
+    auto p = common<GradientParameters>(choice, shape, batch, workspace, Noise{});
+    p.steps = 1, p.states = x, p.gradient = gradient, p.reconstruction_error = true;
+    launch_gradient(choice, p, stream);
+}
+
 void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,
                      float noise_scale, float low, float high, const Noise& noise, uint32_t step, float* out,
                      void* stream) {

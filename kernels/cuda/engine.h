@@ -61,6 +61,11 @@ void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape
                              const Noise& noise, const float* cotangent, float* gradient, float* noise_gradient,
                              void* stream);
 
+// Gradient of |x - r(x)|^2 with respect to x, through r. choice: as for the gradient. x, gradient: (B, C, H, W).
+void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape& shape,
+                                   const AutoencoderWeights& weights, float* workspace, int64_t batch, const float* x,
+                                   float* gradient, void* stream);
+
 // x, reconstruction, given, out: (B, elements)
 void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,
                      float noise_scale, float low, float high, const Noise& noise, uint32_t step, float* out,

@@ -53,6 +53,8 @@ struct GradientParameters {
     const float* cotangent;  // (B, C, H, W), with respect to the state after the last of them
     float* gradient;         // (B, C, H, W), with respect to the first state
     float* noise_gradient;   // (steps, B, C, H, W), or null
+    // In place of steps: gradient = that of |x - r(x)|^2 with respect to x = states. One "step", no cotangent.
+    bool reconstruction_error;
     NoiseSource noise;
     StepSettings settings;
 };

@@ -100,6 +100,30 @@ def test_gradient_within_the_tolerance_rule(emulation, form, group, cluster, sha
     assert 0.02 < float(((states[1:] == 0.1) | (states[1:] == 0.9)).float().mean()) < 0.9, "the clamp has to act"
 
 
+@pytest.mark.parametrize(("form", "group", "cluster", "shape", "hidden"), CASES, ids=FORM_NAMES)
+def test_products_within_the_tolerance_rule(emulation, form, group, cluster, shape, hidden) -> None:
+    weights, x = reference64.random_weights(shape[0], *hidden), images(group + 1, shape)
+    cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+
+    def by_autograd(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        at = x.to(dtype).requires_grad_()
+        r = reference64.forward(at, weights)
+        (product,) = torch.autograd.grad(r, at, cotangent.to(dtype), retain_graph=True)
+        return product, torch.autograd.grad((at - r).square().sum(), at)[0]
+
+    exact, single = by_autograd(torch.float64), by_autograd(torch.float32)
+    choice = chosen(emulation, form, group, cluster, shape, hidden, len(x), gradient=True)
+    # As backends/cuda.py asks for it: one step of size 1 without noise or bounds.
+    step = torch.tensor([[1.0], [0.0], [-INFINITY], [INFINITY]])
+    product, _ = emulation.gradient(choice, x[None], weights, step, cotangent)
+    reference64.assert_within_rule(product, single[0], exact[0])
+    error = emulation.error_gradient(choice, x, weights)
+    reference64.assert_within_rule(error, single[1], exact[1])
+    # The same bits for an image alone.
+    alone = chosen(emulation, form, group, cluster, shape, hidden, 1, gradient=True)
+    assert torch.equal(emulation.error_gradient(alone, x[1:2].contiguous(), weights), error[1:2])
+
+
 @pytest.mark.parametrize("gradient", [False, True], ids=["chain", "gradient"])
 def test_every_form_gives_the_same_bits(emulation, gradient: bool) -> None:
     weights = reference64.random_weights(1, 10, 25)
