@@ -60,11 +60,15 @@ FormName find_form(const std::string& name) {
     if (name == "digits") return FormName::digits;
     if (name == "general") return FormName::general;
     if (name == "cluster") return FormName::cluster;
-    fail("form", "auto, digits, general or cluster", name);
+    if (name == "split") return FormName::split;
+    fail("form", "auto, digits, general, cluster or split", name);
 }
 
 const char* name_of(FormName form) {
-    return form == FormName::digits ? "digits" : form == FormName::general ? "general" : "cluster";
+    return form == FormName::digits    ? "digits"
+           : form == FormName::general ? "general"
+           : form == FormName::cluster ? "cluster"
+                                       : "split";
 }
 
 // The four numbers of every step, rounded to float32.

@@ -77,10 +77,10 @@ def plan(
     batch: int, shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool = False, device: int = 0,
     form: str = "auto", images: int = 0, cluster: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """How a call would be launched: form, images of a group, blocks of a cluster, grid, shared memory in bytes.
+    """How a call would be launched: form, images of a group, blocks that share it, grid, shared memory in bytes.
 
-    ``form`` "digits", "general" or "cluster" forces one, ``images`` and ``cluster`` its sizes, as in
-    :func:`langevin_chain`. Raises ValueError, saying what does not fit.
+    ``form`` "digits", "general", "cluster" or "split" forces one, ``images`` and ``cluster`` (blocks of a group) its
+    sizes, as in :func:`langevin_chain`. Raises ValueError, saying what does not fit.
     """
     sizes = [*shape, *hidden_channels]
     return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster))

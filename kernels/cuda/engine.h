@@ -11,7 +11,7 @@
 
 namespace fastmalade::cuda {
 
-enum class FormName { automatic, digits, general, cluster };
+enum class FormName { automatic, digits, general, cluster, split };
 
 struct DeviceFacts {
     int multiprocessors;
@@ -26,7 +26,7 @@ struct Choice {
     int cluster;    // blocks of a group
     bool resident;  // weights in shared memory
     int blocks, threads, shared_bytes;
-    int packed_floats;  // size of the workspace
+    int packed_floats;  // size of the workspace: weights, and in the form split what its blocks exchange
 };
 
 // images, cluster: 0 for the best. Throws std::invalid_argument, saying what does not fit, where no form takes the

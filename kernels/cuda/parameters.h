@@ -30,6 +30,8 @@ struct NoiseSource {
 struct ChainParameters {
     int channels, height, width, hidden1, hidden2;
     int images;  // of a group, where the form leaves it to the launch
+    int blocks;  // of a group, in the form that shares device memory
+    float* exchange;  // of that form (exchange.cuh)
     int64_t batch;
     int steps;              // of this launch
     int first_step;         // its place in the chain: noise is counted from there
@@ -45,6 +47,8 @@ struct ChainParameters {
 struct GradientParameters {
     int channels, height, width, hidden1, hidden2;
     int images;
+    int blocks;
+    float* exchange;
     int64_t batch;
     int steps;
     int first_step;

@@ -13,7 +13,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/choice.cpp", "kernels/cuda/emulation/driver.cpp"]
-FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3}
+FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3, "split": 4}
 H200 = (132, 227 * 1024, 16)  # multiprocessors, shared memory of a block, blocks of a cluster
 A100 = (108, 163 * 1024, 1)
 

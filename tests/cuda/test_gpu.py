@@ -36,7 +36,7 @@ def settings(n_steps: int, low: float = 0.1, high: float = 0.9):
 
 def forms_of(shape, hidden, batch: int, *, gradient: bool = False) -> list[str]:
     found = []
-    for form in ("digits", "general", "cluster"):
+    for form in ("digits", "general", "cluster", "split"):
         try:
             cuda.plan(batch, shape, hidden, gradient=gradient, form=form)
         except ValueError:
