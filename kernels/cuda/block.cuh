@@ -10,7 +10,7 @@ namespace fastmalade::cuda {
 
 // One block computes a group alone.
 struct BlockPeers {
-    static constexpr bool is_alone = true, has_own_memory = true, uses_device_memory = false;
+    static constexpr bool is_alone = true, has_own_memory = true;
     FASTMALADE_DEVICE int rank() const { return 0; }
     FASTMALADE_DEVICE int size() const { return 1; }
     FASTMALADE_DEVICE void put(float* place, float value) const { *place = value; }
@@ -23,7 +23,7 @@ struct BlockPeers {
 // A cluster computes a group: the tiles of every layer are dealt out over its blocks, and what a block finds is stored
 // in the shared memory of all of them. Each then has whole planes, and reads are as in the other form.
 struct ClusterPeers {
-    static constexpr bool is_alone = false, has_own_memory = true, uses_device_memory = false;
+    static constexpr bool is_alone = false, has_own_memory = true;
     FASTMALADE_DEVICE int rank() const { return cluster_rank(); }
     FASTMALADE_DEVICE int size() const { return cluster_size(); }
     FASTMALADE_DEVICE void put(float* place, float value) const {

@@ -14,8 +14,9 @@ namespace {
 // cluster of eight (docs/performance.md). While the clusters of a batch take fewer turns than that, they are quicker.
 constexpr int64_t kClusterTurns = 8;
 
-// More blocks for one image cost longer barriers and get ever less to do.
-constexpr int kMostSplit = 16;
+// The form split: more blocks for one image make barriers longer and have ever less to do; groups as large as those of
+// the other forms.
+constexpr int kMostSplit = 16, kMostSplitImages = 8;
 
 bool is_digits(const AutoencoderShape& s) {
     return s.channels == 1 && s.height == 28 && s.width == 28 && s.hidden1 == 10 && s.hidden2 == 25;
@@ -82,6 +83,10 @@ Choice plan_split(const AutoencoderShape& s, int64_t batch, int images, int clus
         throw std::invalid_argument("cluster: expected at most " + std::to_string(device.multiprocessors) +
                                     " blocks, which can wait for each other on this device, got " +
                                     std::to_string(cluster));
+    }
+    if (images > kMostSplitImages) {
+        throw std::invalid_argument("images: expected at most " + std::to_string(kMostSplitImages) +
+                                    " for the form split, got " + std::to_string(images));
     }
     Choice c = with_grid(plan_form(s, FormName::split, images, cluster, gradient, device), batch, device);
     const Plan planes = make_plan(narrow(s), images, 0, false, true, gradient);

@@ -44,11 +44,13 @@ Grid elementwise_grid(int64_t items) {
 void pack(const Choice& c, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool gradient,
           float* packed, void* stream) {
     const AnyShape s = narrow(shape);
-    const Grid grid = elementwise_grid(c.packed_floats);
-    // The rest of a cache line and the counters; a few floats of a plane, which is written before it is read, do no harm.
-    const int zeros = c.form == FormName::split ? (1 + c.blocks / c.cluster) * kLineFloats : 0;
+    // The counters of the form split start from zero; its planes are written before they are read.
+    const int end = c.form == FormName::split
+                        ? floats_before_exchange(shape, gradient) + c.blocks / c.cluster * kLineFloats
+                        : c.packed_floats;
+    const Grid grid = elementwise_grid(end);
     const auto run = [&](auto kernel) {
-        launch("packing the weights", kernel, grid, stream, s, weights, gradient, zeros, packed);
+        launch("packing the weights", kernel, grid, stream, s, weights, gradient, end, packed);
     };
     if (c.form == FormName::digits) run(pack_kernel<RowTiles>);
     if (c.form == FormName::general) run(pack_kernel<GeneralTiles>);

@@ -1,6 +1,7 @@
-// Several blocks for one group of images without clusters: state and activations lie in device memory, where they stay in
-// the L2 cache, and a barrier of the blocks of a group orders what they store and read. To the layers such a group is one
-// large block. All blocks of a launch must be at work at once (a cooperative launch), or a barrier would wait for ever.
+// Several blocks for one group of images without clusters: state and activations lie in device memory, where they stay
+// in the L2 cache, and a barrier of the blocks of a group orders what they store and read. To the layers such a group is
+// one large block. All blocks of a launch must be at work at once (a cooperative launch), or a barrier would wait for
+// ever.
 #pragma once
 
 #include "cuda/platform.cuh"
@@ -17,10 +18,10 @@ FASTMALADE_BOTH constexpr int exchange_floats(int slots, int plan_floats) {
 
 #if !defined(FASTMALADE_HOST_ONLY)
 
-// The blocks of a group on a GPU without clusters, or in comparison with them.
+// The blocks of a group; planes are of all of them, so that what one finds is stored once.
 struct DevicePeers {
-    static constexpr bool is_alone = false, has_own_memory = false, uses_device_memory = true;
-    uint32_t* arrived;  // counts the arrivals of all blocks of the group, of this launch and those before
+    static constexpr bool is_alone = false, has_own_memory = false;
+    uint32_t* arrived;  // of the group; 0 before the first launch of a call
     int own_rank, blocks;
 
     FASTMALADE_DEVICE int rank() const { return own_rank; }
@@ -33,11 +34,12 @@ struct DevicePeers {
 #endif
         __syncthreads();
         if (threadIdx.x == 0) {
-            // Nobody arrives for the next round before all have arrived for this one, so the ticket tells the round, and
-            // nothing has to be reset. What the block has stored is behind its barrier and goes out with the arrival.
-            const uint32_t ticket = count_arrival(arrived), end = (ticket / (uint32_t)blocks + 1) * (uint32_t)blocks;
-            // By their difference: the count may wrap around.
-            while ((int32_t)(read_arrivals(arrived) - end) < 0) let_others_arrive();
+            // The arrivals of a round add up to 2^31: its last one turns the highest bit, and no other does. The rest
+            // is then zero again, so nothing has to be reset, and no length of a chain makes it overflow. What the
+            // block has stored is behind its barrier and goes out with the arrival.
+            const uint32_t all = 1u << 31, share = own_rank == 0 ? all - (uint32_t)(blocks - 1) : 1u;
+            const uint32_t before = count_arrival(arrived, share);
+            while (((read_arrivals(arrived) ^ before) & all) == 0) let_others_arrive();
         }
         __syncthreads();
     }

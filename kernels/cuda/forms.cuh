@@ -1,7 +1,8 @@
 // The forms that are compiled, and which of them takes a shape and a batch.
 //
-//   digits     1x28x28 with 10 and 25 hidden channels (paper 000): everything known to the compiler, weights resident. Eight
-//              images a block fill four lanes' rows times eight images, and fit the 227 KB of sm_90; four fit 163 KB.
+//   digits     1x28x28 with 10 and 25 hidden channels (paper 000): everything known to the compiler, weights resident.
+//              Eight images a block fill four lanes' rows times eight images, and fit the 227 KB of sm_90; four fit
+//              163 KB.
 //   general    any shape of which one image fits on chip; weights from shared memory where they fit beside it, else
 //              from L2
 //   cluster    the same shapes, a cluster of blocks for each image: for batches that leave most of the machine idle
@@ -22,7 +23,6 @@ template <bool RESIDENT>
 using General = Form<AnyShape, GeneralTiles, BlockPeers, 0, 256, RESIDENT, false, false>;
 template <bool RESIDENT>
 using Cluster = Form<AnyShape, SmallTiles, ClusterPeers, 0, 256, RESIDENT, false, false>;
-
 template <bool RESIDENT>
 using Split = Form<AnyShape, SmallTiles, DevicePeers, 0, 256, RESIDENT, false, false>;
 

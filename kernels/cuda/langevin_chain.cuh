@@ -21,7 +21,7 @@ FASTMALADE_DEVICE Block<Form> make_block(const Parameters& p, bool gradient) {
                        gradient);
     b.memory = block_memory();
     b.weights = Form::resident ? b.memory : p.packed;
-    if constexpr (Form::Peers::uses_device_memory) {
+    if constexpr (!Form::Peers::has_own_memory) {
         const ExchangeSlot slot(p.exchange, p.blocks, b.plan.floats);
         b.memory = slot.planes, b.peers = slot.peers;
     }
@@ -112,7 +112,7 @@ FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
     const int size = b.peers.size();
     for (int64_t group = blockIdx.x / size; group < groups; group += gridDim.x / size) {
         load_images(b, b.plan.state, p.x, group * b.images, p.batch);
-        // Of the whole cluster: no block may store into another that is still loading.
+        // Of the whole group: no block may store where another is still loading, or read what is not there yet.
         b.peers.template sync<5>();
         for (int t = 0; t < p.steps; ++t) {
             encode_decode<Form::keeps_upsampled>(b);

@@ -29,9 +29,9 @@ struct NoiseSource {
 
 struct ChainParameters {
     int channels, height, width, hidden1, hidden2;
-    int images;  // of a group, where the form leaves it to the launch
-    int blocks;  // of a group, in the form that shares device memory
-    float* exchange;  // of that form (exchange.cuh)
+    int images;       // of a group, where the form leaves it to the launch
+    int blocks;       // of a group, in the form split
+    float* exchange;  // device memory of that form (exchange.cuh)
     int64_t batch;
     int steps;              // of this launch
     int first_step;         // its place in the chain: noise is counted from there

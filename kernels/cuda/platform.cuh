@@ -65,11 +65,12 @@ FASTMALADE_DEVICE void cluster_barrier() {
 #endif
 }
 
-// A counter in device memory on which the blocks of a launch meet. What this thread, and before a barrier its block, has
-// stored is seen by whoever reads the new count; what others stored before they arrived is seen after reading it.
-FASTMALADE_DEVICE uint32_t count_arrival(uint32_t* counter) {
+// A counter in device memory on which the blocks of a launch meet; returns what it was before. What this thread, and
+// before a barrier its block, has stored is seen by whoever reads the new count; what others stored before they arrived
+// is seen after reading it.
+FASTMALADE_DEVICE uint32_t count_arrival(uint32_t* counter, uint32_t share) {
     uint32_t before;
-    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(share) : "memory");
     return before;
 }
 
@@ -79,6 +80,7 @@ FASTMALADE_DEVICE uint32_t read_arrivals(const uint32_t* counter) {
     return count;
 }
 
+// Between two reads of the counter; the blocks that are waited for run elsewhere, but not in the emulation.
 FASTMALADE_DEVICE void let_others_arrive() {}
 
 // Stores at the place of `local` (an address in this block's shared memory) in the block of rank `rank`.

@@ -91,7 +91,8 @@ def test_the_form_follows_the_batch(extension, batch: int, form: str, images: in
 
 
 def test_other_devices_and_shapes(extension) -> None:
-    for batch, form, blocks in [(1, "split", 5), (21, "split", 5), (27, "split", 4), (54, "split", 2), (55, "digits", 1)]:
+    splits = [(1, "split", 5), (21, "split", 5), (27, "split", 4), (54, "split", 2), (55, "digits", 1)]
+    for batch, form, blocks in splits:
         found = choice(extension, A100, DIGIT, batch)
         assert (found["form"], found["cluster"]) == (form, blocks)
         assert found["blocks"] <= A100[0]
@@ -110,6 +111,8 @@ def test_other_devices_and_shapes(extension) -> None:
         choice(extension, A100, DIGIT, 1, form="cluster")
     with pytest.raises(ValueError, match="cluster: expected at most 108 blocks, which can wait for each other"):
         choice(extension, A100, DIGIT, 1, form="split", cluster=109)
+    with pytest.raises(ValueError, match="images: expected at most 8 for the form split, got 9"):
+        choice(extension, A100, DIGIT, 1, form="split", images=9)
     with pytest.raises(ValueError, match="a multiple of 4, got 30"):
         choice(extension, H200, [1, 30, 28, 10, 25], 1)
     with pytest.raises(ValueError, match="auto, digits, general, cluster or split, got fast"):

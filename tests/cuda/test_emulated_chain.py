@@ -172,6 +172,7 @@ def test_chains_longer_than_a_launch(emulation, form: str, cluster: int) -> None
     weights, x = reference64.random_weights(1, *hidden), images(2, shape)
     steps = settings(n_steps, low=0.0, high=1.0)
     choice = chosen(emulation, form, 1, cluster, shape, hidden, 2)
+    choice.threads = 16  # as many as the image has pixels: more take long to switch between, and find nothing to do
     states = emulation.chain(choice, x, weights, steps, trajectory=True)
     assert torch.equal(emulation.chain(choice, x, weights, steps), states[-1])
     # Step t of the long chain is step t alone with its own noise given.
@@ -181,6 +182,7 @@ def test_chains_longer_than_a_launch(emulation, form: str, cluster: int) -> None
                               noise=z[t : t + 1].contiguous())  # fmt: skip
         torch.testing.assert_close(one, states[t + 1], rtol=0, atol=1e-6)
     choice = chosen(emulation, form, 1, cluster, shape, hidden, 2, gradient=True)
+    choice.threads = 16
     whole, by_noise = emulation.gradient(choice, states, weights, steps, x, noise_gradient=True)
     part = x
     for first, last in ((256, 261), (128, 256), (0, 128)):

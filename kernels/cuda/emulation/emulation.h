@@ -88,8 +88,8 @@ inline int cluster_rank() { return emulation::self->rank; }
 inline int cluster_size() { return emulation::self->cluster; }
 inline void cluster_barrier() { emulation::wait(emulation::Scope::cluster); }
 
-inline uint32_t count_arrival(uint32_t* counter) {
-    return std::atomic_ref<uint32_t>(*counter).fetch_add(1, std::memory_order_acq_rel);
+inline uint32_t count_arrival(uint32_t* counter, uint32_t share) {
+    return std::atomic_ref<uint32_t>(*counter).fetch_add(share, std::memory_order_acq_rel);
 }
 
 inline uint32_t read_arrivals(uint32_t* counter) {
