@@ -14,9 +14,10 @@ namespace {
 // cluster of eight (docs/performance.md). While the clusters of a batch take fewer turns than that, they are quicker.
 constexpr int64_t kClusterTurns = 8;
 
-// The form split: more blocks for one image make barriers longer and have ever less to do; groups as large as those of
-// the other forms.
-constexpr int kMostSplit = 16, kMostSplitImages = 8;
+// The form split. More blocks for one image make barriers longer and have ever less to do; groups are as large as those
+// of the other forms. Its tiles load about three times as long for a multiply-add as those of the form general, so that
+// fewer than four blocks gain nothing on it; two do on the form digits, which takes four images one after the other.
+constexpr int kMostSplit = 16, kMostSplitImages = 8, kLeastSplit = 4, kLeastSplitDigits = 2;
 
 bool is_digits(const AutoencoderShape& s) {
     return s.channels == 1 && s.height == 28 && s.width == 28 && s.hidden1 == 10 && s.hidden2 == 25;
@@ -68,8 +69,8 @@ Choice with_grid(Choice c, int64_t batch, const DeviceFacts& device) {
     return c;
 }
 
-// Blocks that share one image where that is quicker than one block each: as many as have a tile for every thread in the
-// largest layer, within what the batch leaves idle. 1 for none.
+// Blocks that share one image in the form split: as many as have a tile for every thread in its largest layer, within
+// what the batch leaves idle.
 int blocks_of_split(const AutoencoderShape& s, int64_t batch, const DeviceFacts& device) {
     const int64_t tiles = 4 * s.hidden1 * (s.height / 4) * ((s.width / 4 + SmallTiles::P - 1) / SmallTiles::P);
     const int64_t useful = std::min<int64_t>((tiles + 255) / 256, kMostSplit);
@@ -119,11 +120,10 @@ Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const Dev
         const bool idle = batch < 8 * (int64_t)device.multiprocessors && turns <= kClusterTurns;
         if (clusters && idle) {
             form = FormName::cluster;
-        } else if (!clusters && blocks_of_split(s, batch, device) > 1) {
-            form = FormName::split;
         } else {
             const bool digits = is_digits(s) && fits(plan_form(s, FormName::digits, 4, 1, gradient, device));
-            form = digits ? FormName::digits : FormName::general;
+            const bool split = blocks_of_split(s, batch, device) >= (digits ? kLeastSplitDigits : kLeastSplit);
+            form = !clusters && split ? FormName::split : digits ? FormName::digits : FormName::general;
         }
     }
     if (form == FormName::digits && !is_digits(s)) {

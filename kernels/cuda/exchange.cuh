@@ -1,7 +1,7 @@
 // Several blocks for one group of images without clusters: state and activations lie in device memory, where they stay
-// in the L2 cache, and a barrier of the blocks of a group orders what they store and read. To the layers such a group is
-// one large block. All blocks of a launch must be at work at once (a cooperative launch), or a barrier would wait for
-// ever.
+// in the L2 cache, and a barrier of the blocks of a group orders what they store and read. To the layers such a group
+// is one large block. All blocks of a launch must be at work at once (a cooperative launch), or a barrier would wait
+// for ever.
 #pragma once
 
 #include "cuda/platform.cuh"

@@ -6,7 +6,8 @@
 //   general    any shape of which one image fits on chip; weights from shared memory where they fit beside it, else
 //              from L2
 //   cluster    the same shapes, a cluster of blocks for each image: for batches that leave most of the machine idle
-//   split      the same where there are no clusters: blocks that share an image through device memory
+//   split      the same where there are no clusters, or they cannot hold the shape: blocks share an image through
+//              device memory
 //
 // All of them do the same operations in the same order for every output, so they give the same bits.
 #pragma once

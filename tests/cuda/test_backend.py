@@ -98,6 +98,10 @@ def test_other_devices_and_shapes(extension) -> None:
         assert found["blocks"] <= A100[0]
     assert choice(extension, A100, DIGIT, 1, gradient=True)["form"] == "split"
     assert choice(extension, A100, [1, 4, 4, 1, 2], 1)["form"] == "general"  # nothing to share out
+    # Against the form general it takes four blocks; so on a GPU with clusters that cannot hold the shape.
+    large = [1, 64, 64, 20, 25]
+    for device, batch, form in [(A100, 27, "split"), (A100, 28, "general"), (H200, 33, "split"), (H200, 34, "general")]:
+        assert choice(extension, device, large, batch)["form"] == form
     assert choice(extension, H200, DIGIT, 1, form="split")["cluster"] == 5
     found = choice(extension, A100, DIGIT, 65536)
     assert (found["images"], found["blocks"], found["resident"]) == (4, 108, True)

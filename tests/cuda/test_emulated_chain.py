@@ -167,7 +167,7 @@ def test_general_forms_give_the_same_bits_with_and_without_resident_weights(emul
 @pytest.mark.parametrize(("form", "cluster"), [("general", 1), ("split", 3)])
 def test_chains_longer_than_a_launch(emulation, form: str, cluster: int) -> None:
     # More than twice kMostSteps, so that first, inner and last launches are there; in the form split their barriers go
-    # on from the counts of the launch before.
+    # on from where the launch before has left the counter.
     shape, hidden, n_steps = (1, 4, 4), (1, 2), 261
     weights, x = reference64.random_weights(1, *hidden), images(2, shape)
     steps = settings(n_steps, low=0.0, high=1.0)
