@@ -161,6 +161,7 @@ void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape&
     if (batch == 0) return;
     pack(choice, shape, weights, true, workspace, stream);
     auto p = common<GradientParameters>(choice, shape, batch, workspace, Noise{});
+    // The step size stays 0: the layers' products are then added to the error, of which nothing is taken away.
     p.steps = 1, p.states = x, p.gradient = gradient, p.reconstruction_error = true;
     launch_gradient(choice, p, stream);
 }

@@ -141,14 +141,15 @@ def test_streams_are_respected(gpu) -> None:
     assert torch.equal(result, expected)
 
 
-def test_a_graph_draws_by_the_seed_it_reads(gpu) -> None:
+@pytest.mark.parametrize("form", ["auto", "split"])  # a cooperative launch is another kind of node
+def test_a_graph_draws_by_the_seed_it_reads(gpu, form: str) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), 8, gpu)
     seed = torch.tensor([1], device=gpu)
-    cuda.langevin_chain(x, weights, *settings(3), seed=seed, sample_ids=None)
+    cuda.langevin_chain(x, weights, *settings(3), seed=seed, sample_ids=None, form=form)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = cuda.langevin_chain(x, weights, *settings(3), seed=seed, sample_ids=None)
+        out = cuda.langevin_chain(x, weights, *settings(3), seed=seed, sample_ids=None, form=form)
     for value in (7, -2):
         seed.fill_(value)
         graph.replay()
