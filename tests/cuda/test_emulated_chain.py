@@ -103,7 +103,11 @@ def test_gradient_within_the_tolerance_rule(emulation, form, group, cluster, sha
     assert 0.02 < float(((states[1:] == 0.1) | (states[1:] == 0.9)).float().mean()) < 0.9, "the clamp has to act"
 
 
-@pytest.mark.parametrize(("form", "group", "cluster", "shape", "hidden"), CASES, ids=FORM_NAMES)
+# Every form; the size of a digit, which takes longest, only in the form that has no other.
+@pytest.mark.parametrize(
+    ("form", "group", "cluster", "shape", "hidden"),
+    [case for case in CASES if case[0] == "digits" or case[3] != DIGIT],
+)
 def test_products_within_the_tolerance_rule(emulation, form, group, cluster, shape, hidden) -> None:
     weights, x = reference64.random_weights(shape[0], *hidden), images(group + 1, shape)
     cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
