@@ -60,11 +60,15 @@ FormName find_form(const std::string& name) {
     if (name == "digits") return FormName::digits;
     if (name == "general") return FormName::general;
     if (name == "cluster") return FormName::cluster;
-    fail("form", "auto, digits, general or cluster", name);
+    if (name == "split") return FormName::split;
+    fail("form", "auto, digits, general, cluster or split", name);
 }
 
 const char* name_of(FormName form) {
-    return form == FormName::digits ? "digits" : form == FormName::general ? "general" : "cluster";
+    return form == FormName::digits    ? "digits"
+           : form == FormName::general ? "general"
+           : form == FormName::cluster ? "cluster"
+                                       : "split";
 }
 
 // The four numbers of every step, rounded to float32.
@@ -188,6 +192,22 @@ void chain_gradient(int device, uintptr_t stream, const std::string& form, int i
                             all, numbers.steps(), from, g, result, by_noise, reinterpret_cast<void*>(stream));
 }
 
+// x, gradient: (batch, C, H, W), workspace: (packed_floats of the gradient's choice,)
+void error_gradient(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
+                    const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
+                    uintptr_t workspace, uintptr_t x, uintptr_t gradient) {
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("batch", batch, 1);
+    const float* images_in = pointer<const float>("x", x, true);
+    float* result = pointer<float>("gradient", gradient, true, 16);
+    float* packed = pointer<float>("workspace", workspace, true, 16);
+    const py::gil_scoped_release released;
+    const CurrentDevice current(device);
+    reconstruction_error_gradient(chosen(device, shape, batch, true, form, images, cluster), shape, weights, packed,
+                                  batch, images_in, result, reinterpret_cast<void*>(stream));
+}
+
 // x, reconstruction, noise (or 0), out: (batch, elements)
 void update(int device, uintptr_t stream, int64_t batch, int64_t elements, uintptr_t x, uintptr_t reconstruction,
             float step_size, float noise_scale, float low, float high, uint64_t seed, uintptr_t seed_pointer,
@@ -242,6 +262,8 @@ PYBIND11_MODULE(_cuda, m) {
           arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("states"), arg("step_sizes"),
           arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
           arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"));
+    m.def("reconstruction_error_gradient", &error_gradient, arg("device"), arg("stream"), arg("form"), arg("images"),
+          arg("cluster"), arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("gradient"));
     m.def("langevin_update", &update, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("x"),
           arg("reconstruction"), arg("step_size"), arg("noise_scale"), arg("low"), arg("high"), arg("seed"),
           arg("seed_pointer"), arg("sample_ids"), arg("step"), arg("noise"), arg("out"));

@@ -75,13 +75,14 @@ def short_name(demangled: str) -> str:
     """As "chain digits x8": what a form of a kernel is called in tables."""
     kind = re.sub(r"_kernel$", "", re.split(r"[<(]", demangled.replace("void ", "", 1))[0].split("::")[-1])
     form = re.search(
-        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers), (\d+), \d+, (true|false)",
+        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers|DevicePeers), (\d+), \d+, (true|false)",
         demangled.replace("(int)", ""),
     )
     if form is None:
         tiles = re.search(r"TileSizes<\(?i?n?t?\)?(\d+)", demangled)
         return kind if tiles is None else f"{kind} tiles of {tiles.group(1)}"
-    name = "digits" if form.group(1) == "FixedShape" else "cluster" if form.group(2) == "ClusterPeers" else "general"
+    shared_by = {"BlockPeers": "general", "ClusterPeers": "cluster", "DevicePeers": "split"}
+    name = "digits" if form.group(1) == "FixedShape" else shared_by[form.group(2)]
     images = f" x{form.group(3)}" if form.group(3) != "0" else ""
     return f"{kind} {name}{images}{', weights resident' if form.group(4) == 'true' else ', weights streamed'}"
 

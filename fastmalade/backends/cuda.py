@@ -77,10 +77,10 @@ def plan(
     batch: int, shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool = False, device: int = 0,
     form: str = "auto", images: int = 0, cluster: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """How a call would be launched: form, images of a group, blocks of a cluster, grid, shared memory in bytes.
+    """How a call would be launched: form, images of a group, blocks that share it, grid, shared memory in bytes.
 
-    ``form`` "digits", "general" or "cluster" forces one, ``images`` and ``cluster`` its sizes, as in
-    :func:`langevin_chain`. Raises ValueError, saying what does not fit.
+    ``form`` "digits", "general", "cluster" or "split" forces one, ``images`` and ``cluster`` (blocks of a group) its
+    sizes, as in :func:`langevin_chain`. Raises ValueError, saying what does not fit.
     """
     sizes = [*shape, *hidden_channels]
     return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster))
@@ -196,6 +196,58 @@ def chain_gradient(
             )  # fmt: skip
             del keep
     return gradient
+
+
+def autoencoder_vjp(
+    cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0
+) -> Tensor:
+    """J_r(x)^T cotangent, the vector-Jacobian product of r alone: float32 (B, C, H, W) in and out, in one launch.
+
+    ``form``, ``images`` and ``cluster`` as in :func:`plan` for a gradient; raises as the chain.
+    """
+    x, arrays, sizes = _model(x, weights)
+    cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
+    out = torch.empty_like(x)
+    if x.shape[0]:
+        # One step of size 1 without noise or bounds is r(x) itself; its state is x.
+        keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
+        _load().chain_gradient(
+            **call, states=x.data_ptr(), step_sizes=[1.0], noise_scales=[0.0], lows=[-math.inf], highs=[math.inf],
+            cotangent=cotangent.data_ptr(), gradient=out.data_ptr(), noise_gradient=0, seed=0, seed_pointer=0,
+            sample_ids=0, noise=0,
+        )  # fmt: skip
+        del keep
+    return out
+
+
+def reconstruction_error_gradient(
+    x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0
+) -> Tensor:
+    """Gradient of ||x - r(x)||^2 with respect to x, through r (003 eq. 8): float32 (B, C, H, W), in one launch.
+
+    Arguments as :func:`autoencoder_vjp`.
+    """
+    x, arrays, sizes = _model(x, weights)
+    out = torch.empty_like(x)
+    if x.shape[0]:
+        keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
+        _load().reconstruction_error_gradient(**call, x=x.data_ptr(), gradient=out.data_ptr())
+        del keep
+    return out
+
+
+def _gradient_call(
+    x: Tensor, arrays: list[Tensor], sizes: list[int], form: str, images: int, cluster: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """What every launch of the gradient kernel takes, and the workspace, which has to live until it is launched."""
+    with torch.cuda.device(x.device):
+        launched = _load().choice(_index(x), sizes, x.shape[0], True, form, images, cluster)
+        workspace = x.new_empty(launched["packed_floats"])
+        return workspace, {
+            "device": _index(x), "stream": _stream(), "form": form, "images": images, "cluster": cluster,
+            "batch": x.shape[0], "shape": sizes, "weights": [w.data_ptr() for w in arrays],
+            "workspace": workspace.data_ptr(),
+        }  # fmt: skip
 
 
 def langevin_update(

@@ -4,6 +4,7 @@
 
 #define FASTMALADE_HOST_ONLY
 #include "cuda/engine.h"
+#include "cuda/exchange.cuh"
 #include "cuda/shapes.cuh"
 
 namespace fastmalade::cuda {
@@ -12,6 +13,11 @@ namespace {
 // Predicted, not yet measured on a GPU: the time of a group of eight in the digits form over that of one image in a
 // cluster of eight (docs/performance.md). While the clusters of a batch take fewer turns than that, they are quicker.
 constexpr int64_t kClusterTurns = 8;
+
+// The form split. More blocks for one image make barriers longer and have ever less to do; groups are as large as those
+// of the other forms. Its tiles load about three times as long for a multiply-add as those of the form general, so that
+// fewer than four blocks gain nothing on it; two do on the form digits, which takes four images one after the other.
+constexpr int kMostSplit = 16, kMostSplitImages = 8, kLeastSplit = 4, kLeastSplitDigits = 2;
 
 bool is_digits(const AutoencoderShape& s) {
     return s.channels == 1 && s.height == 28 && s.width == 28 && s.hidden1 == 10 && s.hidden2 == 25;
@@ -26,8 +32,10 @@ Choice plan(const AutoencoderShape& shape, FormName form, int images, int cluste
             bool gradient) {
     const AnyShape s = narrow(shape);
     const PackedLayout at = packed_layout<Tiles>(s);
-    const bool keeps = form == FormName::cluster;
-    const Plan memory = make_plan(s, images, resident ? at.forward_floats : 0, in_place, keeps, gradient);
+    const bool keeps = form == FormName::cluster || form == FormName::split;
+    Plan memory = make_plan(s, images, resident ? at.forward_floats : 0, in_place, keeps, gradient);
+    // Planes lie in device memory; shared memory has the weights alone.
+    if (form == FormName::split) memory.floats = resident ? at.forward_floats : 0;
     return Choice{form,
                   images,
                   cluster,
@@ -44,7 +52,7 @@ Choice plan_form(const AutoencoderShape& s, FormName form, int images, int clust
     if (form == FormName::digits) return plan<RowTiles>(s, form, images, 1, !gradient, !gradient, gradient);
     for (const bool resident : {true, false}) {
         if (resident && gradient) continue;
-        const Choice c = form == FormName::cluster
+        const Choice c = form == FormName::cluster || form == FormName::split
                              ? plan<SmallTiles>(s, form, images, cluster, resident, false, gradient)
                              : plan<GeneralTiles>(s, form, images, 1, resident, false, gradient);
         if (!resident || c.shared_bytes <= device.shared_bytes) return c;
@@ -58,6 +66,32 @@ Choice with_grid(Choice c, int64_t batch, const DeviceFacts& device) {
     // take their turn.
     const int64_t places = std::max<int64_t>(1, (int64_t)device.multiprocessors / c.cluster);
     c.blocks = (int)(std::min(groups, places) * c.cluster);
+    return c;
+}
+
+// Blocks that share one image in the form split: as many as have a tile for every thread in its largest layer, within
+// what the batch leaves idle.
+int blocks_of_split(const AutoencoderShape& s, int64_t batch, const DeviceFacts& device) {
+    const int64_t tiles = 4 * s.hidden1 * (s.height / 4) * ((s.width / 4 + SmallTiles::P - 1) / SmallTiles::P);
+    const int64_t useful = std::min<int64_t>((tiles + 255) / 256, kMostSplit);
+    return (int)std::max<int64_t>(1, std::min(useful, device.multiprocessors / std::max<int64_t>(batch, 1)));
+}
+
+// The form split and its grid, with memory for what its blocks exchange.
+Choice plan_split(const AutoencoderShape& s, int64_t batch, int images, int cluster, bool gradient,
+                  const DeviceFacts& device) {
+    if (cluster > device.multiprocessors) {
+        throw std::invalid_argument("cluster: expected at most " + std::to_string(device.multiprocessors) +
+                                    " blocks, which can wait for each other on this device, got " +
+                                    std::to_string(cluster));
+    }
+    if (images > kMostSplitImages) {
+        throw std::invalid_argument("images: expected at most " + std::to_string(kMostSplitImages) +
+                                    " for the form split, got " + std::to_string(images));
+    }
+    Choice c = with_grid(plan_form(s, FormName::split, images, cluster, gradient, device), batch, device);
+    const Plan planes = make_plan(narrow(s), images, 0, false, true, gradient);
+    c.packed_floats = round_up(c.packed_floats, kLineFloats) + exchange_floats(c.blocks / c.cluster, planes.floats);
     return c;
 }
 
@@ -84,16 +118,26 @@ Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const Dev
     if (form == FormName::automatic) {
         const int64_t turns = (batch * whole_cluster + device.multiprocessors - 1) / device.multiprocessors;
         const bool idle = batch < 8 * (int64_t)device.multiprocessors && turns <= kClusterTurns;
-        form = clusters && idle                                                               ? FormName::cluster
-               : is_digits(s) && fits(plan_form(s, FormName::digits, 4, 1, gradient, device)) ? FormName::digits
-                                                                                              : FormName::general;
+        if (clusters && idle) {
+            form = FormName::cluster;
+        } else {
+            const bool digits = is_digits(s) && fits(plan_form(s, FormName::digits, 4, 1, gradient, device));
+            const bool split = blocks_of_split(s, batch, device) >= (digits ? kLeastSplitDigits : kLeastSplit);
+            form = !clusters && split ? FormName::split : digits ? FormName::digits : FormName::general;
+        }
     }
     if (form == FormName::digits && !is_digits(s)) {
-        throw std::invalid_argument("form: expected general or cluster for this shape, got digits");
+        throw std::invalid_argument("form: expected general, cluster or split for this shape, got digits");
     }
     if (form == FormName::cluster) {
-        if (!clusters) throw std::invalid_argument("form: expected digits or general on this device, got cluster");
+        if (!clusters) {
+            throw std::invalid_argument("form: expected digits, general or split on this device, got cluster");
+        }
         return with_grid(plan_form(s, form, images > 0 ? images : 1, whole_cluster, gradient, device), batch, device);
+    }
+    if (form == FormName::split) {
+        const int split = cluster > 0 ? cluster : blocks_of_split(s, batch, device);
+        return plan_split(s, batch, images > 0 ? images : 1, split, gradient, device);
     }
     if (images == 0) {
         // The most images that fit, but no more than leave a block for every multiprocessor.

@@ -11,7 +11,7 @@
 
 namespace fastmalade::cuda {
 
-enum class FormName { automatic, digits, general, cluster };
+enum class FormName { automatic, digits, general, cluster, split };
 
 struct DeviceFacts {
     int multiprocessors;
@@ -26,7 +26,7 @@ struct Choice {
     int cluster;    // blocks of a group
     bool resident;  // weights in shared memory
     int blocks, threads, shared_bytes;
-    int packed_floats;  // size of the workspace
+    int packed_floats;  // size of the workspace: weights, and in the form split what its blocks exchange
 };
 
 // images, cluster: 0 for the best. Throws std::invalid_argument, saying what does not fit, where no form takes the
@@ -60,6 +60,11 @@ void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape
                              float* workspace, int64_t batch, const float* states, const Steps& steps,
                              const Noise& noise, const float* cotangent, float* gradient, float* noise_gradient,
                              void* stream);
+
+// Gradient of |x - r(x)|^2 with respect to x, through r. choice: as for the gradient. x, gradient: (B, C, H, W).
+void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape& shape,
+                                   const AutoencoderWeights& weights, float* workspace, int64_t batch, const float* x,
+                                   float* gradient, void* stream);
 
 // x, reconstruction, given, out: (B, elements)
 void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/choice.cpp", "kernels/cuda/emulation/driver.cpp"]
-FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3}
+FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3, "split": 4}
 H200 = (132, 227 * 1024, 16)  # multiprocessors, shared memory of a block, blocks of a cluster
 A100 = (108, 163 * 1024, 1)
 
@@ -56,7 +56,7 @@ class Emulation:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
-        for name in ("choose", "chain", "gradient", "update", "noise"):
+        for name in ("choose", "chain", "gradient", "error_gradient", "update", "noise"):
             getattr(self._library, f"emulated_{name}").restype = ctypes.c_char_p
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -109,6 +109,13 @@ class Emulation:
                    _pointer(sample_ids), _pointer(noise), _pointer(cotangent), _pointer(result),
                    _pointer(by_noise))  # fmt: skip
         return result, by_noise
+
+    def error_gradient(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        fields, sizes, addresses, workspace = self._model(choice, x, weights)
+        result = torch.full_like(x, float("nan"))
+        self._call("error_gradient", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(x.shape[0]),
+                   _pointer(x), _pointer(result))  # fmt: skip
+        return result
 
     def update(
         self, x: Tensor, reconstruction: Tensor, settings: Tensor, *, seed: int, step: int,

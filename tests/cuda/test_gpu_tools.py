@@ -71,7 +71,17 @@ def test_the_report_has_every_part_and_the_table() -> None:
     records = [{"part": "tests", "status": "failed", "seconds": 3.0, "detail": "assert 1 == 2"}]
     row = {"batch": 16, "n_steps": 10, "kind": "forward", "contender": "cuda", "status": "ok", "seconds": 42e-6}
     bench = {"rows": [row], "ceilings": {"copy_bytes_per_second": 4e12}}
-    text = gpu_check.as_markdown({"device": "G", "commit": "c", "torch": "2", "cuda": "13"}, records, bench)
+    cell = {"threads": 1, "batch": 1, "steps": 10, "us_per_image": {"median": 4.0}, "form": "", "refused": {}}
+    rival = cell | {"contender": "defense-gan R=1", "us_per_image": {"median": 44.0}, "form": "eager"}
+    rival["refused"] = {"eager, graph": "it waits"}
+    failure = {"contender": "inc", "batch": 1, "steps": 10, "error": "MemoryError: no more"}
+    cells = [cell | {"contender": "malade cuda"}, rival]
+    defenses = {"cells": cells, "warnings": ["a warning"], "failures": [failure]}
+    text = gpu_check.as_markdown({"device": "G", "commit": "c", "torch": "2", "cuda": "13"}, records, bench, defenses)
+    assert "| malade cuda | 1 | 10 | 4.00 | launches |" in text
+    assert "| defense-gan R=1 | 1 | 10 | 11.0 | 5.4 |" in text
+    for remark in ("warning: a warning", "failed: inc, batch 1, N=L=10: MemoryError", "as eager, graph: it waits"):
+        assert remark in text
     assert "| tests | failed | 3 |" in text
     assert "assert 1 == 2" in text
     assert f"| 16 | 10 | forward | 42.0 |{' not run |' * (len(gpu_bench.CONTENDERS) - 1)}" in text
@@ -110,6 +120,7 @@ def backends_on_the_cpu(monkeypatch) -> dict[str, StandIn]:
             monkeypatch.setattr(f"fastmalade.backends.{name}.{function}", getattr(module, function))
     monkeypatch.setattr(gpu_bench, "_captured", lambda work: work)
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     return found
 
@@ -200,7 +211,7 @@ def test_the_committed_table_is_of_todays_sources_and_shows_no_spills() -> None:
     assert table["source_hash"] == gpu_resources.source_hash(), "run: python tools/gpu_resources.py"
     assert {row["arch"] for row in table["rows"]} == set(gpu_resources.ARCHITECTURES)
     hot = [row for row in table["rows"] if row["kernel"].startswith(gpu_resources.HOT)]
-    assert len(hot) == 10 * len(gpu_resources.ARCHITECTURES)
+    assert len(hot) == 13 * len(gpu_resources.ARCHITECTURES)
     assert gpu_resources.spills(table["rows"]) == []
 
 
@@ -210,5 +221,5 @@ def test_compiled_now_nothing_spills(architecture: str, tmp_path) -> None:
     if gpu_resources.load_setup().find_nvcc() is None:
         pytest.skip("nvcc is not on this machine")
     rows = gpu_resources.compile_rows(architecture, tmp_path)
-    assert len([row for row in rows if row["kernel"].startswith(gpu_resources.HOT)]) == 10
+    assert len([row for row in rows if row["kernel"].startswith(gpu_resources.HOT)]) == 13
     assert gpu_resources.spills(rows) == []

@@ -48,6 +48,18 @@ def test_a_missing_barrier_is_found(races: Path, barrier: int) -> None:
     assert "data race" in result.stderr
 
 
+def test_no_race_between_blocks_that_share_an_image(races: Path) -> None:
+    result = run(races, 0, "split")
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("barrier", [*BARRIERS, 5, 26, 28])
+def test_a_missing_barrier_of_such_blocks_is_found(races: Path, barrier: int) -> None:
+    result = run(races, barrier, "split")
+    assert result.returncode == 66, f"barrier {barrier} left out, and nothing found: {result.stderr[-1000:]}"
+    assert "data race" in result.stderr
+
+
 def test_no_race_in_the_fixed_shape(races: Path) -> None:
     result = run(races, 0, "digits")
     assert result.returncode == 0, result.stderr[-3000:]

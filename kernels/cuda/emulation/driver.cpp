@@ -78,6 +78,15 @@ const char* emulated_gradient(const int* c, const int64_t* sizes, const float* c
     });
 }
 
+const char* emulated_error_gradient(const int* c, const int64_t* sizes, const float* const* weights, float* workspace,
+                                    int64_t batch, const float* x, float* gradient) {
+    return guarded([&] {
+        const Choice choice{(FormName)c[0], c[1], c[2], c[3] != 0, c[4], c[5], c[6], c[7]};
+        reconstruction_error_gradient(choice, shape_of(sizes), weights_of(weights), workspace, batch, x, gradient,
+                                      nullptr);
+    });
+}
+
 const char* emulated_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction,
                             const float* settings, uint64_t seed, const int64_t* sample_ids, const float* noise,
                             uint32_t step, float* out) {

@@ -1,7 +1,8 @@
 // A CPU's stand-in for the part of CUDA that the kernels use (platform.cuh lists it): blocks, barriers, shared memory,
-// clusters and their shared memory. What it does not model: warps, the order of lanes, caches, speed.
+// clusters and their shared memory, counters in device memory on which blocks meet. What it does not model: warps, the
+// order of lanes, caches, speed.
 //
-// Two ways to run the threads of a cluster:
+// Two ways to run the threads of a cluster, or of the blocks of a cooperative launch that share a group:
 //   fibers    one after the other on one CPU thread, each up to its next barrier: quick, repeatable, and a barrier that
 //             not all threads reach is reported as what it is
 //   threads   (FASTMALADE_EMULATION_THREADS) one CPU thread each, so that ThreadSanitizer sees every access that no
@@ -14,6 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <atomic>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -67,6 +69,7 @@ inline int omitted_barrier = 0;
 
 enum class Scope { block, cluster };
 void wait(Scope scope);  // scheduler.h
+void let_others_run();   // scheduler.h
 
 }  // namespace fastmalade::cuda::emulation
 
@@ -84,6 +87,16 @@ inline float* block_memory() { return emulation::self->memory[emulation::self->r
 inline int cluster_rank() { return emulation::self->rank; }
 inline int cluster_size() { return emulation::self->cluster; }
 inline void cluster_barrier() { emulation::wait(emulation::Scope::cluster); }
+
+inline uint32_t count_arrival(uint32_t* counter, uint32_t share) {
+    return std::atomic_ref<uint32_t>(*counter).fetch_add(share, std::memory_order_acq_rel);
+}
+
+inline uint32_t read_arrivals(uint32_t* counter) {
+    return std::atomic_ref<uint32_t>(*counter).load(std::memory_order_acquire);
+}
+
+inline void let_others_arrive() { emulation::let_others_run(); }
 
 inline void store_at_rank(float* local, int rank, float value) {
     emulation::self->memory[rank][(size_t)(local - block_memory())] = value;

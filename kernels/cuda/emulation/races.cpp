@@ -1,8 +1,9 @@
 // The kernels with one CPU thread for every CUDA thread, for ThreadSanitizer: small images, few threads, every form and
-// every barrier. `races BARRIER` leaves that barrier out, `races 0 digits` runs the fixed shape with all its threads.
-// Prints the sum of what came out.
+// every barrier. `races BARRIER` leaves that barrier out, `races 0 digits` runs the fixed shape with all its threads,
+// `races BARRIER split` blocks that share an image through device memory. Prints the sum of what came out.
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "cuda/emulation/emulation.h"
 #include "cuda/engine.h"
@@ -39,7 +40,7 @@ double run(FormName form, int images, int cluster, int threads, const Autoencode
     std::vector<float> states = numbers(3 * state, 11), cotangent = numbers(state, 12), gradient(state);
     Choice choice = choose(s, batch, false, device, form, images, cluster);
     choice.threads = threads;
-    std::vector<float> workspace((size_t)choice.packed_floats);
+    std::vector<float> workspace((size_t)choice.packed_floats, std::numeric_limits<float>::quiet_NaN());
     const std::vector<float> x(states.begin(), states.begin() + (std::ptrdiff_t)state);
     langevin_chain(choice, s, weights, workspace.data(), batch, x.data(), steps, noise, states.data(), true, false,
                    nullptr);
@@ -58,7 +59,9 @@ double run(FormName form, int images, int cluster, int threads, const Autoencode
 int main(int count, char** arguments) {
     emulation::omitted_barrier = count > 1 ? std::atoi(arguments[1]) : 0;
     double sum = 0.0;
-    if (count > 2) {
+    if (count > 2 && std::string(arguments[2]) == "split") {
+        sum += run(FormName::split, 1, 2, 2, {1, 8, 4, 3, 2}, 3);
+    } else if (count > 2) {
         sum += run(FormName::digits, 8, 1, 256, {1, 28, 28, 10, 25}, 9);
     } else {
         const AutoencoderShape s{1, 8, 4, 3, 2};
