@@ -13,7 +13,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/choice.cpp", "kernels/cuda/emulation/driver.cpp"]
-FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3}
+FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3, "tensor": 4}
+PRECISIONS = {"fp32": 0, "tf32x3": 1, "tf32": 2}
 H200 = (132, 227 * 1024, 16)  # multiprocessors, shared memory of a block, blocks of a cluster
 A100 = (108, 163 * 1024, 1)
 
@@ -40,6 +41,7 @@ class Choice:
     threads: int
     shared_bytes: int
     packed_floats: int
+    precision: int
 
     @property
     def name(self) -> str:
@@ -66,11 +68,11 @@ class Emulation:
 
     def choose(
         self, sizes: Sequence[int], batch: int, *, gradient: bool = False, device: Sequence[int] = H200,
-        form: str = "automatic", images: int = 0, cluster: int = 0,
+        form: str = "automatic", images: int = 0, cluster: int = 0, precision: str = "fp32",
     ) -> Choice:  # fmt: skip
-        found = (ctypes.c_int * 8)()
+        found = (ctypes.c_int * 9)()
         self._call("choose", (ctypes.c_int64 * 5)(*sizes), ctypes.c_int64(batch), int(gradient),
-                   (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, found)  # fmt: skip
+                   (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, PRECISIONS[precision], found)  # fmt: skip
         return Choice(*found)
 
     def _model(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> tuple:
@@ -78,7 +80,7 @@ class Emulation:
         addresses = (ctypes.c_void_p * 10)(*(w.data_ptr() for w in weights))
         # 16-byte alignment is torch's own; NaN, so that a weight that is not packed shows.
         workspace = torch.full((choice.packed_floats,), float("nan"))
-        fields = ctypes.c_int * 8
+        fields = ctypes.c_int * 9
         return fields(*vars(choice).values()), sizes, addresses, workspace
 
     def chain(
