@@ -22,7 +22,7 @@ struct TensorForm : Form<DigitShape, RowTiles, BlockPeers, kTensorImages, 256, R
 struct Lane {
     int warp, group, within;  // group: row of C and of A, column of B; within: column pair of C, column of A, row of B
     FASTMALADE_DEVICE Lane()
-        : warp(threadIdx.x / kWarp), group(threadIdx.x % kWarp / 4), within(threadIdx.x % 4) {}
+        : warp(same_in_warp(threadIdx.x / kWarp)), group(threadIdx.x % kWarp / 4), within(threadIdx.x % 4) {}
 };
 
 // Rows of a layer are dealt out to warps from the second on. A scheduler of a multiprocessor has every fourth warp: it
@@ -41,39 +41,48 @@ FASTMALADE_DEVICE void load_fragments(Operand<PRECISION> (&a)[TILES][4], const f
             a[m][2] = operand<PRECISION>(w.z), a[m][3] = operand<PRECISION>(w.w);
         } else {
             const float2 w = *reinterpret_cast<const float2*>(weights + m * 128 + lane * 2);
-            a[m][0] = operand<PRECISION>(w.x), a[m][1] = {};
-            a[m][2] = operand<PRECISION>(w.y), a[m][3] = {};
+            // Half a block: rows 8 to 15 repeat rows 0 to 7, and nobody reads their sums.
+            a[m][0] = a[m][1] = operand<PRECISION>(w.x), a[m][2] = a[m][3] = operand<PRECISION>(w.y);
         }
     }
 }
 
-// Adds all taps of one row of positions: sum[position][16 rows of M] for input row STRIDE y + tap - 2. plane: the layer's
-// input, CHANNELS x HEIGHT x WIDTH. weights: its fragments.
-template <int STRIDE, int ROWS, int CHANNELS, int HEIGHT, int WIDTH, class Form, int P, int TILES>
+// Adds all taps of P neighbouring positions of row y, from FIRST on: sum[position][16 rows of M]. plane: the layer's input,
+// CHANNELS x HEIGHT x WIDTH, of which row STRIDE y + tap - 2 is read. weights: the layer's fragments.
+template <int STRIDE, int ROWS, int CHANNELS, int HEIGHT, int WIDTH, int FIRST, class Form, int P, int TILES>
 FASTMALADE_DEVICE void add_row(float (&sum)[P][TILES][4], const Block<Form>& b, const Plane& plane,
                                const float* weights, int y) {
     constexpr Precision PRECISION = Form::precision;
+    constexpr int POSITIONS = WIDTH / STRIDE;
+    static_assert(WIDTH % STRIDE == 0 && kReach % STRIDE == 0 && FIRST + P <= POSITIONS, "positions of one row");
     const Lane lane;
     const float* data = b.memory + plane.at + lane.group;
     Operand<PRECISION> a[TILES][4];
+    // Taps whose row lies inside the image.
+    const int above = kReach - STRIDE * y, below = HEIGHT + above;
+    const int first = above > 0 ? above : 0, last = below < 5 ? below : 5;
     FASTMALADE_NO_UNROLL
     for (int group = 0; group < whole_groups(CHANNELS); ++group) {
         const float* channel = data + (group * kDepth + lane.within) * plane.channel;
         FASTMALADE_NO_UNROLL
-        for (int ky = 0; ky < 5; ++ky) {
+        for (int ky = first; ky < last; ++ky) {
             const int row = STRIDE * y + ky - kReach;
-            if (row < 0 || row >= HEIGHT) continue;
-            // A column is read once for all taps of the row.
-            Operand<PRECISION> in[WIDTH][2];
-            FASTMALADE_UNROLL
-            for (int x = 0; x < WIDTH; ++x) {
-                const float* at = channel + row * plane.row + x * kTensorImages;
-                in[x][0] = operand<PRECISION>(at[0]), in[x][1] = operand<PRECISION>(at[4 * plane.channel]);
-            }
-            FASTMALADE_UNROLL
-            for (int kx = 0; kx < 5; ++kx) {
-                load_fragments<ROWS>(a, weights + ((group * 5 + ky) * 5 + kx) * ROWS * kDepth);
-                multiply_row<STRIDE>(sum, a, in, kx - kReach);
+            // A column is read once for all taps of the row. With stride 2 even taps read even columns, odd ones odd.
+            FASTMALADE_NO_UNROLL
+            for (int parity = 0; parity < STRIDE; ++parity) {
+                Operand<PRECISION> in[POSITIONS][2];
+                FASTMALADE_UNROLL
+                for (int n = 0; n < POSITIONS; ++n) {
+                    const float* at = channel + row * plane.row + (STRIDE * n + parity) * kTensorImages;
+                    in[n][0] = operand<PRECISION>(at[0]), in[n][1] = operand<PRECISION>(at[4 * plane.channel]);
+                }
+                FASTMALADE_UNROLL
+                for (int j = 0; j < divide_up(5, STRIDE); ++j) {
+                    const int kx = STRIDE * j + parity;
+                    if (kx >= 5) continue;
+                    load_fragments<ROWS>(a, weights + ((group * 5 + ky) * 5 + kx) * ROWS * kDepth);
+                    multiply_row(sum, a, in, FIRST + j - kReach / STRIDE);
+                }
             }
         }
     }
@@ -84,18 +93,18 @@ FASTMALADE_DEVICE void add_row(float (&sum)[P][TILES][4], const Block<Form>& b, 
         for (int half = 0; half < 2; ++half) {
             const int n = block * kDepth + half * 4 + lane.within, tap = n % kTaps;
             const int channel = whole_groups(CHANNELS) * kDepth + n / kTaps;
-            const int row = STRIDE * y + tap / 5 - kReach, first = tap % 5 - kReach;
+            const int row = STRIDE * y + tap / 5 - kReach, left = tap % 5 - kReach;
             const bool inside = channel < CHANNELS && row >= 0 && row < HEIGHT;
             const float* at = data + channel * plane.channel + row * plane.row;
             FASTMALADE_UNROLL
             for (int p = 0; p < P; ++p) {
-                const int x = STRIDE * p + first;
+                const int x = STRIDE * (FIRST + p) + left;
                 const bool exists = inside && x >= 0 && x < WIDTH;
                 in[p][half] = operand<PRECISION>(exists ? at[x * kTensorImages] : 0.0f);
             }
         }
         load_fragments<ROWS>(a, weights + (whole_groups(CHANNELS) * kTaps + block) * ROWS * kDepth);
-        multiply_row<1>(sum, a, in, 0);
+        multiply_row(sum, a, in, 0);
     }
 }
 
@@ -131,8 +140,8 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
                 for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
             }
         }
-        add_row<2, ROWS, Shape::hidden1, Shape::height / 2, Shape::width / 2>(sum, b, b.plan.hidden1,
-                                                                              b.weights + b.at.conv2, y);
+        add_row<2, ROWS, Shape::hidden1, Shape::height / 2, Shape::width / 2, 0>(sum, b, b.plan.hidden1,
+                                                                                 b.weights + b.at.conv2, y);
     }
     block_barrier<10>();
     if (!exists) return;
@@ -151,57 +160,75 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
     }
 }
 
-// deconv1, and deconv2 at the even pixels. A lane ends with half of the channels of one phase at every position, of two
-// images; its neighbour four lanes on has the other half.
-template <class Form>
-FASTMALADE_DEVICE void tensor_deconv1_deconv2(const Block<Form>& b) {
+// deconv1 of P positions of row y, and deconv2 at the even pixels that are their phases. A lane ends with half of the
+// channels of one phase at every position, of two images; its neighbour four lanes on has the other half.
+template <int FIRST, int P, class Form>
+FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
     using Shape = typename Form::Shape;
     constexpr int ROWS = deconv1_rows(Shape::hidden1), TILES = divide_up(ROWS, 16), EACH = ROWS / 8;
-    constexpr int P = Shape::width / 4, HEIGHT = Shape::height / 4;
     const Lane lane;
     const int phase = lane.group / 2, half = lane.group % 2, image = 2 * lane.within + half;
-    for (int slot = lane.warp; slot < HEIGHT; slot += Form::threads / kWarp) {
-        const int y = row_of_slot(slot, HEIGHT);
-        float sum[P][TILES][4];
+    float sum[P][TILES][4];
+    FASTMALADE_UNROLL
+    for (int m = 0; m < TILES; ++m) {
         FASTMALADE_UNROLL
-        for (int m = 0; m < TILES; ++m) {
+        for (int e = 0; e < 4; ++e) {
+            const int j = 2 * m + e / 2, o = half * EACH + j;
+            const bool exists = j < EACH && o < Shape::hidden1;
+            const float bias = exists ? b.weights[b.at.deconv1_bias + o] : 0.0f;
             FASTMALADE_UNROLL
-            for (int e = 0; e < 4; ++e) {
-                const int j = 2 * m + e / 2, o = half * EACH + j;
-                const bool exists = j < EACH && o < Shape::hidden1;
-                const float bias = exists ? b.weights[b.at.deconv1_bias + o] : 0.0f;
-                FASTMALADE_UNROLL
-                for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
+            for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
+        }
+    }
+    add_row<1, ROWS, Shape::hidden2, Shape::height / 4, Shape::width / 4, FIRST>(sum, b, b.plan.hidden2,
+                                                                                 b.weights + b.at.deconv1[0], y);
+    FASTMALADE_UNROLL
+    for (int p = 0; p < P; ++p) {
+        FASTMALADE_UNROLL
+        for (int j = 0; j < EACH; ++j) {
+            FASTMALADE_UNROLL
+            for (int e = 0; e < 2; ++e) {
+                float& value = sum[p][j / 2][j % 2 * 2 + e];
+                value = tanh_float(value);
             }
         }
-        add_row<1, ROWS, Shape::hidden2, HEIGHT, P>(sum, b, b.plan.hidden2, b.weights + b.at.deconv1[0], y);
-        FASTMALADE_UNROLL
-        for (int p = 0; p < P; ++p) {
+        for (int c = 0; c < Shape::channels; ++c) {
+            float part[2] = {0.0f, 0.0f};
             FASTMALADE_UNROLL
             for (int j = 0; j < EACH; ++j) {
+                const int o = half * EACH + j;
+                if (o >= Shape::hidden1) continue;
+                const float weight = b.weights[b.at.deconv2 + c * Shape::hidden1 + o];
                 FASTMALADE_UNROLL
-                for (int e = 0; e < 2; ++e) {
-                    float& value = sum[p][j / 2][j % 2 * 2 + e];
-                    value = tanh_float(value);
-                }
+                for (int e = 0; e < 2; ++e) part[e] = fmaf(weight, sum[p][j / 2][j % 2 * 2 + e], part[e]);
             }
-            for (int c = 0; c < Shape::channels; ++c) {
-                float part[2] = {0.0f, 0.0f};
-                FASTMALADE_UNROLL
-                for (int j = 0; j < EACH; ++j) {
-                    const int o = half * EACH + j;
-                    if (o >= Shape::hidden1) continue;
-                    const float weight = b.weights[b.at.deconv2 + c * Shape::hidden1 + o];
-                    FASTMALADE_UNROLL
-                    for (int e = 0; e < 2; ++e) part[e] = fmaf(weight, sum[p][j / 2][j % 2 * 2 + e], part[e]);
-                }
-                // Each of the two finishes one image. A sum of two numbers does not depend on their order.
-                const float own = half ? part[1] : part[0], other = half ? part[0] : part[1];
-                const float all = own + exchange(other, 4);
-                *b.place(b.plan.even, c, 2 * y + phase / 2, 2 * p + phase % 2, image) =
-                    tanh_float(b.weights[b.at.deconv2_bias + c] + all);
-            }
+            // Each of the two finishes one image. A sum of two numbers does not depend on their order.
+            const float own = half ? part[1] : part[0], other = half ? part[0] : part[1];
+            const float all = own + exchange(other, 4);
+            *b.place(b.plan.even, c, 2 * y + phase / 2, 2 * (FIRST + p) + phase % 2, image) =
+                tanh_float(b.weights[b.at.deconv2_bias + c] + all);
         }
+    }
+}
+
+// Segment SEGMENT of SEGMENTS of a row, as even as they can be.
+template <int SEGMENTS, int SEGMENT, class Form>
+FASTMALADE_DEVICE void tensor_segment(const Block<Form>& b, int y, int segment) {
+    if (segment == SEGMENT) {
+        constexpr int POSITIONS = Form::Shape::width / 4;
+        constexpr int FIRST = SEGMENT * POSITIONS / SEGMENTS, END = (SEGMENT + 1) * POSITIONS / SEGMENTS;
+        tensor_upsample<FIRST, END - FIRST>(b, y);
+    } else if constexpr (SEGMENT + 1 < SEGMENTS) {
+        tensor_segment<SEGMENTS, SEGMENT + 1>(b, y, segment);
+    }
+}
+
+// A warp takes whole rows; where operands are two numbers, thirds of rows, which fit its registers.
+template <class Form>
+FASTMALADE_DEVICE void tensor_deconv1_deconv2(const Block<Form>& b) {
+    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? 3 : 1;
+    for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += Form::threads / kWarp) {
+        tensor_segment<SEGMENTS, 0>(b, row_of_slot(slot, HEIGHT), slot / HEIGHT);
     }
 }
 

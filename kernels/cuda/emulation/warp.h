@@ -77,6 +77,8 @@ inline void meet_warp() { wait(Scope::warp); }
 
 }  // namespace emulation
 
+inline int same_in_warp(int value) { return value; }
+
 inline float exchange(float value, int lanes_apart) {
     using namespace emulation;
     put_down(&value, 1, nullptr, 0);
@@ -86,7 +88,7 @@ inline float exchange(float value, int lanes_apart) {
     return other;
 }
 
-template <int STRIDE, Precision PRECISION, int P, int TILES, int COLUMNS>
+template <Precision PRECISION, int P, int TILES, int COLUMNS>
 inline void multiply_row(float (&sum)[P][TILES][4], const Operand<PRECISION> (&a)[TILES][4],
                          const Operand<PRECISION> (&b)[COLUMNS][2], int first) {
     using namespace emulation;
@@ -109,7 +111,7 @@ inline void multiply_row(float (&sum)[P][TILES][4], const Operand<PRECISION> (&a
         }
     }
     for (int p = 0; p < P; ++p) {
-        const int x = STRIDE * p + first;
+        const int x = p + first;
         if (x < 0 || x >= COLUMNS) continue;
         for (int n = 0; n < 2; ++n) {
             for (int part = 0; part < PARTS; ++part) column(x, 2 * t + n, part, columns[n][part]);
