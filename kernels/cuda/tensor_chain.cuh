@@ -81,6 +81,7 @@ FASTMALADE_DEVICE void add_row(float (&sum)[P][TILES][4], const Block<Form>& b, 
                     const int kx = STRIDE * j + parity;
                     if (kx >= 5) continue;
                     load_fragments<ROWS>(a, weights + ((group * 5 + ky) * 5 + kx) * ROWS * kDepth);
+                    if (PRECISION == Precision::tf32x3 || j == 2) hold_loads();
                     multiply_row(sum, a, in, FIRST + j - kReach / STRIDE);
                 }
             }

@@ -49,6 +49,9 @@ FASTMALADE_DEVICE float exchange(float value, int lanes_apart) {
     return __shfl_xor_sync(0xffffffffu, value, lanes_apart);
 }
 
+// No load moves over it: fragments of later taps would come before there are registers for them.
+FASTMALADE_DEVICE void hold_loads() { __syncwarp(); }
+
 // A value that all lanes have, said so to the compiler: it then knows that they branch together.
 FASTMALADE_DEVICE int same_in_warp(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 

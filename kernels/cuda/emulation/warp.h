@@ -77,6 +77,8 @@ inline void meet_warp() { wait(Scope::warp); }
 
 }  // namespace emulation
 
+inline void hold_loads() {}  // a matter of registers
+
 inline int same_in_warp(int value) { return value; }
 
 inline float exchange(float value, int lanes_apart) {
