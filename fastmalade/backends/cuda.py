@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor
+from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
 from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
-PRECISIONS = ("fp32", "tf32x3", "tf32")
-"""Of the products of conv2 and deconv1: float32 throughout; or on tensor cores, as three products of operands split into
-two TF32 numbers, or as one of operands rounded to TF32. The others take 1x28x28 images with 10 and 25 hidden channels."""
 
 _extension: ModuleType | None = None
 _usable: set[tuple[int, int]] = set()  # (id of the extension, device) that were found to work: that does not change
@@ -88,7 +85,7 @@ def plan(
     saying what does not fit.
     """
     sizes = [*shape, *hidden_channels]
-    _check_precision(precision)
+    checked_precision(precision)
     return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster, precision))
 
 
@@ -115,8 +112,9 @@ def langevin_chain(
     tensors of ``Autoencoder.weights()`` there; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0
     to 2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
     0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is drawn. ``form``,
-    ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of ``PRECISIONS``;
-    whatever it is, an image gets the same bits in every batch, and noise, update, clamp and tanh are float32.
+    ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of
+    ``arguments.PRECISIONS``, of the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10 and
+    25 hidden channels. Whatever it is, an image gets the same bits in every batch.
 
     Nothing here waits for the device, and a CUDA graph can record it. Returns float32 (B, C, H, W), or with
     ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for arguments that do not fit,
@@ -303,11 +301,6 @@ def _launch_chain(
         )  # fmt: skip
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
 def _parts(batch: int, bytes_each: int, max_bytes: int) -> Iterator[slice]:
     most = max(1, max_bytes // bytes_each)
     for first in range(0, batch, most):
@@ -359,7 +352,7 @@ def _model(x: Tensor, weights: Sequence[Tensor], precision: str) -> tuple[Tensor
     """x and the ten weights, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
     _load()
     _check_device(x)
-    _check_precision(precision)
+    checked_precision(precision)
     x = checked_tensor("x", x, torch.float32, IMAGES, x.device)
     arrays, sizes = checked_model(weights, x)
     return x, arrays, sizes
