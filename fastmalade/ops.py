@@ -92,11 +92,12 @@ def run_chain(
         sample_ids: int64 (B,).
         backend: a name that ``backends.resolve`` has returned.
         max_bytes: the gradient's; not read here.
-        precision: one that the backend takes (``backends.check_precision``).
+        precision: of the products; ValueError where the backend does not take it.
 
     Returns:
         New contiguous (B, C, H, W), or (N + 1, B, C, H, W) with ``trajectory``.
     """
+    option = _precision_option(precision, backend)
     x = _standard_strides(x)
     if x.numel() == 0 or len(step_sizes) == 0:
         return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
@@ -113,7 +114,7 @@ def run_chain(
             sample_ids=sample_ids,
             noise=noise,
             trajectory=trajectory,
-            **_precision_option(precision),
+            **option,
         )
     return reference.langevin_chain(
         x,
@@ -176,7 +177,7 @@ def run_chain_backward(
             sample_ids=sample_ids,
             noise=noise,
             max_bytes=max_bytes,
-            **_precision_option(precision),
+            **_precision_option(precision, backend),
         )
         return gradient, x.new_empty(0), []
 
@@ -190,17 +191,18 @@ def run_chain_backward(
             [drawn(step) if noise_scales[step] != 0.0 else torch.zeros_like(x) for step in range(first, first + count)]
         )
         a, d, low, high = (values[steps] for values in settings)
-        return run_chain(
-            state, weights, a, d, low, high, seed, sample_ids, given, backend, precision=precision
-        )
+        return run_chain(state, weights, a, d, low, high, seed, sample_ids, given, backend, precision=precision)
 
     way = ChainGradient(x, weights, *settings, run, drawn, weight_gradients, noise_gradient)
     return way.evaluate(cotangent, max_bytes)
 
 
-def _precision_option(precision: str) -> dict[str, str]:
-    # Backends of the CPU have no such argument.
-    return {} if precision == "fp32" else {"precision": precision}
+def _precision_option(precision: str, backend: str) -> dict[str, str]:
+    # Those of the CPU have no such argument.
+    if precision == "fp32":
+        return {}
+    backends.check_precision(precision, backend)
+    return {"precision": precision}
 
 
 def _noise_of_step(
@@ -288,7 +290,7 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         wanted[8],
         ctx.precision,
     )
-    return (
+    gradients = (
         gradient,
         list(weight_gradients) if wants_weights else [None] * len(weights),
         # For autograd an empty list of floats is an empty list of tensors, and is answered by its like.
@@ -300,6 +302,8 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         None,
         None,
     )
+    # The dispatcher takes a precision that is the default off the arguments, and expects no gradient for it.
+    return gradients[: len(wanted)]
 
 
 def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -53,8 +53,8 @@ def purifier_function(purifier: Purifier, config: ChainConfig | None = None, bac
 
     def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
         name = graph_backend(backend, images.device, images.dtype)
-        options: Any = {"seed_bits": seed_bits, "sample_ids": ids, "backend": name, "gradients": False, "precision": precision}
-        return run_chain(images, autoencoder, config, value_range, **options)
+        options: Any = {"seed_bits": seed_bits, "sample_ids": ids, "backend": name, "gradients": False}
+        return run_chain(images, autoencoder, config, value_range, precision=precision, **options)
 
     return function
 

@@ -108,7 +108,7 @@ Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const Dev
         return with_grid(c, batch, device);
     }
     if (form == FormName::tensor) {
-        if (!gradient) throw std::invalid_argument("form: expected a precision of tf32 or tf32x3 for the form tensor, got fp32");
+        if (!gradient) throw std::invalid_argument("form: expected a precision of tf32x3 or tf32 for the form tensor, got fp32");
         form = FormName::automatic, images = cluster = 0;
     }
     const auto fits = [&](const Choice& c) { return c.shared_bytes <= device.shared_bytes; };

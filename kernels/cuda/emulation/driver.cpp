@@ -3,6 +3,7 @@
 #include <string>
 
 #include "cuda/engine.h"
+#include "cuda/tensor_core.cuh"
 
 using namespace fastmalade;
 using namespace fastmalade::cuda;
@@ -85,6 +86,14 @@ const char* emulated_update(int64_t batch, int64_t elements, const float* x, con
         langevin_update(batch, elements, x, reconstruction, settings[0], settings[1], settings[2], settings[3],
                         {seed, nullptr, sample_ids, noise}, step, out, nullptr);
     });
+}
+
+// x, rounded, high, low: (count,). What the tensor cores take of x for tf32, and its two parts for tf32x3.
+void emulated_operands(int64_t count, const float* x, float* rounded, float* high, float* low) {
+    for (int64_t n = 0; n < count; ++n) {
+        const Operand<Precision::tf32x3> parts = split(x[n]);
+        rounded[n] = round_to_tf32(x[n]), high[n] = parts.high, low[n] = parts.low;
+    }
 }
 
 const char* emulated_noise(int64_t batch, int64_t elements, uint64_t seed, const int64_t* sample_ids, uint32_t step,
