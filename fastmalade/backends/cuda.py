@@ -113,8 +113,8 @@ def langevin_chain(
     to 2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
     0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is drawn. ``form``,
     ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of
-    ``arguments.PRECISIONS``, of the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10 and
-    25 hidden channels. Whatever it is, an image gets the same bits in every batch.
+    ``arguments.PRECISIONS``, of the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10
+    and 25 hidden channels. Whatever it is, an image gets the same bits in every batch.
 
     Nothing here waits for the device, and a CUDA graph can record it. Returns float32 (B, C, H, W), or with
     ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for arguments that do not fit,
@@ -175,7 +175,8 @@ def chain_gradient(
     states' memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is worked through in parts, with the same
     bits. At least one image is always taken. With a ``precision`` other than "fp32" the states are those of that chain,
     and the product is that of the float32 steps at these states: it treats the rounding of operands as a constant, and
-    an element counts as clamped where the float32 step would be. The rest, and the errors, as in :func:`langevin_chain`.
+    an element counts as clamped where the float32 step would clamp it. The rest, and the errors, as in
+    :func:`langevin_chain`.
     """
     x, arrays, sizes = _model(x, weights, precision)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)

@@ -75,8 +75,8 @@ void check_tensor(const AutoencoderShape& s, const DeviceFacts& device, FormName
             " takes images of 1x28x28 with hidden channels 10 and 25), got " + name);
     }
     if (!device.has_tf32) {
-        throw std::invalid_argument("precision: expected fp32 on a device, or from a build, of capability below 8.0, got " +
-                                    name);
+        throw std::invalid_argument(
+            "precision: expected fp32 on a device, or from a build, of capability below 8.0, got " + name);
     }
     if ((images != 0 && images != kTensorImages) || cluster > 1) {
         throw std::invalid_argument("images, cluster: expected 8 and 1, or 0, for the form tensor, got " +
@@ -102,13 +102,16 @@ Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const Dev
         const Choice c = plan_tensor(s, precision, device);
         if (c.shared_bytes > device.shared_bytes) {
             throw std::invalid_argument("precision: expected fp32 on a device with " +
-                                        std::to_string(device.shared_bytes) + " bytes of shared memory a block, got one that needs " +
+                                        std::to_string(device.shared_bytes) +
+                                        " bytes of shared memory a block, got one that needs " +
                                         std::to_string(c.shared_bytes));
         }
         return with_grid(c, batch, device);
     }
     if (form == FormName::tensor) {
-        if (!gradient) throw std::invalid_argument("form: expected a precision of tf32x3 or tf32 for the form tensor, got fp32");
+        if (!gradient) {
+            throw std::invalid_argument("form: expected a precision of tf32x3 or tf32 for the form tensor, got fp32");
+        }
         form = FormName::automatic, images = cluster = 0;
     }
     const auto fits = [&](const Choice& c) { return c.shared_bytes <= device.shared_bytes; };

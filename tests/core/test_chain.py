@@ -58,7 +58,9 @@ def test_reduced_precision_is_refused_where_nothing_computes_it(make_autoencoder
     with pytest.raises(ValueError, match="precision: expected one of"):
         fastmalade.Purifier.from_pretrained("malade-mnist", precision="half")
     plain = fastmalade.langevin_chain(x, model, [0.1], [0.1], seed=1, backend=backend)
-    assert torch.equal(fastmalade.langevin_chain(x, model, [0.1], [0.1], seed=1, precision="fp32", backend=backend), plain)
+    assert torch.equal(
+        fastmalade.langevin_chain(x, model, [0.1], [0.1], seed=1, precision="fp32", backend=backend), plain
+    )
 
 
 def test_unknown_backend(make_autoencoder, make_images):

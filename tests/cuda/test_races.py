@@ -32,7 +32,9 @@ def races(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(races: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [str(races), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env={"TSAN_OPTIONS": "exitcode=66"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"TSAN_OPTIONS": "exitcode=66 halt_on_error=1"}
+    )
     if "unexpected memory mapping" in result.stderr:
         pytest.skip(f"ThreadSanitizer does not run here: {result.stderr.strip()}")
     return result

@@ -1,4 +1,4 @@
-"""The chain's reduced precisions: TF32 exact to the bit, errors as stated, bits that depend on nothing but the image."""
+"""The chain's reduced precisions: TF32 exact to the bit, errors as stated, bits that depend on the image alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fastmalade.backends import cuda
 
 HIDDEN = (10, 25)
 REDUCED = ("tf32x3", "tf32")
-# The largest difference of a state from float64, ten steps on images of [0, 1]; `test_errors_over_weights` prints what it
-# finds. TF32 rounds an operand by up to 2^-11 = 4.9e-4 of itself.
+# The largest difference of a state from float64, ten steps on images of [0, 1]; `test_errors_over_weights` prints what
+# it finds. TF32 rounds an operand by up to 2^-11 = 4.9e-4 of itself.
 STATED = {"tf32x3": 1e-6, "tf32": 1e-3}
 
 
@@ -139,7 +139,9 @@ def test_what_is_refused(emulation) -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             emulation.choose(sizes, 8, precision="tf32", **options)
-    with pytest.raises(RuntimeError, match="form: expected a precision of tf32x3 or tf32 for the form tensor, got fp32"):
+    with pytest.raises(
+        RuntimeError, match="form: expected a precision of tf32x3 or tf32 for the form tensor, got fp32"
+    ):
         emulation.choose((*DIGIT, *HIDDEN), 8, form="tensor")
 
 

@@ -69,7 +69,7 @@ int main(int count, char** arguments) {
     double sum = 0.0;
     const std::string fixed = count > 2 ? arguments[2] : "";
     if (fixed == "tensor") {
-        for (const Precision precision : {Precision::tf32x3, Precision::tf32}) {
+        for (const Precision precision : {Precision::tf32, Precision::tf32x3}) {
             sum += run(FormName::tensor, 8, 1, 256, {1, 28, 28, 10, 25}, 1, precision);
         }
     } else if (fixed == "digits") {
