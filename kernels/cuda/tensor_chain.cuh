@@ -224,10 +224,12 @@ FASTMALADE_DEVICE void tensor_segment(const Block<Form>& b, int y, int segment) 
     }
 }
 
-// A warp takes whole rows; where operands are two numbers, thirds of rows, which fit its registers.
+// A warp takes whole rows; where operands are two numbers, parts of rows, which fit its registers. Weights that come
+// through the caches take some of those too.
 template <class Form>
 FASTMALADE_DEVICE void tensor_deconv1_deconv2(const Block<Form>& b) {
-    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? 3 : 1;
+    constexpr int SPLIT = Form::resident ? 3 : 4;
+    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? SPLIT : 1;
     for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += Form::threads / kWarp) {
         tensor_segment<SEGMENTS, 0>(b, row_of_slot(slot, HEIGHT), slot / HEIGHT);
     }

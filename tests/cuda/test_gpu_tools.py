@@ -7,6 +7,7 @@ import json
 
 import gpu_bench
 import gpu_check
+import gpu_prediction
 import gpu_resources
 import pytest
 import torch
@@ -210,6 +211,26 @@ def test_the_committed_table_is_of_todays_sources_and_shows_no_spills() -> None:
     assert len(on_tensor_cores) == 4 * len(gpu_resources.ARCHITECTURES)
     assert all((row["tensor"] > 0) == (row in on_tensor_cores) for row in hot)
     assert gpu_resources.spills(table["rows"]) == []
+
+
+def test_the_prediction_counts_the_products_of_the_kernels() -> None:
+    # By the numbers of one image: valid taps along a side are 32 of conv2 and 29 of deconv1 (both of 7 positions).
+    conv2, deconv1 = gpu_prediction.products("tf32")
+    assert conv2.all() == 2 * (32 * 32 + 7 * 49)
+    assert deconv1.all() == 3 * (3 * 29 * 29 + 4 * 49)
+    assert [layer.all() for layer in gpu_prediction.products("tf32x3")] == [conv2.all(), deconv1.all()]
+    # What stands in the loops of the machine code is what one row of taps takes there.
+    for precision, parts in (("tf32", 1), ("tf32x3", 3)):
+        loops = [loop for loop in loops_of(precision) if loop["tensor"]]
+        whole = sum(loop["tensor"] for loop in loops[2::2])
+        assert (loops[0]["tensor"], whole) == (parts * 2 * 19, parts * 3 * 29)
+        cycles = [sum(gpu_prediction.tensor_cycles(loops_of(precision), precision, rate).values())
+                  for rate in (1024, 512)]  # fmt: skip
+        assert cycles[0] < cycles[1] < 2 * cycles[0]
+
+
+def loops_of(precision: str) -> list[dict[str, int]]:
+    return gpu_prediction.read_loops(f"chain tensor {precision}, weights resident")
 
 
 @pytest.mark.complete
