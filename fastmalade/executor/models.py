@@ -48,14 +48,14 @@ def graph_backend(requested: str | None, device: torch.device, dtype: torch.dtyp
 def purifier_function(purifier: Purifier, config: ChainConfig | None = None, backend: str | None = None) -> Function:
     """The chain of a purifier, by default with its own settings, as the executor calls it."""
     # Not the purifier itself: the executors that purify keeps must not keep alive what they are kept for.
-    autoencoder, value_range = purifier.autoencoder, purifier.value_range
+    autoencoder, value_range, precision = purifier.autoencoder, purifier.value_range, purifier.precision
     config, backend = config or purifier.chain, backend or purifier.backend
     from fastmalade.purifier import run_chain
 
     def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
         name = graph_backend(backend, images.device, images.dtype)
         options: Any = {"seed_bits": seed_bits, "sample_ids": ids, "backend": name, "gradients": False}
-        return run_chain(images, autoencoder, config, value_range, **options)
+        return run_chain(images, autoencoder, config, value_range, precision=precision, **options)
 
     return function
 
@@ -164,7 +164,7 @@ def purify_in_graph(
     if chosen not in _READS_SEEDS_ON_THE_DEVICE and (native or backend is not None):
         # Not on a GPU at all, or what was asked for does not fit a graph.
         return None
-    key = (tuple(config.to_dict().items()), purifier.value_range, chosen, id(purifier.autoencoder))
+    key = (tuple(config.to_dict().items()), purifier.value_range, purifier.precision, chosen, id(purifier.autoencoder))
     with _lock:
         executors = _kept.setdefault(purifier, {})
         if key not in executors:

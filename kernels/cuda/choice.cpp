@@ -6,6 +6,7 @@
 #include "cuda/engine.h"
 #include "cuda/exchange.cuh"
 #include "cuda/shapes.cuh"
+#include "cuda/tensor_layout.cuh"
 
 namespace fastmalade::cuda {
 namespace {
@@ -60,6 +61,38 @@ Choice plan_form(const AutoencoderShape& s, FormName form, int images, int clust
     throw std::logic_error("unreachable: the second plan is returned whatever its size");
 }
 
+// The form on tensor cores, weights in shared memory if they fit.
+Choice plan_tensor(const AutoencoderShape& shape, Precision precision, const DeviceFacts& device) {
+    const AnyShape s = narrow(shape);
+    const int weights = tensor_layout(s).forward_floats;
+    const int with_weights = make_tensor_plan(s, weights).floats * (int)sizeof(float);
+    const bool resident = with_weights <= device.shared_bytes;
+    const int bytes = resident ? with_weights : make_tensor_plan(s, 0).floats * (int)sizeof(float);
+    return Choice{FormName::tensor, kTensorImages, 1, resident, 0, 256, bytes, weights, precision};
+}
+
+void check_tensor(const AutoencoderShape& s, const DeviceFacts& device, FormName form, int images, int cluster,
+                  Precision precision) {
+    const std::string name = precision == Precision::tf32 ? "tf32" : "tf32x3";
+    if (form != FormName::automatic && form != FormName::tensor) {
+        throw std::invalid_argument("form: expected auto or tensor for the precision " + name + ", got " +
+                                    name_of(form));
+    }
+    if (!is_digits(s)) {
+        throw std::invalid_argument(
+            "precision: expected fp32 for this shape (" + name +
+            " takes images of 1x28x28 with hidden channels 10 and 25), got " + name);
+    }
+    if (!device.has_tf32) {
+        throw std::invalid_argument(
+            "precision: expected fp32 on a device, or from a build, of capability below 8.0, got " + name);
+    }
+    if ((images != 0 && images != kTensorImages) || cluster > 1) {
+        throw std::invalid_argument("images, cluster: expected 8 and 1, or 0, for the form tensor, got " +
+                                    std::to_string(images) + " and " + std::to_string(cluster));
+    }
+}
+
 Choice with_grid(Choice c, int64_t batch, const DeviceFacts& device) {
     const int64_t groups = (batch + c.images - 1) / c.images;
     // One block to a multiprocessor is all that shared memory lets live there; small models leave room for more, which
@@ -97,8 +130,35 @@ Choice plan_split(const AutoencoderShape& s, int64_t batch, int images, int clus
 
 }  // namespace
 
+const char* name_of(FormName form) {
+    switch (form) {
+        case FormName::automatic: return "auto";
+        case FormName::digits: return "digits";
+        case FormName::general: return "general";
+        case FormName::cluster: return "cluster";
+        case FormName::split: return "split";
+        case FormName::tensor: return "tensor";
+    }
+    throw std::logic_error("unreachable: every form has a name");
+}
+
 Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const DeviceFacts& device, FormName form,
-              int images, int cluster) {
+              int images, int cluster, Precision precision) {
+    if (precision != Precision::fp32) {
+        check_tensor(s, device, form, images, cluster, precision);
+        const Choice c = plan_tensor(s, precision, device);
+        if (c.shared_bytes > device.shared_bytes) {
+            throw std::invalid_argument("precision: expected fp32 on a device with " +
+                                        std::to_string(device.shared_bytes) +
+                                        " bytes of shared memory a block, got one that needs " +
+                                        std::to_string(c.shared_bytes));
+        }
+        if (!gradient) return with_grid(c, batch, device);
+        // In float32, for which the sizes of the form tensor mean nothing.
+        form = FormName::automatic, images = cluster = 0;
+    } else if (form == FormName::tensor) {
+        throw std::invalid_argument("form: expected a precision of tf32x3 or tf32 for the form tensor, got fp32");
+    }
     const auto fits = [&](const Choice& c) { return c.shared_bytes <= device.shared_bytes; };
     // Far beyond what fits: keeps every size of a plan within 32 bits.
     const int64_t most = 1 << 16;

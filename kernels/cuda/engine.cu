@@ -9,6 +9,7 @@
 #include "cuda/langevin_update.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/packed_model.cuh"
+#include "cuda/tensor_chain.cuh"
 
 namespace fastmalade::cuda {
 namespace {
@@ -55,6 +56,11 @@ void pack(const Choice& c, const AutoencoderShape& shape, const AutoencoderWeigh
     if (c.form == FormName::digits) run(pack_kernel<RowTiles>);
     if (c.form == FormName::general) run(pack_kernel<GeneralTiles>);
     if (c.form == FormName::cluster || c.form == FormName::split) run(pack_kernel<SmallTiles>);
+    if (c.form == FormName::tensor) {
+        const auto kernel = c.precision == Precision::tf32 ? pack_tensor_kernel<Precision::tf32>
+                                                           : pack_tensor_kernel<Precision::tf32x3>;
+        launch("packing the weights", kernel, grid, stream, weights, packed);
+    }
 }
 
 void launch_chain(const Choice& c, const ChainParameters& p, void* stream) {
@@ -66,9 +72,16 @@ void launch_chain(const Choice& c, const ChainParameters& p, void* stream) {
         case FormName::cluster:
             return c.resident ? run(chain_kernel<Cluster<true>>) : run(chain_kernel<Cluster<false>>);
         case FormName::split: return c.resident ? run(chain_kernel<Split<true>>) : run(chain_kernel<Split<false>>);
+        case FormName::tensor:
+            if (c.precision == Precision::tf32) {
+                return c.resident ? run(tensor_chain_kernel<TensorForm<Precision::tf32, true>>)
+                                  : run(tensor_chain_kernel<TensorForm<Precision::tf32, false>>);
+            }
+            return c.resident ? run(tensor_chain_kernel<TensorForm<Precision::tf32x3, true>>)
+                              : run(tensor_chain_kernel<TensorForm<Precision::tf32x3, false>>);
         case FormName::automatic: break;
     }
-    throw std::logic_error("form: expected one that choose() has returned, got automatic");
+    throw std::logic_error("form: expected one that choose() has returned for this kernel, got another");
 }
 
 void launch_gradient(const Choice& c, const GradientParameters& p, void* stream) {
@@ -79,9 +92,10 @@ void launch_gradient(const Choice& c, const GradientParameters& p, void* stream)
         case FormName::general: return run(gradient_kernel<GeneralGradient>);
         case FormName::cluster: return run(gradient_kernel<ClusterGradient>);
         case FormName::split: return run(gradient_kernel<SplitGradient>);
+        case FormName::tensor:
         case FormName::automatic: break;
     }
-    throw std::logic_error("form: expected one that choose() has returned, got automatic");
+    throw std::logic_error("form: expected one that choose() has returned for this kernel, got another");
 }
 
 template <class Parameters>

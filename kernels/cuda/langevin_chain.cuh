@@ -103,9 +103,9 @@ FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& 
     }
 }
 
-template <class Form>
-FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
-    const Block<Form> b = make_block<Form>(p, false);
+// layers(): from the state to the even pixels of deconv2, its last barrier included.
+template <class Form, class Layers>
+FASTMALADE_DEVICE void run_chain(const Block<Form>& b, const ChainParameters& p, const Layers& layers) {
     if constexpr (Form::resident) load_weights(b, p.packed);
     const uint64_t seed = seed_of(p.noise);
     const int64_t groups = (p.batch + b.images - 1) / b.images;
@@ -115,7 +115,7 @@ FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
         // Of the whole group: no block may store where another is still loading, or read what is not there yet.
         b.peers.template sync<5>();
         for (int t = 0; t < p.steps; ++t) {
-            encode_decode<Form::keeps_upsampled>(b);
+            layers();
             finish_step(b, p, seed, group * b.images, t);
             b.peers.template sync<6>();
         }
@@ -125,7 +125,8 @@ FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
 template <class Form>
 FASTMALADE_KERNEL(Form::threads)
 chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
-    run_chain<Form>(p);
+    const Block<Form> b = make_block<Form>(p, false);
+    run_chain(b, p, [&] { encode_decode<Form::keeps_upsampled>(b); });
 }
 
 }  // namespace fastmalade::cuda

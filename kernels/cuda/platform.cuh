@@ -1,8 +1,8 @@
 // What the kernels use of the machine, in one place: the same kernel source is compiled by nvcc for a GPU, and by a C++
 // compiler against emulation/emulation.h, where every CUDA thread is run on the CPU.
 //
-// Beside threadIdx, blockIdx and __syncthreads the kernels use the functions below and nothing else, so what has to be
-// emulated is what is listed here.
+// Beside threadIdx, blockIdx and __syncthreads the kernels use the functions below and those of tensor_core.cuh and
+// nothing else, so what has to be emulated is what is listed there.
 #pragma once
 
 #include <stdint.h>

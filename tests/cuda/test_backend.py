@@ -119,7 +119,7 @@ def test_other_devices_and_shapes(extension) -> None:
         choice(extension, A100, DIGIT, 1, form="split", images=9)
     with pytest.raises(ValueError, match="a multiple of 4, got 30"):
         choice(extension, H200, [1, 30, 28, 10, 25], 1)
-    with pytest.raises(ValueError, match="auto, digits, general, cluster or split, got fast"):
+    with pytest.raises(ValueError, match="auto, digits, general, cluster, split or tensor, got fast"):
         choice(extension, H200, DIGIT, 1, form="fast")
 
 

@@ -1,6 +1,6 @@
 // A CPU's stand-in for the part of CUDA that the kernels use (platform.cuh lists it): blocks, barriers, shared memory,
-// clusters and their shared memory, counters in device memory on which blocks meet. What it does not model: warps, the
-// order of lanes, caches, speed.
+// clusters and their shared memory, counters in device memory on which blocks meet, and what the lanes of a warp do
+// together (warp.h). What it does not model: warps in lock-step, the order of lanes, caches, speed.
 //
 // Two ways to run the threads of a cluster, or of the blocks of a cooperative launch that share a group:
 //   fibers    one after the other on one CPU thread, each up to its next barrier: quick, repeatable, and a barrier that
@@ -28,6 +28,10 @@ struct alignas(16) float4 {
     float x, y, z, w;
 };
 
+struct alignas(8) float2 {
+    float x, y;
+};
+
 inline float4 make_float4(float x, float y, float z, float w) { return float4{x, y, z, w}; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
@@ -46,6 +50,8 @@ inline float __int_as_float(int bits) {
 
 namespace fastmalade::cuda::emulation {
 
+struct Exchange;  // warp.h
+
 struct Index {
     int x;
 };
@@ -59,6 +65,8 @@ struct Self {
     Index thread, block, block_size, grid_size;
     int rank, cluster;
     std::vector<float>* memory;  // of the blocks of its cluster
+    Exchange* warp = nullptr;
+    int meetings = 0;  // of its warp so far
 };
 
 // Set by the scheduler before a thread runs.
@@ -67,7 +75,7 @@ inline thread_local Self* self = nullptr;
 // A barrier that is left out, by its number in the kernels; 0 for none.
 inline int omitted_barrier = 0;
 
-enum class Scope { block, cluster };
+enum class Scope { warp, block, cluster };
 void wait(Scope scope);  // scheduler.h
 void let_others_run();   // scheduler.h
 
