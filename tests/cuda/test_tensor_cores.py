@@ -75,7 +75,8 @@ def check_stated(precision: str, error: float, own: float) -> None:
 @pytest.mark.parametrize("clamp", [(0.1, 0.9), (-INFINITY, INFINITY)], ids=["clamped", "free"])
 @pytest.mark.parametrize("precision", REDUCED)
 def test_stated_errors(emulation, precision: str, clamp: tuple[float, float]) -> None:
-    n_steps = 10 if clamp[0] > -INFINITY else 1
+    # All ten steps are in `test_errors_over_weights`; most of the error is that of the first.
+    n_steps = 4 if clamp[0] > -INFINITY else 1
     check_stated(precision, *errors(emulation, precision, 0, n_steps, low=clamp[0], high=clamp[1]))
 
 
