@@ -60,11 +60,16 @@ FormName find_form(const std::string& name) {
     if (name == "digits") return FormName::digits;
     if (name == "general") return FormName::general;
     if (name == "cluster") return FormName::cluster;
-    fail("form", "auto, digits, general or cluster", name);
+    if (name == "split") return FormName::split;
+    if (name == "tensor") return FormName::tensor;
+    fail("form", "auto, digits, general, cluster, split or tensor", name);
 }
 
-const char* name_of(FormName form) {
-    return form == FormName::digits ? "digits" : form == FormName::general ? "general" : "cluster";
+Precision find_precision(const std::string& name) {
+    if (name == "fp32") return Precision::fp32;
+    if (name == "tf32x3") return Precision::tf32x3;
+    if (name == "tf32") return Precision::tf32;
+    fail("precision", "fp32, tf32x3 or tf32", name);
 }
 
 // The four numbers of every step, rounded to float32.
@@ -112,8 +117,9 @@ py::dict as_dict(const Choice& c) {
 }
 
 Choice chosen(int device, const AutoencoderShape& shape, int64_t batch, bool gradient, const std::string& form,
-              int images, int cluster) {
-    return choose(shape, batch, gradient, describe_device(device).facts, find_form(form), images, cluster);
+              int images, int cluster, const std::string& precision) {
+    return choose(shape, batch, gradient, describe_device(device).facts, find_form(form), images, cluster,
+                  find_precision(precision));
 }
 
 py::tuple device_count() {
@@ -132,15 +138,16 @@ py::dict device(int index) {
 }
 
 py::dict choice(int device, const std::vector<int64_t>& sizes, int64_t batch, bool gradient, const std::string& form,
-                int images, int cluster) {
-    return as_dict(chosen(device, check_shape(sizes), batch, gradient, form, images, cluster));
+                int images, int cluster, const std::string& precision) {
+    return as_dict(chosen(device, check_shape(sizes), batch, gradient, form, images, cluster, precision));
 }
 
 // As `choice`, for a device that need not be here.
 py::dict choice_for(int multiprocessors, int shared_bytes, int most_cluster, const std::vector<int64_t>& sizes,
-                    int64_t batch, bool gradient, const std::string& form, int images, int cluster) {
-    return as_dict(choose(check_shape(sizes), batch, gradient, {multiprocessors, shared_bytes, most_cluster},
-                          find_form(form), images, cluster));
+                    int64_t batch, bool gradient, const std::string& form, int images, int cluster,
+                    const std::string& precision, bool has_tf32) {
+    return as_dict(choose(check_shape(sizes), batch, gradient, {multiprocessors, shared_bytes, most_cluster, has_tf32},
+                          find_form(form), images, cluster, find_precision(precision)));
 }
 
 // x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0, out: (batch, C, H, W) or
@@ -149,7 +156,8 @@ void chain(int device, uintptr_t stream, const std::string& form, int images, in
            const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses, uintptr_t workspace,
            uintptr_t x, const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
            const std::vector<double>& lows, const std::vector<double>& highs, uint64_t seed, uintptr_t seed_pointer,
-           uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, bool reconstruct_only) {
+           uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, bool reconstruct_only,
+           const std::string& precision) {
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("batch", batch, 1);
@@ -160,18 +168,20 @@ void chain(int device, uintptr_t stream, const std::string& form, int images, in
     const Noise from = noise_of(seed, seed_pointer, sample_ids, noise);
     const py::gil_scoped_release released;
     const CurrentDevice current(device);
-    langevin_chain(chosen(device, shape, batch, false, form, images, cluster), shape, weights, packed, batch, images_in,
-                   numbers.steps(), from, images_out, trajectory, reconstruct_only, reinterpret_cast<void*>(stream));
+    langevin_chain(chosen(device, shape, batch, false, form, images, cluster, precision), shape, weights, packed, batch,
+                   images_in, numbers.steps(), from, images_out, trajectory, reconstruct_only,
+                   reinterpret_cast<void*>(stream));
 }
 
 // states: (n_steps + 1, batch, C, H, W); cotangent, gradient: (batch, C, H, W); noise_gradient: (n_steps, batch, C, H,
-// W) or 0
+// W) or 0; precision: of the chain that left the states
 void chain_gradient(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
                     const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
                     uintptr_t workspace, uintptr_t states, const std::vector<double>& step_sizes,
                     const std::vector<double>& noise_scales, const std::vector<double>& lows,
                     const std::vector<double>& highs, uint64_t seed, uintptr_t seed_pointer, uintptr_t sample_ids,
-                    uintptr_t noise, uintptr_t cotangent, uintptr_t gradient, uintptr_t noise_gradient) {
+                    uintptr_t noise, uintptr_t cotangent, uintptr_t gradient, uintptr_t noise_gradient,
+                    const std::string& precision) {
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("batch", batch, 1);
@@ -184,8 +194,25 @@ void chain_gradient(int device, uintptr_t stream, const std::string& form, int i
     const Noise from = noise_of(seed, seed_pointer, sample_ids, noise);
     const py::gil_scoped_release released;
     const CurrentDevice current(device);
-    langevin_chain_gradient(chosen(device, shape, batch, true, form, images, cluster), shape, weights, packed, batch,
-                            all, numbers.steps(), from, g, result, by_noise, reinterpret_cast<void*>(stream));
+    langevin_chain_gradient(chosen(device, shape, batch, true, form, images, cluster, precision), shape, weights,
+                            packed, batch, all, numbers.steps(), from, g, result, by_noise,
+                            reinterpret_cast<void*>(stream));
+}
+
+// x, gradient: (batch, C, H, W), workspace: (packed_floats of the gradient's choice,)
+void error_gradient(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
+                    const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
+                    uintptr_t workspace, uintptr_t x, uintptr_t gradient) {
+    const AutoencoderShape shape = check_shape(sizes);
+    const AutoencoderWeights weights = check_weights(weight_addresses);
+    check_least("batch", batch, 1);
+    const float* images_in = pointer<const float>("x", x, true);
+    float* result = pointer<float>("gradient", gradient, true, 16);
+    float* packed = pointer<float>("workspace", workspace, true, 16);
+    const py::gil_scoped_release released;
+    const CurrentDevice current(device);
+    reconstruction_error_gradient(chosen(device, shape, batch, true, form, images, cluster, "fp32"), shape, weights,
+                                  packed, batch, images_in, result, reinterpret_cast<void*>(stream));
 }
 
 // x, reconstruction, noise (or 0), out: (batch, elements)
@@ -231,17 +258,21 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("device_count", &device_count);
     m.def("device", &device, arg("index"));
     m.def("choice", &choice, arg("device"), arg("shape"), arg("batch"), arg("gradient"), arg("form"), arg("images"),
-          arg("cluster"));
+          arg("cluster"), arg("precision") = "fp32");
     m.def("choice_for", &choice_for, arg("multiprocessors"), arg("shared_bytes"), arg("most_cluster"), arg("shape"),
-          arg("batch"), arg("gradient"), arg("form"), arg("images"), arg("cluster"));
+          arg("batch"), arg("gradient"), arg("form"), arg("images"), arg("cluster"), arg("precision") = "fp32",
+          arg("has_tf32") = true);
     m.def("langevin_chain", &chain, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
           arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("step_sizes"),
           arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
-          arg("noise"), arg("out"), arg("trajectory"), arg("reconstruct_only"));
+          arg("noise"), arg("out"), arg("trajectory"), arg("reconstruct_only"), arg("precision") = "fp32");
     m.def("chain_gradient", &chain_gradient, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
           arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("states"), arg("step_sizes"),
           arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
-          arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"));
+          arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"),
+          arg("precision") = "fp32");
+    m.def("reconstruction_error_gradient", &error_gradient, arg("device"), arg("stream"), arg("form"), arg("images"),
+          arg("cluster"), arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("gradient"));
     m.def("langevin_update", &update, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("x"),
           arg("reconstruction"), arg("step_size"), arg("noise_scale"), arg("low"), arg("high"), arg("seed"),
           arg("seed_pointer"), arg("sample_ids"), arg("step"), arg("noise"), arg("out"));

@@ -6,6 +6,7 @@ by step: its forward in torch, the Langevin update that follows as one operator,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -37,6 +38,7 @@ def langevin_chain(
     clamp: tuple[float, float] | None = None,
     clamp_steps: ClampSteps = "every",
     max_bytes: int | None = None,
+    precision: str = "fp32",
 ) -> Tensor:
     """N steps of x <- x + a_t (r(x) - x) + d_t z_t (000 eq. 10, 001 eq. 10), differentiable once.
 
@@ -65,6 +67,9 @@ def langevin_chain(
             bits. Without a budget, batches whose activations take less than 8 MiB keep them, and run nothing
             again. For any other callable r(x) None lets autograd keep what it wants, and a budget goes through ``torch.utils.checkpoint``
             (not inside ``torch.compile``, which decides by itself).
+        precision: "fp32", or on the backends "cuda" and "triton" one of ``backends.PRECISIONS`` for a Table 8
+            autoencoder: its convolutions then run on tensor cores, with the errors that docs/architecture.md states.
+            The gradient is taken at the states of that chain.
 
     Returns:
         New contiguous (B, C, H, W) tensor; a copy of ``x`` for N = 0.
@@ -89,6 +94,7 @@ def langevin_chain(
         noise=noise,
         backend=backend,
         max_bytes=max_bytes,
+        precision=precision,
     )
 
 
@@ -104,6 +110,7 @@ def langevin_trajectory(
     backend: str | None = None,
     clamp: tuple[float, float] | None = None,
     clamp_steps: ClampSteps = "every",
+    precision: str = "fp32",
 ) -> Tensor:
     """All states of :func:`langevin_chain`: (N + 1, B, C, H, W), entry 0 is ``x``; without gradients.
 
@@ -123,6 +130,7 @@ def langevin_trajectory(
         noise=noise,
         backend=backend,
         trajectory=True,
+        precision=precision,
     )
 
 
@@ -147,6 +155,7 @@ def run(
     gradients: bool = True,
     max_bytes: int | None = None,
     seed_bits: Tensor | None = None,
+    precision: str = "fp32",
 ) -> Tensor:
     """:func:`langevin_chain` with clamp bounds per step (N floats each), or all states.
 
@@ -160,6 +169,10 @@ def run(
     _check_images(x, autoencoder, weights)
     _check_noise(x, step_sizes, noise_scales, noise, seed=seed, sample_ids=sample_ids)
     name = _resolve(backend, x.device, x.dtype, _model_on_gpu(x, autoencoder, weights))
+    if precision != "fp32":
+        backends.check_precision(precision, name)
+        if weights is None:
+            raise ValueError(f"precision: expected fp32 for an r(x) that is no Table 8 Autoencoder, got {precision!r}")
     if noise is not None:
         seed = 0  # not read
     elif seed is not None:
@@ -179,7 +192,10 @@ def run(
         others = (noise, *weights)
         others_recorded = recorded and any(tensor is not None and tensor.requires_grad for tensor in others)
         if not others_recorded and not (recorded and x.requires_grad):
-            result: Tensor = module.langevin_chain(
+            evaluate = module.langevin_chain
+            if precision != "fp32":
+                evaluate = functools.partial(evaluate, precision=precision)
+            result: Tensor = evaluate(
                 x, weights, *settings, seed=number, sample_ids=ids, noise=noise, trajectory=trajectory
             )
             return result
@@ -190,7 +206,7 @@ def run(
     if ids is None:
         ids = check_sample_ids(None, x.shape[0], x.device)
     bits = ops.seed_tensor(seed) if seed_bits is None else seed_bits
-    arguments: Any = (x, list(weights), *map(list, settings), bits, ids, noise, name, max_bytes)
+    arguments: Any = (x, list(weights), *map(list, settings), bits, ids, noise, name, max_bytes, precision)
     with torch.set_grad_enabled(recorded):
         if trajectory:
             return ops.run_chain(*arguments, trajectory=True)

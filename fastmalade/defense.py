@@ -112,19 +112,30 @@ class Defense(nn.Module):
         self._check(x)
         number = fresh_seed() if seed is None else check_seed(seed)
         ids = check_sample_ids(sample_ids, x.shape[0], x.device)
-        if x.shape[0] == 0:
-            return x.clone()
-        low, high = self.value_range
-        is_unit = self.value_range == (0.0, 1.0)
-        unit = x if is_unit else (x - low) / (high - low)
         if self.gradient == "unrolled":
-            result = self._purified(unit, number, ids)
-            return result if is_unit else result * (high - low) + low
+            return self._in_value_range(x, number, ids)
         with torch.no_grad():
-            result = self._purified(unit, number, ids)
-            result = result if is_unit else result * (high - low) + low
+            result = self._in_value_range(x, number, ids)
         # The difference is exactly zero: value of the purified images, gradient of the identity.
         return result + (x - x.detach())
+
+    @torch.no_grad()
+    def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
+        """:meth:`forward` without gradient, for a seed that is read when the kernels run: what a CUDA graph records.
+
+        Args:
+            x: see :meth:`forward`.
+            seed_bits: int64 (1,) on the device of ``x``, the bits of the seed.
+            sample_ids: int64 (B,) there.
+
+        Returns:
+            (B, C, H, W) in ``value_range``.
+
+        Raises:
+            TypeError, ValueError: an ``x`` that :meth:`forward` does not take.
+        """
+        self._check(x)
+        return self._in_value_range(x, seed_bits, sample_ids)
 
     def purify(self, images: Any, *, seed: int | None = None, sample_ids: Any = None) -> Any:
         """Purify images of any supported kind; the result has the same kind, dtype, device and layout.
@@ -183,8 +194,20 @@ class Defense(nn.Module):
 
         save_defense(self, path, training=training)
 
-    def _purified(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-        """Purify x (B, C, H, W) in [0, 1] with the randomness of (seed, sample_ids (B,)); differentiable."""
+    def _in_value_range(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x.clone()
+        if self.value_range == (0.0, 1.0):
+            return self._purified(x, seed, sample_ids)
+        low, high = self.value_range
+        return self._purified((x - low) / (high - low), seed, sample_ids) * (high - low) + low
+
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
+        """Purify x (B, C, H, W) in [0, 1] with the randomness of (seed, sample_ids (B,)); differentiable.
+
+        ``seed`` is a number, or int64 (1,) on the device where a CUDA graph is captured: only
+        :func:`fastmalade.noise.normals_like` should read it.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how it purifies")
 
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:

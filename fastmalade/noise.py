@@ -134,6 +134,21 @@ def standard_normal(
     return draw(seed, ids, step, size, dtype=torch.float32, device=device, backend=name)
 
 
+def normals_like(x: Tensor, seed: int | Tensor, sample_ids: Tensor, step: int, shape: Sequence[int]) -> Tensor:
+    """:func:`standard_normal` of checked arguments in the dtype and on the device of x, by the backend that serves x.
+
+    A ``seed`` of int64 (1,) is read where x lies when the kernels run; the "cpu" backend takes numbers only, and torch
+    stands in for it then.
+
+    Returns:
+        (B,) + shape.
+    """
+    backend = backends.resolve(None, device=x.device, dtype=x.dtype)
+    if isinstance(seed, Tensor) and backend == "cpu":
+        backend = "torch"
+    return draw(seed, sample_ids, step, shape, dtype=x.dtype, device=x.device, backend=backend)
+
+
 def draw(
     seed: int | Tensor,
     sample_ids: Tensor,

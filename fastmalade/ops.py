@@ -34,10 +34,10 @@ _CHAIN_ARGUMENTS = (
     "Tensor x, Tensor[] weights, float[] step_sizes, float[] noise_scales, float[] lows, float[] highs, "
     "Tensor seed, Tensor sample_ids, Tensor? noise, str backend, int? max_bytes"
 )
-LIBRARY.define(f"langevin_chain({_CHAIN_ARGUMENTS}) -> Tensor")
+LIBRARY.define(f"langevin_chain({_CHAIN_ARGUMENTS}, str precision='fp32') -> Tensor")
 LIBRARY.define(
     f"langevin_chain_backward(Tensor cotangent, {_CHAIN_ARGUMENTS}, "
-    "bool weight_gradients, bool noise_gradient) -> (Tensor, Tensor, Tensor[])"
+    "bool weight_gradients, bool noise_gradient, str precision='fp32') -> (Tensor, Tensor, Tensor[])"
 )
 LIBRARY.define("standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor like, str backend) -> Tensor")
 LIBRARY.define("fill_fresh_seed_(Tensor(a!) seed) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
@@ -79,6 +79,7 @@ def run_chain(
     noise: Tensor | None,
     backend: str,
     max_bytes: int | None = None,
+    precision: str = "fp32",
     *,
     trajectory: bool = False,
 ) -> Tensor:
@@ -91,10 +92,12 @@ def run_chain(
         sample_ids: int64 (B,).
         backend: a name that ``backends.resolve`` has returned.
         max_bytes: the gradient's; not read here.
+        precision: of the products; ValueError where the backend does not take it.
 
     Returns:
         New contiguous (B, C, H, W), or (N + 1, B, C, H, W) with ``trajectory``.
     """
+    option = _precision_option(precision, backend)
     x = _standard_strides(x)
     if x.numel() == 0 or len(step_sizes) == 0:
         return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
@@ -111,6 +114,7 @@ def run_chain(
             sample_ids=sample_ids,
             noise=noise,
             trajectory=trajectory,
+            **option,
         )
     return reference.langevin_chain(
         x,
@@ -141,6 +145,7 @@ def run_chain_backward(
     max_bytes: int | None,
     weight_gradients: bool,
     noise_gradient: bool,
+    precision: str = "fp32",
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Vector-Jacobian product of :func:`run_chain` for the noise that it drew.
 
@@ -153,6 +158,7 @@ def run_chain_backward(
         max_bytes: budget for what is kept meanwhile (``gradient_plan.py``), None for its default. The gradient has the
             same bits under every budget.
         weight_gradients, noise_gradient: whether these are wanted.
+        precision: that of the chain, whose states the products are taken at.
 
     Returns:
         Gradients with respect to x (B, C, H, W), noise (N, B, C, H, W) and the ten weights; empty where not
@@ -171,6 +177,7 @@ def run_chain_backward(
             sample_ids=sample_ids,
             noise=noise,
             max_bytes=max_bytes,
+            **_precision_option(precision, backend),
         )
         return gradient, x.new_empty(0), []
 
@@ -184,10 +191,18 @@ def run_chain_backward(
             [drawn(step) if noise_scales[step] != 0.0 else torch.zeros_like(x) for step in range(first, first + count)]
         )
         a, d, low, high = (values[steps] for values in settings)
-        return run_chain(state, weights, a, d, low, high, seed, sample_ids, given, backend)
+        return run_chain(state, weights, a, d, low, high, seed, sample_ids, given, backend, precision=precision)
 
     way = ChainGradient(x, weights, *settings, run, drawn, weight_gradients, noise_gradient)
     return way.evaluate(cotangent, max_bytes)
+
+
+def _precision_option(precision: str, backend: str) -> dict[str, str]:
+    # Those of the CPU have no such argument.
+    if precision == "fp32":
+        return {}
+    backends.check_precision(precision, backend)
+    return {"precision": precision}
 
 
 def _noise_of_step(
@@ -229,7 +244,8 @@ def _chain_fake(x: Tensor, *_: Any) -> Tensor:
 def _chain_backward_fake(
     cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], step_sizes: Sequence[float], *rest: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    weight_gradients, noise_gradient = rest[-2:]
+    # After noise scales, bounds, seed, ids, noise, backend and budget; a precision may follow.
+    weight_gradients, noise_gradient = rest[8:10]
     return (
         torch.empty_like(x, memory_format=torch.contiguous_format),
         x.new_empty((len(step_sizes), *x.shape) if noise_gradient else (0,)),
@@ -248,11 +264,12 @@ def _fill_fresh_seed_fake(seed: Tensor) -> None:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend, max_bytes = inputs
+    x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, backend, max_bytes, precision = inputs
     ctx.save_for_backward(x, seed, sample_ids, noise, *weights)
     ctx.settings = (step_sizes, noise_scales, lows, highs)
     ctx.backend = backend
     ctx.max_bytes = max_bytes
+    ctx.precision = precision
 
 
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
@@ -271,8 +288,9 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         ctx.max_bytes,
         wants_weights,
         wanted[8],
+        ctx.precision,
     )
-    return (
+    gradients = (
         gradient,
         list(weight_gradients) if wants_weights else [None] * len(weights),
         # For autograd an empty list of floats is an empty list of tensors, and is answered by its like.
@@ -282,7 +300,10 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         noise_gradient if wanted[8] else None,
         None,
         None,
+        None,
     )
+    # The dispatcher takes a precision that is the default off the arguments, and expects no gradient for it.
+    return gradients[: len(wanted)]
 
 
 def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

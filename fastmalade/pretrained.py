@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from fastmalade.backends import checked_precision
 from fastmalade.files import replacing
 from fastmalade.models import Autoencoder, build_classifier
 from fastmalade.purifier import Purifier
@@ -94,20 +95,23 @@ def save_purifier(
     write_tensors(Path(path), autoencoder.state_dict(), header, dtype)
 
 
-def load_purifier(name_or_path: str | os.PathLike[str], *, backend: str | None = None) -> Purifier:
+def load_purifier(
+    name_or_path: str | os.PathLike[str], *, backend: str | None = None, precision: str = "fp32"
+) -> Purifier:
     """Load a purifier: parameters float32 and frozen, eval mode.
 
     Raises:
         FileNotFoundError: neither a shipped name nor a file; lists the shipped names.
         PretrainedError: a damaged or foreign file, or one that holds no purifier.
     """
+    checked_precision(precision)
     path = resolve_path(name_or_path)
     header, tensors = read_tensors(path, "purifier")
     autoencoder = _fill(path, "autoencoder", header, tensors)
     try:
         chain = ChainConfig.from_dict(header["chain"])
         low, high = header["value_range"]
-        purifier = Purifier(autoencoder, chain, value_range=(low, high), backend=backend)
+        purifier = Purifier(autoencoder, chain, value_range=(low, high), backend=backend, precision=precision)
     except (KeyError, TypeError, ValueError) as error:
         raise PretrainedError(f"{path}: expected chain and value_range in the header, got: {error}") from error
     return purifier.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def autoencoder_vjp(
 
     Args:
         autoencoder: r, (B, C, H, W) -> (B, C, H, W). A Table 8 :class:`fastmalade.Autoencoder` goes through the
-            native kernels where the "cpu" backend serves, anything else through torch's autograd.
+            native kernels where the "cpu" or the "cuda" backend serves, anything else through torch's autograd.
         x: floating (B, C, H, W), dtype and device of the autoencoder.
         cotangent: (B, C, H, W), gradient of something with respect to r(x); dtype and device of ``x``.
         backend: as for :func:`fastmalade.langevin_chain`.
@@ -32,9 +33,11 @@ def autoencoder_vjp(
     """
     if cotangent.shape != x.shape:
         raise ValueError(f"cotangent: expected the shape of x {tuple(x.shape)}, got {tuple(cotangent.shape)}")
-    weights = _native_weights(autoencoder, x, backend)
-    if weights is not None:
-        return backends.cpu.autoencoder_vjp(cotangent, x, weights)
+    native = _native(autoencoder, x, backend)
+    if native is not None:
+        module, weights = native
+        product: Tensor = module.autoencoder_vjp(cotangent, x, weights)
+        return product
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         reconstruction = autoencoder(leaf)
@@ -44,9 +47,11 @@ def autoencoder_vjp(
 
 def reconstruct(autoencoder: Callable[[Tensor], Tensor], x: Tensor, *, backend: str | None = None) -> Tensor:
     """r(x) by the kernels where they serve, without gradient: arguments and errors as :func:`autoencoder_vjp`."""
-    weights = _native_weights(autoencoder, x, backend)
-    if weights is not None:
-        return backends.cpu.autoencoder_forward(x, weights)
+    native = _native(autoencoder, x, backend)
+    if native is not None:
+        module, weights = native
+        reconstruction: Tensor = module.autoencoder_forward(x, weights)
+        return reconstruction
     with torch.no_grad():
         return autoencoder(x)
 
@@ -58,9 +63,11 @@ def reconstruction_error_gradient(
 
     Arguments, result and errors are those of :func:`autoencoder_vjp`.
     """
-    weights = _native_weights(autoencoder, x, backend)
-    if weights is not None:
-        return backends.cpu.reconstruction_error_gradient(x, weights)
+    native = _native(autoencoder, x, backend)
+    if native is not None:
+        module, weights = native
+        result: Tensor = module.reconstruction_error_gradient(x, weights)
+        return result
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         error = (leaf - autoencoder(leaf)).square().sum()
@@ -68,13 +75,18 @@ def reconstruction_error_gradient(
     return gradient
 
 
-def _native_weights(
+def _native(
     autoencoder: Callable[[Tensor], Tensor], x: Tensor, backend: str | None
-) -> tuple[Tensor, ...] | None:
-    """The ten weights where the native kernels serve this call, else None."""
-    name = backends.resolve(backend, device=x.device, dtype=x.dtype)
+) -> tuple[ModuleType, tuple[Tensor, ...]] | None:
+    """The backend's module and the ten weights where native kernels serve this call, else None."""
     if not is_native_autoencoder(autoencoder):
+        backends.resolve(backend, device=x.device, dtype=x.dtype)  # refuses what cannot be had
         return None
     assert isinstance(autoencoder, Autoencoder)
     autoencoder.check_shape(x.shape)
-    return autoencoder.weights() if name == "cpu" else None
+    # Only there the choice of the backend depends on what has to fit the chip.
+    size = backends.ModelShape((x.shape[1], x.shape[2], x.shape[3]), autoencoder.hidden_channels) if x.is_cuda else None
+    name = backends.resolve(backend, device=x.device, dtype=x.dtype, model=size)
+    module = backends.native(name)
+    # Triton has the chain and its gradient only.
+    return None if module is None or name == "triton" else (module, autoencoder.weights())

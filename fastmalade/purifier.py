@@ -35,10 +35,11 @@ class Purifier(Defense):
         backend: "torch", "cpu", "cuda", "triton" or None to choose by environment, dtype and device at each call.
         max_bytes: budget for what a gradient through the chain keeps in memory, see
             :func:`fastmalade.langevin_chain`.
+        precision: of the products on a GPU, see there; like the backend not part of a saved file.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an empty or infinite value range, an unknown backend, or a budget below 1.
+        ValueError: an empty or infinite value range, an unknown backend or precision, or a budget below 1.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Purifier(Defense):
         value_range: tuple[float, float] = (0.0, 1.0),
         backend: str | None = None,
         max_bytes: int | None = None,
+        precision: str = "fp32",
     ) -> None:
         super().__init__(value_range=value_range)
         if not callable(autoencoder):
@@ -61,9 +63,12 @@ class Purifier(Defense):
         self.chain = chain
         self.backend = backend
         self.max_bytes = None if max_bytes is None else check_max_bytes(max_bytes)
+        self.precision = backends.checked_precision(precision)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], *, backend: str | None = None) -> Purifier:
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], *, backend: str | None = None, precision: str = "fp32"
+    ) -> Purifier:
         """Load a shipped purifier ("malade-mnist", "mala-mnist") or a file of :meth:`save_pretrained`.
 
         Never runs code from the file and never uses a network. Parameters are frozen, the module is in eval
@@ -75,7 +80,7 @@ class Purifier(Defense):
         """
         from fastmalade.pretrained import load_purifier
 
-        return load_purifier(name_or_path, backend=backend)
+        return load_purifier(name_or_path, backend=backend, precision=precision)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None) -> None:
         """Write autoencoder, chain and value range to one safetensors file, whole or not at all.
@@ -227,12 +232,12 @@ class Purifier(Defense):
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
-        return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}"
+        precision = "" if self.precision == "fp32" else f", precision={self.precision!r}"
+        return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}{precision}"
 
     def _run(self, x: Tensor, config: ChainConfig, backend: str | None, **options: Any) -> Tensor:
-        return run_chain(
-            x, self.autoencoder, config, self.value_range, backend=backend, max_bytes=self.max_bytes, **options
-        )
+        options |= {"backend": backend, "max_bytes": self.max_bytes, "precision": self.precision}
+        return run_chain(x, self.autoencoder, config, self.value_range, **options)
 
 
 def run_chain(

@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 16, 256, 4096, 65536)
 STEPS = (10, 25, 50)
 KINDS = ("forward", "gradient")
-TRITON = {"triton": "fp32", "triton tf32x3": "tf32x3", "triton tf32": "tf32"}  # with their precisions
-CONTENDERS = ("cuda", *TRITON, "eager", "torch graphs", "torch graphs tf32", "torch.compile")
+# With their precisions.
+CUDA = {"cuda": "fp32", "cuda tf32x3": "tf32x3", "cuda tf32": "tf32"}
+TRITON = {"triton": "fp32", "triton tf32x3": "tf32x3", "triton tf32": "tf32"}
+CONTENDERS = (*CUDA, *TRITON, "eager", "torch graphs", "torch graphs tf32", "torch.compile")
 SEED, STEP_SIZE, NOISE_SCALE = 1, 0.1, 0.05
 CHECKED_IMAGES = 8  # the first of a batch
 # The largest difference from float64 in parts of the largest value: operands of 11 bits differ by 2^-12 each, and the
@@ -45,7 +47,10 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """The CUDA figures first, then everybody by length: where time runs out, what is missing is a long chain."""
-    order = [("cuda", n) for n in STEPS] + [(contender, n) for n in STEPS for contender in CONTENDERS[1:]]
+    rest = CONTENDERS[len(CUDA) :]
+    order = [(contender, n) for contender in CUDA for n in STEPS] + [
+        (contender, n) for n in STEPS for contender in rest
+    ]
     for contender, n_steps in order:
         for kind in KINDS:
             for batch in BATCHES:
@@ -165,7 +170,7 @@ def contender(case: Case, device: str = "cuda") -> Callable[[], object]:
     weights = [w.detach().to(device) for w in purifier.autoencoder.weights()]
     x = torch.rand(case.batch, 1, 28, 28, device=device)
     cotangent = torch.randn_like(x)
-    if case.contender == "cuda" or case.contender in TRITON:
+    if case.contender in CUDA or case.contender in TRITON:
         work = _native(case, x, cotangent, weights)
         verify(work(), case, x, cotangent, weights, NOISE_SCALE)
         return work
@@ -185,22 +190,21 @@ def _native(case: Case, x: Tensor, cotangent: Tensor, weights: list[Tensor]) -> 
 
     from fastmalade.backends import cuda, triton
 
-    backend: Any = cuda if case.contender == "cuda" else triton
+    backend: Any = cuda if case.contender in CUDA else triton
     infinity = float("inf")
     settings = ([STEP_SIZE] * case.n_steps, [NOISE_SCALE] * case.n_steps,
                 [-infinity] * case.n_steps, [infinity] * case.n_steps)  # fmt: skip
-    options: dict[str, Any] = {"seed": SEED, "sample_ids": None}
+    options: dict[str, Any] = {"seed": SEED, "sample_ids": None, "precision": (CUDA | TRITON)[case.contender]}
     if case.contender in TRITON:
         # On the device, where a graph reads it: a chain of four launches a step is run as a graph, as purify does.
         options |= {"seed": torch.full((1,), SEED, dtype=torch.int64, device=x.device)}
-        options |= {"precision": TRITON[case.contender]}
 
     def work() -> Tensor:
         if case.kind == "forward":
             return backend.langevin_chain(x, weights, *settings, **options)
         return backend.chain_gradient(cotangent, x, weights, *settings, **options)
 
-    return work if case.contender == "cuda" else _captured(work)
+    return work if case.contender in CUDA else _captured(work)
 
 
 def _torch(

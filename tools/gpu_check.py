@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one command and under ten minutes: ``make gpu-check``.
 
     python tools/gpu_check.py                all parts
-    python tools/gpu_check.py tests          one or more of: build tests sanitizer benchmark
+    python tools/gpu_check.py tests          one or more of: build tests sanitizer benchmark defenses
 
 Works offline with the Python that runs it, which needs torch, pytest, pybind11 and setuptools, and with nvcc. Each part
 has its own time limit; one that fails or takes too long is reported, and the others still run. Writes
@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BENCH_FILE = ROOT / ".bench" / "gpu-bench.json"
+DEFENSES_FILE = ROOT / ".bench" / "gpu-defenses.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def parts(python: str) -> list[Part]:
         Part("build", (python, "setup.py", "build_ext", "--inplace"), 180, "nvcc"),
         Part("tests", tuple(tests), 90),
         Part("sanitizer", (sanitizer, "--error-exitcode", "9", *tests, "-k", "sanitized"), 60, sanitizer),
-        Part("benchmark", (python, "tools/gpu_bench.py", str(BENCH_FILE), "--seconds", "200"), 240),
+        Part("benchmark", (python, "tools/gpu_bench.py", str(BENCH_FILE), "--seconds", "170"), 200),
+        Part("defenses", (python, "tools/gpu_defenses.py", str(DEFENSES_FILE), "--seconds", "35"), 60),
     ]  # fmt: skip
 
 
@@ -125,8 +127,11 @@ def describe() -> dict[str, Any]:
     return facts
 
 
-def as_markdown(facts: dict[str, Any], records: list[dict[str, Any]], bench: dict[str, Any] | None) -> str:
+def as_markdown(
+    facts: dict[str, Any], records: list[dict[str, Any]], bench: dict[str, Any] | None, defenses: dict[str, Any] | None
+) -> str:
     """The readable form of a result file."""
+    import gpu_defenses
     from gpu_bench import as_table
 
     lines = [
@@ -142,6 +147,8 @@ def as_markdown(facts: dict[str, Any], records: list[dict[str, Any]], bench: dic
     if bench is not None:
         lines += ["", "## Microseconds per call", "", as_table(bench["rows"]), "", "Ceilings:"]
         lines += [f"- {name}: {value:.4g}" for name, value in bench["ceilings"].items()]
+    if defenses is not None:
+        lines += ["", "## MALADE and its rivals, microseconds per image", "", gpu_defenses.as_table(defenses)]
     return "\n".join(lines) + "\n"
 
 
@@ -162,13 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("gpu-check: expected a CUDA device that torch can use, got none; nothing was run", file=sys.stderr)
         return 1
     BENCH_FILE.parent.mkdir(exist_ok=True)
-    BENCH_FILE.unlink(missing_ok=True)
+    for path in (BENCH_FILE, DEFENSES_FILE):
+        path.unlink(missing_ok=True)
     records = run_parts([part for part in known if not names or part.name in names])
-    bench = json.loads(BENCH_FILE.read_text(encoding="utf-8")) if BENCH_FILE.is_file() else None
+    bench, defenses = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None for path in (BENCH_FILE, DEFENSES_FILE)
+    )
     target = RESULTS / file_stem(facts["device"], facts["commit"])
-    text = as_markdown(facts, records, bench)
-    record = json.dumps({"facts": facts, "parts": records, "benchmark": bench}, indent=1) + "\n"
-    for suffix, content in ((".json", record), (".md", text)):
+    text = as_markdown(facts, records, bench, defenses)
+    record = {"facts": facts, "parts": records, "benchmark": bench, "defenses": defenses}
+    for suffix, content in ((".json", json.dumps(record, indent=1) + "\n"), (".md", text)):
         with replacing(target.with_suffix(suffix)) as temporary:
             temporary.write_text(content, encoding="utf-8")
     print(text)

@@ -27,6 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpu-resources.json"
 TABLE = ROOT / "docs" / "gpu-resources.md"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 HOT = ("chain", "gradient")
+PRECISIONS = ("fp32", "tf32x3", "tf32")  # as kernels/cuda/engine.h numbers them
 # By their first letters in the machine code of any generation.
 INSTRUCTIONS = {"ffma": ("FFMA",), "lds": ("LDS",), "ldg": ("LDG", "LD."), "local": ("LDL", "STL"),
                 "tensor": ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA", "UTCQMMA")}  # fmt: skip
@@ -74,14 +75,19 @@ def find_cuobjdump(nvcc: str) -> str | None:
 def short_name(demangled: str) -> str:
     """As "chain digits x8": what a form of a kernel is called in tables."""
     kind = re.sub(r"_kernel$", "", re.split(r"[<(]", demangled.replace("void ", "", 1))[0].split("::")[-1])
+    tensor = re.search(r"Precision\)(\d)(, (\(bool\)1|true))?", demangled)
+    if tensor is not None:
+        name = f"{'pack' if 'pack' in kind else 'chain'} tensor {PRECISIONS[int(tensor.group(1))]}"
+        return name if "pack" in kind else f"{name}, weights {'resident' if tensor.group(2) else 'streamed'}"
     form = re.search(
-        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers), (\d+), \d+, (true|false)",
+        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers|DevicePeers), (\d+), \d+, (true|false)",
         demangled.replace("(int)", ""),
     )
     if form is None:
         tiles = re.search(r"TileSizes<\(?i?n?t?\)?(\d+)", demangled)
         return kind if tiles is None else f"{kind} tiles of {tiles.group(1)}"
-    name = "digits" if form.group(1) == "FixedShape" else "cluster" if form.group(2) == "ClusterPeers" else "general"
+    shared_by = {"BlockPeers": "general", "ClusterPeers": "cluster", "DevicePeers": "split"}
+    name = "digits" if form.group(1) == "FixedShape" else shared_by[form.group(2)]
     images = f" x{form.group(3)}" if form.group(3) != "0" else ""
     return f"{kind} {name}{images}{', weights resident' if form.group(4) == 'true' else ', weights streamed'}"
 
@@ -119,7 +125,7 @@ def count_instructions(sass: str) -> dict[str, dict[str, int]]:
 
 
 def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
-    """The innermost loops of one kernel that hold at least 20 multiply-adds: what the chain's time is made of."""
+    """The innermost loops of one kernel with 20 multiply-adds or a tensor core's product: what a chain's time is."""
     part = next(p for p in re.split(r"Function : ", sass)[1:] if short_name(p.splitlines()[0]) == kernel)
     code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", part)
     place = {int(address, 16): n for n, (address, _) in enumerate(code)}
@@ -134,9 +140,10 @@ def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
         if any((a, b) != (first, last) and first <= a and b <= last for a, b in bounds):
             continue
         body = [text for _, text in code[first : last + 1]]
-        fused = sum("FFMA" in text for text in body)
-        if fused >= 20:
-            loops.append({"instructions": len(body), "ffma": fused, "lds": sum("LDS" in text for text in body)})
+        count = {name: sum(text.split()[0 if text[0] != "@" else 1].startswith(INSTRUCTIONS[name]) for text in body)
+                 for name in ("ffma", "lds", "tensor")}  # fmt: skip
+        if count["ffma"] >= 20 or count["tensor"]:
+            loops.append({"instructions": len(body), **count})
     return loops
 
 
@@ -196,13 +203,15 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(str(row.get(name, 'not read')) for name in columns)} |")
     lines += [
         "",
-        "Innermost loops of the chain for digits on sm_90 (one input channel and one row of taps of a tile):",
+        "Innermost loops on sm_90: of the chain for digits one input channel and one row of taps of a tile; of the "
+        "chains on tensor cores a row of taps of eight channels, or of the channels left over, of a row of positions:",
         "",
     ]
-    lines += ["| instructions | FFMA | LDS |", "|---|---|---|"]
+    lines += ["| kernel | instructions | FFMA | LDS | tensor core |", "|---|---|---|---|---|"]
     for row in rows:
-        if row["kernel"].startswith("chain digits x8") and row["arch"] == "sm_90":
-            lines += [f"| {loop['instructions']} | {loop['ffma']} | {loop['lds']} |" for loop in row.get("loops", [])]
+        if row["arch"] == "sm_90" and re.match("chain (digits x8|tensor .*resident)", row["kernel"]):
+            lines += [f"| {row['kernel'].split(',')[0]} | {' | '.join(str(n) for n in loop.values())} |"
+                      for loop in row.get("loops", [])]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -13,13 +13,17 @@ from typing import NamedTuple
 import torch
 
 from fastmalade.backends import cpu, cuda, triton
+from fastmalade.backends.arguments import PRECISIONS, checked_precision
 from fastmalade.backends.extensions import BackendUnavailableError
 
 __all__ = [
     "BACKENDS",
+    "PRECISIONS",
     "BackendUnavailableError",
     "ModelShape",
     "available",
+    "check_precision",
+    "checked_precision",
     "cpu",
     "cuda",
     "native",
@@ -40,6 +44,15 @@ class ModelShape(NamedTuple):
 
     image: tuple[int, int, int]
     hidden_channels: tuple[int, int]
+
+
+_FP32_ONLY = ("torch", "cpu")
+
+
+def check_precision(precision: str, backend: str) -> None:
+    """ValueError where ``backend`` does not compute in ``precision``; "cuda" and "triton" take all ``PRECISIONS``."""
+    if checked_precision(precision) != "fp32" and backend in _FP32_ONLY:
+        raise ValueError(f"precision: expected fp32 on the backend {backend}, got {precision!r}")
 
 
 def available() -> dict[str, str | None]:

@@ -14,6 +14,17 @@ WEIGHT_NAMES = tuple(
     f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")
 )
 
+PRECISIONS = ("fp32", "tf32x3", "tf32")
+"""Of a chain's products on a GPU: float32 throughout; or on tensor cores, as three products of operands split into two
+TF32 numbers, or as one of operands rounded to TF32 (10 bits after the point)."""
+
+
+def checked_precision(precision: str) -> str:
+    """``precision``, or ValueError where it is none of ``PRECISIONS``."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision
+
 
 def checked_seed(seed: int) -> int:
     """``seed``, or ValueError where it is no unsigned 64-bit number."""

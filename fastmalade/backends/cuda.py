@@ -1,8 +1,9 @@
 """The CUDA C++ backend: CUDA tensors in, CUDA tensors out, over the extension module ``fastmalade._cuda``.
 
 All N steps of a chain are one launch on the current stream of the tensors' device (behind one that packs the weights),
-and so is its gradient. Arithmetic is float32. The extension takes addresses, sizes and a stream handle and is imported
-on first use, so that importing this file never fails. Speed: not yet measured on a GPU.
+and so is its gradient. Arithmetic is float32, or by ``precision`` in part that of tensor cores. The extension takes
+addresses, sizes and a stream handle and is imported on first use, so that importing this file never fails. Speed: not
+yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor
+from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
 from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 
 DEFAULT_GRADIENT_BYTES = 2**30
@@ -75,15 +76,17 @@ def supports(shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient
 
 def plan(
     batch: int, shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool = False, device: int = 0,
-    form: str = "auto", images: int = 0, cluster: int = 0,
+    form: str = "auto", images: int = 0, cluster: int = 0, precision: str = "fp32",
 ) -> dict[str, Any]:  # fmt: skip
-    """How a call would be launched: form, images of a group, blocks of a cluster, grid, shared memory in bytes.
+    """How a call would be launched: form, images of a group, blocks that share it, grid, shared memory in bytes.
 
-    ``form`` "digits", "general" or "cluster" forces one, ``images`` and ``cluster`` its sizes, as in
-    :func:`langevin_chain`. Raises ValueError, saying what does not fit.
+    ``form`` "digits", "general", "cluster" or "split" forces one, ``images`` and ``cluster`` (blocks of a group) its
+    sizes, as in :func:`langevin_chain`. A ``precision`` other than "fp32" has one form of its own, "tensor", whatever
+    the batch. Raises ValueError, saying what does not fit.
     """
     sizes = [*shape, *hidden_channels]
-    return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster))
+    checked_precision(precision)
+    return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster, precision))
 
 
 def langevin_chain(
@@ -101,6 +104,7 @@ def langevin_chain(
     form: str = "auto",
     images: int = 0,
     cluster: int = 0,
+    precision: str = "fp32",
 ) -> Tensor:
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
@@ -108,13 +112,15 @@ def langevin_chain(
     tensors of ``Autoencoder.weights()`` there; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0
     to 2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
     0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is drawn. ``form``,
-    ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits.
+    ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of
+    ``arguments.PRECISIONS``, of the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10
+    and 25 hidden channels. Whatever it is, an image gets the same bits in every batch.
 
     Nothing here waits for the device, and a CUDA graph can record it. Returns float32 (B, C, H, W), or with
     ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for arguments that do not fit,
     BackendUnavailableError without the extension, RuntimeError with CUDA's own words for a launch that fails.
     """
-    x, arrays, sizes = _model(x, weights)
+    x, arrays, sizes = _model(x, weights, precision)
     n_steps = len(step_sizes)
     out = x.new_empty((n_steps + 1, *x.shape)) if trajectory else torch.empty_like(x)
     if trajectory:
@@ -125,20 +131,22 @@ def langevin_chain(
         return out
     keep, source = _noise(x, n_steps, seed, sample_ids, noise)
     _launch_chain(x, arrays, sizes, (step_sizes, noise_scales, lows, highs), source, out, form, images, cluster,
-                  trajectory=trajectory)  # fmt: skip
+                  trajectory=trajectory, precision=precision)  # fmt: skip
     del keep
     return out
 
 
 def autoencoder_forward(
-    x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0
-) -> Tensor:
+    x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0,
+    precision: str = "fp32",
+) -> Tensor:  # fmt: skip
     """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
-    x, arrays, sizes = _model(x, weights)
+    x, arrays, sizes = _model(x, weights, precision)
     out = torch.empty_like(x)
     if x.shape[0]:
         source = {"seed": 0, "seed_pointer": 0, "sample_ids": 0, "noise": 0}
-        _launch_chain(x, arrays, sizes, ((), (), (), ()), source, out, form, images, cluster, reconstruct_only=True)
+        _launch_chain(x, arrays, sizes, ((), (), (), ()), source, out, form, images, cluster, reconstruct_only=True,
+                      precision=precision)  # fmt: skip
     return out
 
 
@@ -158,15 +166,19 @@ def chain_gradient(
     form: str = "auto",
     images: int = 0,
     cluster: int = 0,
+    precision: str = "fp32",
 ) -> Tensor:
     """Vector-Jacobian product of :func:`langevin_chain` with respect to x, for the noise that it drew.
 
     ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result. Two launches: the chain, which stores
     its N + 1 states, and the product, which computes the activations of each step again. ``max_bytes`` bounds the
     states' memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is worked through in parts, with the same
-    bits. At least one image is always taken. The rest, and the errors, as in :func:`langevin_chain`.
+    bits. At least one image is always taken. With a ``precision`` other than "fp32" the states are those of that chain,
+    and the product is that of the float32 steps at these states: it treats the rounding of operands as a constant, and
+    an element counts as clamped where the float32 step would clamp it. The rest, and the errors, as in
+    :func:`langevin_chain`.
     """
-    x, arrays, sizes = _model(x, weights)
+    x, arrays, sizes = _model(x, weights, precision)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes: expected at least 1 or None, got {max_bytes}")
@@ -184,18 +196,69 @@ def chain_gradient(
         for part in _parts(batch, (n_steps + 1) * 4 * math.prod(x.shape[1:]), max_bytes or DEFAULT_GRADIENT_BYTES):
             given = None if noise is None else noise[:, part].contiguous()
             states = langevin_chain(x[part], arrays, *settings, seed=seed, sample_ids=sample_ids[part], noise=given,
-                                    trajectory=True, form=form, images=images, cluster=cluster)  # fmt: skip
+                                    trajectory=True, form=form, images=images, cluster=cluster,
+                                    precision=precision)  # fmt: skip
             keep, source = _noise(x[part], n_steps, seed, sample_ids[part], given)
-            launched = _load().choice(_index(x), sizes, states.shape[1], True, form, images, cluster)
-            workspace = x.new_empty(launched["packed_floats"])
+            workspace, call = _gradient_call(states[0], arrays, sizes, form, images, cluster, precision)
             _load().chain_gradient(
-                device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=states.shape[1],
-                shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(),
-                states=states.data_ptr(), step_sizes=step_sizes, noise_scales=noise_scales, lows=lows, highs=highs,
-                cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(), noise_gradient=0, **source,
+                **call, states=states.data_ptr(), step_sizes=step_sizes, noise_scales=noise_scales, lows=lows,
+                highs=highs, cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(),
+                noise_gradient=0, precision=precision, **source,
             )  # fmt: skip
-            del keep
+            del keep, workspace
     return gradient
+
+
+def autoencoder_vjp(
+    cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0
+) -> Tensor:
+    """J_r(x)^T cotangent, the vector-Jacobian product of r alone: float32 (B, C, H, W) in and out, in one launch.
+
+    ``form``, ``images`` and ``cluster`` as in :func:`plan` for a gradient; raises as the chain.
+    """
+    x, arrays, sizes = _model(x, weights)
+    cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
+    out = torch.empty_like(x)
+    if x.shape[0]:
+        # One step of size 1 without noise or bounds is r(x) itself; its state is x.
+        keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
+        _load().chain_gradient(
+            **call, states=x.data_ptr(), step_sizes=[1.0], noise_scales=[0.0], lows=[-math.inf], highs=[math.inf],
+            cotangent=cotangent.data_ptr(), gradient=out.data_ptr(), noise_gradient=0, seed=0, seed_pointer=0,
+            sample_ids=0, noise=0,
+        )  # fmt: skip
+        del keep
+    return out
+
+
+def reconstruction_error_gradient(
+    x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0
+) -> Tensor:
+    """Gradient of ||x - r(x)||^2 with respect to x, through r (003 eq. 8): float32 (B, C, H, W), in one launch.
+
+    Arguments as :func:`autoencoder_vjp`.
+    """
+    x, arrays, sizes = _model(x, weights)
+    out = torch.empty_like(x)
+    if x.shape[0]:
+        keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
+        _load().reconstruction_error_gradient(**call, x=x.data_ptr(), gradient=out.data_ptr())
+        del keep
+    return out
+
+
+def _gradient_call(
+    x: Tensor, arrays: list[Tensor], sizes: list[int], form: str, images: int, cluster: int, precision: str = "fp32"
+) -> tuple[Tensor, dict[str, Any]]:
+    """What every launch of the gradient kernel takes, and the workspace, which has to live until it is launched."""
+    with torch.cuda.device(x.device):
+        launched = _load().choice(_index(x), sizes, x.shape[0], True, form, images, cluster, precision)
+        workspace = x.new_empty(launched["packed_floats"])
+        return workspace, {
+            "device": _index(x), "stream": _stream(), "form": form, "images": images, "cluster": cluster,
+            "batch": x.shape[0], "shape": sizes, "weights": [w.data_ptr() for w in arrays],
+            "workspace": workspace.data_ptr(),
+        }  # fmt: skip
 
 
 def langevin_update(
@@ -273,10 +336,11 @@ def _draw(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int, *,
 def _launch_chain(
     x: Tensor, arrays: list[Tensor], sizes: list[int], settings: Sequence[Sequence[float]], source: dict[str, int],
     out: Tensor, form: str, images: int, cluster: int, *, trajectory: bool = False, reconstruct_only: bool = False,
+    precision: str = "fp32",
 ) -> None:  # fmt: skip
     extension = _load()
     with torch.cuda.device(x.device):
-        launched = extension.choice(_index(x), sizes, x.shape[0], False, form, images, cluster)
+        launched = extension.choice(_index(x), sizes, x.shape[0], False, form, images, cluster, precision)
         # Torch's allocator hands memory on in the order of the stream, so the kernels are done with it by then.
         workspace = x.new_empty(launched["packed_floats"])
         step_sizes, noise_scales, lows, highs = settings
@@ -284,7 +348,7 @@ def _launch_chain(
             device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=x.shape[0],
             shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(), x=x.data_ptr(),
             step_sizes=step_sizes, noise_scales=noise_scales, lows=lows, highs=highs, out=out.data_ptr(),
-            trajectory=trajectory, reconstruct_only=reconstruct_only, **source,
+            trajectory=trajectory, reconstruct_only=reconstruct_only, precision=precision, **source,
         )  # fmt: skip
 
 
@@ -335,10 +399,11 @@ def _check_device(x: Tensor) -> None:
         raise ValueError(f"expected tensors on a cuda device, got {x.device}")
 
 
-def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
+def _model(x: Tensor, weights: Sequence[Tensor], precision: str = "fp32") -> tuple[Tensor, list[Tensor], list[int]]:
     """x and the ten weights, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
     _load()
     _check_device(x)
+    checked_precision(precision)
     x = checked_tensor("x", x, torch.float32, IMAGES, x.device)
     arrays, sizes = checked_model(weights, x)
     return x, arrays, sizes

@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor
+from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
 from fastmalade.backends.extensions import BackendUnavailableError
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
-PRECISIONS = ("fp32", "tf32x3", "tf32")
-"""Of the products: float32 throughout; or on tensor cores, as three products of split operands, or as one of TF32."""
 
 
 def interpreted() -> bool:
@@ -66,7 +64,7 @@ def langevin_chain(
     float32 tensors of ``Autoencoder.weights()`` on that device; four sequences of N floats, -inf and +inf
     meaning no bound; ``seed`` 0 to 2^64 - 1, or int64 (1,) with its bits, which is read on the device when
     the kernels run; ``sample_ids`` int64 (B,), None for 0..B-1; ``noise`` float32 (N, B, C, H, W) in place of
-    the drawn one. Where d_t is 0 no noise is drawn. ``precision``: one of ``PRECISIONS``.
+    the drawn one. Where d_t is 0 no noise is drawn. ``precision``: one of ``arguments.PRECISIONS``.
 
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
     ValueError for arguments that do not fit and BackendUnavailableError where Triton cannot run.
@@ -221,9 +219,7 @@ class _Call:
             _check_finite(name, *values)
         for low, high in zip(*settings[2:], strict=True):
             _check_bounds(low, high)
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self.precision = precision
+        self.precision = checked_precision(precision)
         self.settings = triton_chain.Settings(*settings)
         batch = self.x.shape[0]
         self.ids = _ids(sample_ids, batch, device)

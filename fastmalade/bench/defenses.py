@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ from torch import Tensor, nn
 import fastmalade
 from fastmalade import backends
 from fastmalade.bench import machine
+from fastmalade.bench.defense_forms import Place, fastest, float32_convolutions, place
 from fastmalade.bench.runner import SCREENING_SECONDS, Report
-from fastmalade.bench.timing import interleaved, summarise
+from fastmalade.bench.timing import Call, interleaved, summarise
 from fastmalade.data import embedded_digits
 from fastmalade.defense import Defense
 from fastmalade.defenses import Apudae, DeepPrior, DefenseGan, InvertAndClassify, MagNet
@@ -33,8 +32,12 @@ FORMAT = 1
 PAPER_SECONDS = {10: (0.008, 0.043), 25: (0.016, 0.070), 50: (0.028, 0.137)}
 """N = L: seconds of MALADE and of Defense-GAN with R = 1 on a TITAN V (000 Table 6)."""
 GAN_STEPS = 200
-TOLERANCE = 2e-3
-_MALADE, _RIVAL = "malade native", "defense-gan R=1"
+# MALADE by its backend, the first on each device the one that the rivals are compared with.
+_MALADE = {
+    "cpu": {"malade native": "cpu", "malade eager": "torch"},
+    "cuda": {"malade cuda": "cuda", "malade triton": "triton", "malade eager": "torch"},
+}
+_RIVALS = ("defense-gan R=1", "defense-gan width 64 R=1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,32 +48,43 @@ class DefenseSettings:
         batches: images per call.
         steps: values of N and L.
         restarts: values of Defense-GAN's R.
-        threads: numbers of threads, each a part of the run that is held to as many processors.
+        threads: numbers of threads, each a part of the run that is held to as many processors; none for 1 and 2. On a
+            GPU, where they only launch, there is one part and nothing is held.
         seconds: budget of each defence in each cell.
         longest: calls that take longer, in seconds, are timed once and not in turns.
         compiled: also try each rival with its network through ``torch.compile``.
         contenders: names, or none for all.
+        device: "cpu" or "cuda", the current CUDA device.
+        limit: seconds after which no cell is begun any more; None for all cells.
 
     Raises:
-        ValueError: a count that is not positive, nothing to do, or an unknown name.
+        ValueError: a count that is not positive, nothing to do, numbers of threads on a GPU, or an unknown name.
     """
 
     batches: tuple[int, ...] = (1, 64)
     steps: tuple[int, ...] = (10, 25, 50)
     restarts: tuple[int, ...] = (1, 10)
-    threads: tuple[int, ...] = (1, 2)
+    threads: tuple[int, ...] = ()
     seconds: float = 5.0
     longest: float = 20.0
     compiled: bool = True
     contenders: tuple[str, ...] = ()
+    device: str = "cpu"
+    limit: float | None = None
 
     def __post_init__(self) -> None:
+        if self.device not in _MALADE:
+            raise ValueError(f"device: expected {' or '.join(_MALADE)}, got {self.device!r}")
+        if self.threads and self.device == "cuda":
+            raise ValueError(f"threads: expected none on cuda, where they only launch, got {self.threads}")
         for name in ("batches", "steps", "restarts", "threads"):
             values = getattr(self, name)
-            if not values or min(values) < 1:
+            if (not values and name != "threads") or min(values, default=1) < 1:
                 raise ValueError(f"{name}: expected at least one number, each at least 1, got {values}")
         if not (self.seconds >= 0 and self.longest > 0):
             raise ValueError(f"seconds, longest: expected >= 0 and > 0, got {self.seconds} and {self.longest}")
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(f"limit: expected a positive number of seconds, got {self.limit}")
         unknown = set(self.contenders) - set(self.names())
         if unknown:
             raise ValueError(f"contenders: expected any of {', '.join(self.names())}, got {', '.join(sorted(unknown))}")
@@ -78,7 +92,7 @@ class DefenseSettings:
     def names(self) -> list[str]:
         """All contenders, in the order of the tables."""
         searches = [f"{gan} R={r}" for gan in ("defense-gan", "defense-gan width 64") for r in self.restarts]
-        return [_MALADE, "malade eager", "magnet", *searches, "inc", "dip-inc", "apudae", "apudae table 8"]
+        return [*_MALADE[self.device], "magnet", *searches, "inc", "dip-inc", "apudae", "apudae table 8"]
 
     def chosen(self) -> list[str]:
         """The contenders of this run."""
@@ -95,8 +109,9 @@ def build(name: str, steps: int) -> Defense:
     Raises:
         ValueError: an unknown name.
     """
-    if name in (_MALADE, "malade eager"):
-        purifier = Purifier.from_pretrained("malade-mnist", backend="cpu" if name == _MALADE else "torch")
+    own = {label: backend for labels in _MALADE.values() for label, backend in labels.items()}
+    if name in own:
+        purifier = Purifier.from_pretrained("malade-mnist", backend=own[name])
         purifier.chain = purifier.chain.replace(n_steps=steps)
         return purifier
     if name == "magnet":
@@ -116,33 +131,13 @@ def build(name: str, steps: int) -> Defense:
     raise ValueError(f"contender: expected another name, got {name!r}")
 
 
-def forms(defense: Defense, *, compiled: bool) -> dict[str, Defense]:
-    """Ways to run the same defence in torch, of which the fastest is timed: the comparison is with its best.
-
-    MALADE and MagNet have one form; they choose their backend themselves.
-    """
-    if isinstance(defense, (Purifier, MagNet)):
-        return {"": defense}
-    found = {"eager": defense}
-    for name in ("generator", "autoencoder"):
-        network = getattr(defense, name, None)
-        if network is None:
-            continue
-        if any(parameter.ndim == 4 for parameter in network.parameters()):
-            found["channels last"] = _with(defense, name, copy.deepcopy(network).to(memory_format=torch.channels_last))
-        if compiled:
-            # Each cell compiles networks of its own from the same code, of which the compiler keeps only so many before
-            # it gives up and runs eagerly.
-            torch.compiler.reset()
-            found["compiled"] = _with(defense, name, _Compiled(network))
-    return found
-
-
 def run(settings: DefenseSettings, *, output: Path | None = None, report: Report | None = None) -> dict[str, Any]:
     """Time all contenders.
 
     Every form is verified first: it must give what the eager form gives for the same seed, after two steps. In a cell
-    (threads, batch, steps) all contenders take turns.
+    (threads, batch, steps) all contenders take turns. On a GPU a call ends when the device has done its work, forms are
+    also tried as CUDA graphs, all arithmetic is float32, and a contender that fails is recorded under "failures" with
+    its error, while the others go on.
 
     Args:
         settings: what to measure.
@@ -153,15 +148,18 @@ def run(settings: DefenseSettings, *, output: Path | None = None, report: Report
         The result, as written to ``output``: JSON values, times in microseconds per image.
 
     Raises:
-        ValueError: settings that cannot be met on this machine.
-        BackendUnavailableError: the native kernels are not built here.
+        ValueError: settings that cannot be met on this machine, or on the CPU a form that computes something else.
+        BackendUnavailableError: the native kernels of the CPU are not built here.
     """
+    where = place(settings.device)
+    began = time.monotonic()
+    threads_of_parts = (1,) if settings.device == "cuda" else settings.threads or (1, 2)
     state: dict[str, Any] = {
         "kind": "fastmalade bench defenses",
         "format": FORMAT,
         "complete": False,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "settings": dataclasses.asdict(settings),
+        "settings": {**dataclasses.asdict(settings), "threads": list(threads_of_parts)},
         "machine": machine.describe(),
         "versions": {
             "fastmalade": fastmalade.__version__,
@@ -170,36 +168,44 @@ def run(settings: DefenseSettings, *, output: Path | None = None, report: Report
         },
         "commit": machine.commit(),
         "warnings": machine.warnings(),
+        "failures": [],
         "cells": [],
     }
+    if where.device.type == "cuda":
+        state["machine"]["gpu"] = torch.cuda.get_device_name(where.device)
     names = settings.chosen()
-    if _MALADE in names:
+    if "malade native" in names:
         backends.resolve("cpu", device=torch.device("cpu"), dtype=torch.float32)
     # Defense-GAN's own number of steps, for it alone.
     counts = [*settings.steps, *([GAN_STEPS] if GAN_STEPS not in settings.steps else [])]
-    cells = [(threads, batch, n) for threads in settings.threads for batch in settings.batches for n in counts]
+    cells = [(threads, batch, n) for threads in threads_of_parts for batch in settings.batches for n in counts]
     for done, (threads, batch, steps) in enumerate(cells):
+        if settings.limit is not None and time.monotonic() - began > settings.limit:
+            state["warnings"].append(f"out of time: {len(cells) - done} of {len(cells)} cells were not begun")
+            break
         if report is not None:
             report(f"{threads} threads, batch {batch}, N = L = {steps}", done / len(cells))
         wanted = [n for n in names if steps in settings.steps or n.startswith("defense-gan")]
         if wanted:
-            with machine.pinned(threads):
-                state["cells"] += _cell(wanted, steps, batch, threads, settings)
+            with machine.pinned(threads) if settings.device == "cpu" else float32_convolutions():
+                state["cells"] += _cell(wanted, steps, batch, threads, settings, where, state["failures"])
         _save(state, output)
-    state["complete"] = True
+    else:
+        state["complete"] = True
     _save(state, output)
     return state
 
 
 def ratios(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Defense-GAN with R = 1 against native MALADE at N = L, by cell, beside the paper's own ratio."""
+    """Defense-GAN with R = 1 against MALADE's own kernels at N = L, by cell, beside the paper's own ratio."""
     medians = {
         (c["contender"], c["threads"], c["batch"], c["steps"]): c["us_per_image"]["median"] for c in result["cells"]
     }
     found = []
     for (name, threads, batch, steps), median in medians.items():
-        own = medians.get((_MALADE, threads, batch, steps))
-        if name not in (_RIVAL, "defense-gan width 64 R=1") or own is None:
+        natives = (medians.get((next(iter(labels)), threads, batch, steps)) for labels in _MALADE.values())
+        own = next((found for found in natives if found is not None), None)
+        if name not in _RIVALS or own is None:
             continue
         seconds = PAPER_SECONDS.get(steps)
         found.append(
@@ -216,29 +222,41 @@ def ratios(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cell(
-    names: Sequence[str], steps: int, batch: int, threads: int, settings: DefenseSettings
-) -> list[dict[str, Any]]:
-    images = _images(batch)
-    calls: dict[str, Callable[[], object]] = {}
+    names: Sequence[str], steps: int, batch: int, threads: int, settings: DefenseSettings, where: Place,
+    failures: list[dict[str, Any]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    images = _images(batch).to(where.device)
+    calls: dict[str, Call] = {}
     cells: dict[str, dict[str, Any]] = {}
     for name in names:
         defense = build(name, steps)
-        form, chosen = _fastest(defense, images, settings.compiled)
         cost = defense.cost(batch)
+        screening = min(settings.seconds, SCREENING_SECONDS)
+        try:
+            form, call, refused = fastest(
+                defense.to(where.device), images, where, compiled=settings.compiled, seconds=screening
+            )
+            started = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - started
+        except Exception as error:
+            if settings.device == "cpu":
+                raise
+            # Compilers, drivers and memory are the device's own: the figures of the others still count.
+            text = f"{type(error).__name__}: {error}"
+            failures.append({"contender": name, "batch": batch, "steps": steps, "error": text})
+            continue
         cells[name] = {
             "contender": name,
             "threads": threads,
             "batch": batch,
             "steps": steps,
             "form": form,
+            "refused": refused,
             "flops_per_image": cost.flops // batch,
             "forward_evaluations_per_image": cost.forward_evaluations // batch,
             "gradient_evaluations_per_image": cost.gradient_evaluations // batch,
         }
-        call = partial(_purify, chosen, images)
-        started = time.perf_counter()
-        call()
-        seconds = time.perf_counter() - started
         if seconds > settings.longest:
             cells[name]["us_per_image"] = dataclasses.asdict(summarise([seconds], batch, 1))
         else:
@@ -247,30 +265,6 @@ def _cell(
         for name, summary in interleaved(calls, batch, seconds=settings.seconds).items():
             cells[name]["us_per_image"] = dataclasses.asdict(summary)
     return list(cells.values())
-
-
-def _fastest(defense: Defense, images: Tensor, compiled: bool) -> tuple[str, Defense]:
-    """Name and defence of the fastest form, found with two steps, which cost all forms alike."""
-    candidates = forms(defense, compiled=compiled)
-    if len(candidates) == 1:
-        return next(iter(candidates.items()))
-    short = {name: copy.copy(form) for name, form in candidates.items()}
-    for form in short.values():
-        form.n_steps = 2  # type: ignore[assignment]
-    expected = _purify(short["eager"], images)
-    for name, form in short.items():
-        difference = float((_purify(form, images) - expected).abs().max())
-        if not difference <= TOLERANCE:
-            raise ValueError(f"{name}: expected the images of the eager form within {TOLERANCE}, got {difference:g}")
-    calls = {name: partial(_purify, form, images) for name, form in short.items()}
-    screened = interleaved(calls, len(images), seconds=SCREENING_SECONDS)
-    best = min(screened, key=lambda name: screened[name].low)
-    return best, candidates[best]
-
-
-def _purify(defense: Defense, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return defense(images, seed=0)
 
 
 def _images(batch: int) -> Tensor:
@@ -288,28 +282,6 @@ def _paper_generator() -> GanGenerator:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return GanGenerator(width=64)
-
-
-def _with(defense: Defense, name: str, network: nn.Module) -> Defense:
-    twin = copy.copy(defense)
-    # A shallow copy shares the table of submodules, which is about to change.
-    twin._modules = dict(defense._modules)
-    setattr(twin, name, network)
-    return twin
-
-
-class _Compiled(nn.Module):
-    """A network through ``torch.compile`` that still has the attributes of the network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.compiled = torch.compile(network, dynamic=False)
-        for name in ("latent_dim", "out_channels", "image_size", "in_channels"):
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.compiled(x)
 
 
 def _save(state: dict[str, Any], output: Path | None) -> None:

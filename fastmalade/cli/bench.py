@@ -76,16 +76,22 @@ def defenses(
     batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64",
     steps: Annotated[str, typer.Option(help="Values of N and L, comma-separated; Defense-GAN adds 200.")] = "10,25,50",
     restarts: Annotated[str, typer.Option(help="Values of Defense-GAN's R, comma-separated.")] = "1,10",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, comma-separated.")] = "1,2",
+    threads: Annotated[
+        str, typer.Option(help="Numbers of threads, comma-separated; not on a GPU [default: 1,2].")
+    ] = "",
     contenders: Annotated[str, typer.Option(help="Names, comma-separated [default: all].")] = "",
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each defence in each cell.")] = 5.0,
     longest: Annotated[float, typer.Option(help="Calls that take longer, in seconds, are timed once.")] = 20.0,
     compiled: Annotated[bool, typer.Option(help="Also try torch.compile for the rivals' networks.")] = True,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda. On a GPU every form is also tried as a CUDA graph.")
+    ] = "cpu",
+    limit: Annotated[float | None, typer.Option(help="Begin no cell after this many seconds [default: none].")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result as JSON, after every cell.")] = None,
 ) -> None:
     """Time MALADE and the rival defences, taking turns; print microseconds per image."""
     with exit_codes("interrupted; what --output has is kept", also=(ValueError,)):
-        from fastmalade.bench.defense_report import tables
+        from fastmalade.bench.defense_report import remarks, tables
         from fastmalade.bench.defenses import DefenseSettings, run
 
         settings = DefenseSettings(
@@ -97,6 +103,8 @@ def defenses(
             longest=longest,
             compiled=compiled,
             contenders=tuple(_names(contenders)),
+            device=device,
+            limit=limit,
         )
         console = Console() if Console().is_terminal else Console(width=160)
         with progress_bar(transient=True) as bar:
@@ -108,8 +116,11 @@ def defenses(
             )
         for table in tables(result):
             console.print(table)
-        for warning in result["warnings"]:
-            console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
+        for line in remarks(result):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if result["failures"]:
+            names = dict.fromkeys(failure["contender"] for failure in result["failures"])
+            raise CliError(f"failed and not timed: {', '.join(names)}")
 
 
 def _run(settings: Settings, console: Console, output: Path | None, resume: bool, plot: Path | None) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade import backends
 from fastmalade.attacks.checks import check_count
 from fastmalade.chain import is_native_autoencoder
 from fastmalade.defense import Cost, Defense, StatedGradient
@@ -17,7 +16,7 @@ from fastmalade.defenses.flops import network_flops
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
 from fastmalade.models import Autoencoder
 from fastmalade.models.denoiser import SkipDenoiser
-from fastmalade.noise import draw
+from fastmalade.noise import normals_like
 from fastmalade.products import autoencoder_vjp, reconstruct, reconstruction_error_gradient
 
 Variant = Literal["direct", "A", "B", "C", "D", "E", "F", "G"]
@@ -162,7 +161,7 @@ class Apudae(Defense):
         """Arguments shown by ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
 
-    def _purified(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         if self.variant == "direct":
             return self.autoencoder(x).clamp(0.0, 1.0)
         if self.variant == "G":
@@ -173,11 +172,11 @@ class Apudae(Defense):
 
         return iterate(step, self.n_steps, x, (x, torch.zeros_like(x)))[0].clamp(0.0, 1.0)
 
-    def _step(self, state: State, t: int, seed: int, sample_ids: Tensor) -> State:
+    def _step(self, state: State, t: int, seed: int | Tensor, sample_ids: Tensor) -> State:
         x, direction = state
         noise = None
         if self.variant == "F" and self.noise_scale > 0:
-            noise = self.noise_scale * _normals(x, seed, sample_ids, t, x.shape[1:])
+            noise = self.noise_scale * normals_like(x, seed, sample_ids, t, x.shape[1:])
         gradient, losses = self._gradient(x, noise)
         beta = 0.0 if self.variant == "A" else self.momentum
         direction = beta * direction + (1.0 - beta) * gradient
@@ -218,9 +217,9 @@ class Apudae(Defense):
             raise ValueError(f"variant {self.variant}: expected error_mean and error_std (call calibrate), got None")
         return (errors - self.error_mean) / self.error_std
 
-    def _transformed(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    def _transformed(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         # Steps 0 to n - 1 are those of the noise; the next one is free. Phi maps normals to uniforms on (0, 1).
-        normals = _normals(x, seed, sample_ids, self.n_steps, (2,))
+        normals = normals_like(x, seed, sample_ids, self.n_steps, (2,))
         uniform = torch.special.ndtr(normals) * 2.0 - 1.0
         angle = uniform[:, 0] * math.radians(self.max_angle)
         scale = 1.0 + self.max_resize * uniform[:, 1]
@@ -230,8 +229,3 @@ class Apudae(Defense):
         rows = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], dim=1).reshape(-1, 2, 3)
         grid = F.affine_grid(rows, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
-
-
-def _normals(x: Tensor, seed: int, sample_ids: Tensor, step: int, shape: Any) -> Tensor:
-    backend = backends.resolve(None, device=x.device, dtype=x.dtype)
-    return draw(seed, sample_ids, step, tuple(shape), dtype=x.dtype, device=x.device, backend=backend)

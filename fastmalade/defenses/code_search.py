@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmalade import backends
 from fastmalade.attacks.checks import check_count
 from fastmalade.defense import Cost, Defense, StatedGradient
 from fastmalade.defenses.flops import network_flops
 from fastmalade.defenses.optimizers import Adam, Momentum
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
-from fastmalade.noise import draw
+from fastmalade.noise import normals_like
 
 
 class CodeSearch(Defense):
@@ -80,7 +79,7 @@ class CodeSearch(Defense):
         """Codes are small beside images; what counts is one step's graph for every start."""
         return self.n_restarts
 
-    def codes(self, x: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
+    def codes(self, x: Tensor, *, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         """Codes after the descent, (B, n_restarts, latent_dim), for images x (B, C, H, W) in [0, 1]."""
         targets = x.repeat_interleave(self.n_restarts, dim=0)
         start = self._start(x, seed, sample_ids)
@@ -105,7 +104,7 @@ class CodeSearch(Defense):
             f"gradient={self.gradient!r}"
         )
 
-    def _purified(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         codes = self.codes(x, seed=seed, sample_ids=sample_ids)
         images = self.generator(codes.flatten(0, 1)).unflatten(0, (len(x), self.n_restarts))
         if self.n_restarts == 1:
@@ -113,13 +112,9 @@ class CodeSearch(Defense):
         errors = (images.detach() - x.detach()[:, None]).square().flatten(2).sum(2)
         return images[torch.arange(len(x), device=x.device), errors.argmin(1)]
 
-    def _start(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-        backend = backends.resolve(None, device=x.device, dtype=x.dtype)
+    def _start(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         shape = (self._of_generator("latent_dim"),)
-        starts = [
-            draw(seed, sample_ids, restart, shape, dtype=x.dtype, device=x.device, backend=backend)
-            for restart in range(self.n_restarts)
-        ]
+        starts = [normals_like(x, seed, sample_ids, restart, shape) for restart in range(self.n_restarts)]
         return self.code_scale * torch.stack(starts, dim=1).flatten(0, 1)
 
     def _step(self, x: Tensor, state: State, t: int) -> State:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastmalade import backends
 from fastmalade.attacks.checks import check_count
 from fastmalade.defense import Cost, Defense, StatedGradient
 from fastmalade.defenses.optimizers import Adam
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
 from fastmalade.models.prior import PriorNetwork
-from fastmalade.noise import draw
+from fastmalade.noise import normals_like
 
 _WEIGHTS_STEP, _CODE_STEP = 0, 1
 
@@ -108,14 +107,11 @@ class DeepPrior(Defense):
         """Arguments shown by ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
 
-    def _purified(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         height, width = x.shape[2:]
         code_shape = (self.network.code_channels, *self.network.code_size(height, width))
-        backend = backends.resolve(None, device=x.device, dtype=x.dtype)
-        code, normals = (
-            draw(seed, sample_ids, step, shape, dtype=x.dtype, device=x.device, backend=backend)
-            for step, shape in ((_CODE_STEP, code_shape), (_WEIGHTS_STEP, (self.network.parameter_count,)))
-        )
+        code = normals_like(x, seed, sample_ids, _CODE_STEP, code_shape)
+        normals = normals_like(x, seed, sample_ids, _WEIGHTS_STEP, (self.network.parameter_count,))
 
         def image(weights: Tensor) -> Tensor:
             return self.network(weights, code)[:, :, :height, :width]

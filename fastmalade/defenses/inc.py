@@ -156,7 +156,7 @@ class AutoencodeAndClassify(Defense):
         """Arguments besides the networks and the value range, as JSON values."""
         return {"gradient": self.gradient}
 
-    def _purified(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         return self.generator(self.encoder(x)[0])
 
 

@@ -160,8 +160,9 @@ class MagNet(Defense):
         """Arguments besides the networks and the value range, as JSON values."""
         return {"thresholds": self.thresholds, "gradient": self.gradient}
 
-    def _purified(self, x: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-        return chain.run(x, self.autoencoder, *_ONE_FULL_STEP.settings, seed=seed, sample_ids=sample_ids)
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
+        # A step without noise reads no seed.
+        return chain.run(x, self.autoencoder, *_ONE_FULL_STEP.settings, seed=0, sample_ids=sample_ids)
 
 
 def _jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

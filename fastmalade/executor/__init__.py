@@ -1,6 +1,6 @@
 """Chains as CUDA graphs: captured once per batch-size bucket, replayed with fresh noise, one launch per call.
 
-    executor = GraphExecutor.of_purifier(purifier)          # or .of_classifier(defended)
+    executor = GraphExecutor.of_purifier(purifier)          # or .of_defense(rival), .of_classifier(defended)
     clean = executor(images, seed=7, sample_ids=ids)        # CUDA tensors; as purifier(images, ...), without gradient
     print(executor.report())
 
@@ -10,7 +10,7 @@ when the kernels run, so that a replay draws the noise of its own call.
 
     graphs.py      buckets, static buffers, locks, memory: no call of torch.cuda
     capture.py     the calls of torch.cuda
-    models.py      what is captured for a purifier or a defended classifier, and when a capture has gone stale
+    models.py      what is captured for a defence or a defended classifier, and when a capture has gone stale
 """
 
 from __future__ import annotations

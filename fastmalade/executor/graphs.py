@@ -17,6 +17,7 @@ from fastmalade.noise import check_sample_ids, check_seed, fresh_seed, signed64
 
 if TYPE_CHECKING:
     from fastmalade.defended import DefendedClassifier
+    from fastmalade.defense import Defense
     from fastmalade.purifier import Purifier
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -125,8 +126,21 @@ class GraphExecutor:
         return cls(models.purifier_function(purifier), version=lambda: models.fingerprint(purifier), **options)
 
     @classmethod
+    def of_defense(cls, defense: Defense, **options: Any) -> GraphExecutor:
+        """``defense(images)`` of any :class:`fastmalade.Defense` without gradient; ``options`` as for the constructor.
+
+        All steps of its iteration, and the gradients that it takes inside, are in the graph.
+
+        Raises:
+            TypeError: no Defense.
+        """
+        from fastmalade.executor import models
+
+        return cls(models.defense_function(defense), version=lambda: models.fingerprint(defense), **options)
+
+    @classmethod
     def of_classifier(cls, defended: DefendedClassifier, **options: Any) -> GraphExecutor:
-        """``defended(images)``, purifier and classifier in one graph, without gradient."""
+        """``defended(images)``, defence and classifier in one graph, without gradient."""
         from fastmalade.executor import models
 
         return cls(models.classifier_function(defended), version=lambda: models.fingerprint(defended), **options)

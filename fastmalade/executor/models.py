@@ -1,4 +1,4 @@
-"""What is captured for a purifier or a defended classifier, when a capture has gone stale, and what ``purify`` uses."""
+"""What is captured for a defence or a defended classifier, when a capture has gone stale, and what ``purify`` uses."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fastmalade.observers import is_unobserved
 
 if TYPE_CHECKING:
     from fastmalade.defended import DefendedClassifier
+    from fastmalade.defense import Defense
     from fastmalade.purifier import Purifier
     from fastmalade.schedules import ChainConfig
 
@@ -47,29 +48,41 @@ def graph_backend(requested: str | None, device: torch.device, dtype: torch.dtyp
 def purifier_function(purifier: Purifier, config: ChainConfig | None = None, backend: str | None = None) -> Function:
     """The chain of a purifier, by default with its own settings, as the executor calls it."""
     # Not the purifier itself: the executors that purify keeps must not keep alive what they are kept for.
-    autoencoder, value_range = purifier.autoencoder, purifier.value_range
+    autoencoder, value_range, precision = purifier.autoencoder, purifier.value_range, purifier.precision
     config, backend = config or purifier.chain, backend or purifier.backend
     from fastmalade.purifier import run_chain
 
     def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
         name = graph_backend(backend, images.device, images.dtype)
         options: Any = {"seed_bits": seed_bits, "sample_ids": ids, "backend": name, "gradients": False}
-        return run_chain(images, autoencoder, config, value_range, **options)
+        return run_chain(images, autoencoder, config, value_range, precision=precision, **options)
 
     return function
 
 
-def classifier_function(defended: DefendedClassifier) -> Function:
-    """Purifier, classifier and vote of a defended classifier as the executor calls them.
+def defense_function(defense: Defense) -> Function:
+    """Any defence as the executor calls it: its iteration is torch code that reads its noise by the seed's bits.
 
     Raises:
-        TypeError: another defence than a Purifier in front: none of them reads its seed on the device.
+        TypeError: something else than a Defense, whose randomness is unknown: a graph would replay it.
     """
+    from fastmalade.defense import Defense
     from fastmalade.purifier import Purifier
 
-    if not isinstance(defended.purifier, Purifier):
-        raise TypeError(f"executor: expected a Purifier in front, got {type(defended.purifier).__name__}")
-    purify = purifier_function(defended.purifier)
+    if isinstance(defense, Purifier):
+        return purifier_function(defense)
+    if not isinstance(defense, Defense):
+        raise TypeError(f"executor: expected a fastmalade.Defense, got {type(defense).__name__}")
+    return defense.forward_from_device
+
+
+def classifier_function(defended: DefendedClassifier) -> Function:
+    """Defence, classifier and vote of a defended classifier as the executor calls them.
+
+    Raises:
+        TypeError: see :func:`defense_function`.
+    """
+    purify = defense_function(defended.purifier)
     fixed = None if defended.seed is None else signed64(check_seed(defended.seed))
 
     def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
@@ -84,8 +97,8 @@ def classifier_function(defended: DefendedClassifier) -> Function:
 def fingerprint(model: nn.Module | Callable[..., Any]) -> Hashable:
     """What a capture of a model has frozen: addresses of its tensors, modes, plain attributes, torch's own modes.
 
-    An attribute that is neither a tensor of the module nor a plain value (a list, an object) is not looked
-    into: after changing such a one call ``GraphExecutor.clear``.
+    An attribute that is neither a tensor of the module nor a plain value or a frozen dataclass (a list, an object) is
+    not looked into: after changing such a one call ``GraphExecutor.clear``.
     """
     cuda = torch.backends.cuda.matmul
     modes = (
@@ -98,9 +111,14 @@ def fingerprint(model: nn.Module | Callable[..., Any]) -> Hashable:
     tensors = (*model.parameters(), *model.buffers())
     facts = []
     for module in model.modules():
-        plain = (item for item in vars(module).items() if not item[0].startswith("_") and isinstance(item[1], _PLAIN))
+        plain = (item for item in vars(module).items() if not item[0].startswith("_") and _is_plain(item[1]))
         facts.append((type(module), tuple((name, repr(value)) for name, value in plain)))
     return modes, tuple((t.data_ptr(), tuple(t.shape), t.dtype) for t in tensors), tuple(facts)
+
+
+def _is_plain(value: object) -> bool:
+    frozen = getattr(type(value), "__dataclass_params__", None)
+    return isinstance(value, _PLAIN) or bool(frozen and frozen.frozen)
 
 
 def why_not_captured(purifier: Purifier, images: Tensor, capture: Capture | None = None) -> str | None:
@@ -146,7 +164,7 @@ def purify_in_graph(
     if chosen not in _READS_SEEDS_ON_THE_DEVICE and (native or backend is not None):
         # Not on a GPU at all, or what was asked for does not fit a graph.
         return None
-    key = (tuple(config.to_dict().items()), purifier.value_range, chosen, id(purifier.autoencoder))
+    key = (tuple(config.to_dict().items()), purifier.value_range, purifier.precision, chosen, id(purifier.autoencoder))
     with _lock:
         executors = _kept.setdefault(purifier, {})
         if key not in executors:

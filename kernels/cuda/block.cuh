@@ -4,12 +4,13 @@
 
 #include "cuda/convolution.cuh"
 #include "cuda/elementary.cuh"
+#include "cuda/exchange.cuh"
 
 namespace fastmalade::cuda {
 
 // One block computes a group alone.
 struct BlockPeers {
-    static constexpr bool is_alone = true;
+    static constexpr bool is_alone = true, has_own_memory = true;
     FASTMALADE_DEVICE int rank() const { return 0; }
     FASTMALADE_DEVICE int size() const { return 1; }
     FASTMALADE_DEVICE void put(float* place, float value) const { *place = value; }
@@ -22,7 +23,7 @@ struct BlockPeers {
 // A cluster computes a group: the tiles of every layer are dealt out over its blocks, and what a block finds is stored
 // in the shared memory of all of them. Each then has whole planes, and reads are as in the other form.
 struct ClusterPeers {
-    static constexpr bool is_alone = false;
+    static constexpr bool is_alone = false, has_own_memory = true;
     FASTMALADE_DEVICE int rank() const { return cluster_rank(); }
     FASTMALADE_DEVICE int size() const { return cluster_size(); }
     FASTMALADE_DEVICE void put(float* place, float value) const {
@@ -59,7 +60,7 @@ struct Block {
     PackedLayout at;
     Plan plan;
     const float* weights;  // packed
-    float* memory;         // of this block, by `plan`
+    float* memory;         // of this block, or of its group, by `plan`
     int images;
     typename Form::Peers peers;
 

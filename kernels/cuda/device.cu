@@ -39,9 +39,14 @@ DeviceDescription describe_device(int device) {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, device), "asking for the device's properties");
     DeviceDescription d{properties.name, properties.major, properties.minor, {}};
+    // The code that runs may be older than the device: what it was compiled for counts.
+    const CurrentDevice current(device);
+    cudaFuncAttributes code{};
+    const bool has_code = cudaFuncGetAttributes(&code, probe_kernel) == cudaSuccess;
+    if (!has_code) (void)cudaGetLastError();
     // 16 blocks of a cluster have to be allowed and need not fit; 8 do on every device that has clusters.
     d.facts = {properties.multiProcessorCount, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-               attribute(cudaDevAttrClusterLaunch, device) ? 8 : 1};
+               attribute(cudaDevAttrClusterLaunch, device) ? 8 : 1, has_code && code.ptxVersion >= 80};
     return known[device] = d;
 }
 

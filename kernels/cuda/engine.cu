@@ -2,12 +2,14 @@
 #include "cuda/engine.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/forms.cuh"
 #include "cuda/langevin_chain_gradient.cuh"
 #include "cuda/langevin_update.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/packed_model.cuh"
+#include "cuda/tensor_chain.cuh"
 
 namespace fastmalade::cuda {
 namespace {
@@ -21,7 +23,19 @@ constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 16;
 #endif
 
-Grid grid_of(const Choice& c) { return Grid{c.blocks, c.threads, c.cluster, c.shared_bytes}; }
+Grid grid_of(const Choice& c) {
+    return Grid{c.blocks, c.threads, c.cluster, c.shared_bytes, c.form == FormName::split};
+}
+
+AnyShape narrow(const AutoencoderShape& s) {
+    return AnyShape{(int)s.channels, (int)s.height, (int)s.width, (int)s.hidden1, (int)s.hidden2};
+}
+
+// Floats of the packed model before what the blocks of the form split exchange, a whole number of cache lines.
+int floats_before_exchange(const AutoencoderShape& shape, bool gradient) {
+    const PackedLayout at = packed_layout<SmallTiles>(narrow(shape));
+    return round_up(gradient ? at.floats : at.forward_floats, kLineFloats);
+}
 
 // One thread for each of `items`, within reason: the kernels loop.
 Grid elementwise_grid(int64_t items) {
@@ -30,14 +44,23 @@ Grid elementwise_grid(int64_t items) {
 
 void pack(const Choice& c, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool gradient,
           float* packed, void* stream) {
-    const AnyShape s{(int)shape.channels, (int)shape.height, (int)shape.width, (int)shape.hidden1, (int)shape.hidden2};
-    const Grid grid = elementwise_grid(c.packed_floats);
+    const AnyShape s = narrow(shape);
+    // The counters of the form split start from zero; its planes are written before they are read.
+    const int end = c.form == FormName::split
+                        ? floats_before_exchange(shape, gradient) + c.blocks / c.cluster * kLineFloats
+                        : c.packed_floats;
+    const Grid grid = elementwise_grid(end);
     const auto run = [&](auto kernel) {
-        launch("packing the weights", kernel, grid, stream, s, weights, gradient, packed);
+        launch("packing the weights", kernel, grid, stream, s, weights, gradient, end, packed);
     };
     if (c.form == FormName::digits) run(pack_kernel<RowTiles>);
     if (c.form == FormName::general) run(pack_kernel<GeneralTiles>);
-    if (c.form == FormName::cluster) run(pack_kernel<SmallTiles>);
+    if (c.form == FormName::cluster || c.form == FormName::split) run(pack_kernel<SmallTiles>);
+    if (c.form == FormName::tensor) {
+        const auto kernel = c.precision == Precision::tf32 ? pack_tensor_kernel<Precision::tf32>
+                                                           : pack_tensor_kernel<Precision::tf32x3>;
+        launch("packing the weights", kernel, grid, stream, weights, packed);
+    }
 }
 
 void launch_chain(const Choice& c, const ChainParameters& p, void* stream) {
@@ -48,9 +71,17 @@ void launch_chain(const Choice& c, const ChainParameters& p, void* stream) {
             return c.resident ? run(chain_kernel<General<true>>) : run(chain_kernel<General<false>>);
         case FormName::cluster:
             return c.resident ? run(chain_kernel<Cluster<true>>) : run(chain_kernel<Cluster<false>>);
+        case FormName::split: return c.resident ? run(chain_kernel<Split<true>>) : run(chain_kernel<Split<false>>);
+        case FormName::tensor:
+            if (c.precision == Precision::tf32) {
+                return c.resident ? run(tensor_chain_kernel<TensorForm<Precision::tf32, true>>)
+                                  : run(tensor_chain_kernel<TensorForm<Precision::tf32, false>>);
+            }
+            return c.resident ? run(tensor_chain_kernel<TensorForm<Precision::tf32x3, true>>)
+                              : run(tensor_chain_kernel<TensorForm<Precision::tf32x3, false>>);
         case FormName::automatic: break;
     }
-    throw std::logic_error("form: expected one that choose() has returned, got automatic");
+    throw std::logic_error("form: expected one that choose() has returned for this kernel, got another");
 }
 
 void launch_gradient(const Choice& c, const GradientParameters& p, void* stream) {
@@ -60,17 +91,21 @@ void launch_gradient(const Choice& c, const GradientParameters& p, void* stream)
             return c.images == 8 ? run(gradient_kernel<DigitsGradient<8>>) : run(gradient_kernel<DigitsGradient<4>>);
         case FormName::general: return run(gradient_kernel<GeneralGradient>);
         case FormName::cluster: return run(gradient_kernel<ClusterGradient>);
+        case FormName::split: return run(gradient_kernel<SplitGradient>);
+        case FormName::tensor:
         case FormName::automatic: break;
     }
-    throw std::logic_error("form: expected one that choose() has returned, got automatic");
+    throw std::logic_error("form: expected one that choose() has returned for this kernel, got another");
 }
 
 template <class Parameters>
-Parameters common(const Choice& c, const AutoencoderShape& s, int64_t batch, const float* packed, const Noise& noise) {
+Parameters common(const Choice& c, const AutoencoderShape& s, int64_t batch, float* packed, const Noise& noise) {
+    constexpr bool gradient = std::is_same_v<Parameters, GradientParameters>;
     Parameters p{};
     p.channels = (int)s.channels, p.height = (int)s.height, p.width = (int)s.width;
     p.hidden1 = (int)s.hidden1, p.hidden2 = (int)s.hidden2;
-    p.images = c.images, p.batch = batch, p.packed = packed;
+    p.images = c.images, p.blocks = c.cluster, p.batch = batch, p.packed = packed;
+    if (c.form == FormName::split) p.exchange = packed + floats_before_exchange(s, gradient);
     p.noise = NoiseSource{noise.seed, noise.seed_pointer, noise.sample_ids, noise.given};
     return p;
 }
@@ -132,6 +167,17 @@ void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape
         p.cotangent = gradient;
         end = first;
     }
+}
+
+void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape& shape,
+                                   const AutoencoderWeights& weights, float* workspace, int64_t batch, const float* x,
+                                   float* gradient, void* stream) {
+    if (batch == 0) return;
+    pack(choice, shape, weights, true, workspace, stream);
+    auto p = common<GradientParameters>(choice, shape, batch, workspace, Noise{});
+    // The step size stays 0: the layers' products are then added to the error, of which nothing is taken away.
+    p.steps = 1, p.states = x, p.gradient = gradient, p.reconstruction_error = true;
+    launch_gradient(choice, p, stream);
 }
 
 void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,

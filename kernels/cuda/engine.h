@@ -11,12 +11,20 @@
 
 namespace fastmalade::cuda {
 
-enum class FormName { automatic, digits, general, cluster };
+enum class FormName { automatic, digits, general, cluster, split, tensor };
+
+// Of the products of conv2 and deconv1: float32 throughout; operands split into two TF32 numbers, three products; or
+// operands rounded to TF32.
+enum class Precision { fp32, tf32x3, tf32 };
+
+// As users write it.
+const char* name_of(FormName form);
 
 struct DeviceFacts {
     int multiprocessors;
     int shared_bytes;  // most that one block may ask for
     int most_cluster;  // blocks of one cluster; 1 where there are no clusters
+    bool has_tf32 = true;  // tensor cores that take TF32, and code for them in this build
 };
 
 // How a call is launched.
@@ -26,13 +34,14 @@ struct Choice {
     int cluster;    // blocks of a group
     bool resident;  // weights in shared memory
     int blocks, threads, shared_bytes;
-    int packed_floats;  // size of the workspace
+    int packed_floats;  // size of the workspace: weights, and in the form split what its blocks exchange
+    Precision precision = Precision::fp32;
 };
 
 // images, cluster: 0 for the best. Throws std::invalid_argument, saying what does not fit, where no form takes the
-// shape.
+// shape or the precision. A gradient is computed in float32 whatever the precision of the chain.
 Choice choose(const AutoencoderShape& shape, int64_t batch, bool gradient, const DeviceFacts& device, FormName form,
-              int images, int cluster);
+              int images, int cluster, Precision precision = Precision::fp32);
 
 // Host arrays of N.
 struct Steps {
@@ -60,6 +69,11 @@ void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape
                              float* workspace, int64_t batch, const float* states, const Steps& steps,
                              const Noise& noise, const float* cotangent, float* gradient, float* noise_gradient,
                              void* stream);
+
+// Gradient of |x - r(x)|^2 with respect to x, through r. choice: as for the gradient. x, gradient: (B, C, H, W).
+void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape& shape,
+                                   const AutoencoderWeights& weights, float* workspace, int64_t batch, const float* x,
+                                   float* gradient, void* stream);
 
 // x, reconstruction, given, out: (B, elements)
 void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,

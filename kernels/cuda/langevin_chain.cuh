@@ -16,10 +16,15 @@ FASTMALADE_DEVICE Block<Form> make_block(const Parameters& p, bool gradient) {
     }
     b.images = Form::images > 0 ? Form::images : p.images;
     b.at = packed_layout<typename Form::Tiles>(b.s);
-    b.plan = make_plan(b.s, b.images, Form::resident ? b.at.forward_floats : 0, Form::in_place, Form::keeps_upsampled,
+    constexpr bool beside_weights = Form::resident && Form::Peers::has_own_memory;
+    b.plan = make_plan(b.s, b.images, beside_weights ? b.at.forward_floats : 0, Form::in_place, Form::keeps_upsampled,
                        gradient);
     b.memory = block_memory();
     b.weights = Form::resident ? b.memory : p.packed;
+    if constexpr (!Form::Peers::has_own_memory) {
+        const ExchangeSlot slot(p.exchange, p.blocks, b.plan.floats);
+        b.memory = slot.planes, b.peers = slot.peers;
+    }
     return b;
 }
 
@@ -27,16 +32,18 @@ FASTMALADE_DEVICE Block<Form> make_block(const Parameters& p, bool gradient) {
 template <class Form>
 FASTMALADE_DEVICE void load_weights(const Block<Form>& b, const float* packed) {
     const float4* from = reinterpret_cast<const float4*>(packed);
-    float4* to = reinterpret_cast<float4*>(b.memory);
+    float4* to = reinterpret_cast<float4*>(block_memory());
     for (int n = threadIdx.x; n < b.at.forward_floats / 4; n += blockDim.x) to[n] = from[n];
 }
 
-// Copies a group's images (from, contiguous) into a plane of this block, zeros where the batch has ended.
+// Copies a group's images (from, contiguous) into a plane of this block, or this block's share of them into that of its
+// group, zeros where the batch has ended.
 template <class Form>
 FASTMALADE_DEVICE void load_images(const Block<Form>& b, const Plane& plane, const float* from, int64_t first,
                                    int64_t batch) {
     const int width = b.s.width, height = b.s.height, pixels = b.s.channels * height * width;
-    for (int n = threadIdx.x; n < b.images * pixels; n += blockDim.x) {
+    constexpr bool all = Form::Peers::has_own_memory;
+    for (int n = all ? threadIdx.x : b.first(); n < b.images * pixels; n += all ? blockDim.x : b.step()) {
         const int image = n / pixels, element = n % pixels;
         *b.place(plane, element / width / height, element / width % height, element % width, image) =
             first + image < batch ? from[first * pixels + n] : 0.0f;
@@ -96,19 +103,19 @@ FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& 
     }
 }
 
-template <class Form>
-FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
-    const Block<Form> b = make_block<Form>(p, false);
+// layers(): from the state to the even pixels of deconv2, its last barrier included.
+template <class Form, class Layers>
+FASTMALADE_DEVICE void run_chain(const Block<Form>& b, const ChainParameters& p, const Layers& layers) {
     if constexpr (Form::resident) load_weights(b, p.packed);
     const uint64_t seed = seed_of(p.noise);
     const int64_t groups = (p.batch + b.images - 1) / b.images;
     const int size = b.peers.size();
     for (int64_t group = blockIdx.x / size; group < groups; group += gridDim.x / size) {
         load_images(b, b.plan.state, p.x, group * b.images, p.batch);
-        // Of the whole cluster: no block may store into another that is still loading.
+        // Of the whole group: no block may store where another is still loading, or read what is not there yet.
         b.peers.template sync<5>();
         for (int t = 0; t < p.steps; ++t) {
-            encode_decode<Form::keeps_upsampled>(b);
+            layers();
             finish_step(b, p, seed, group * b.images, t);
             b.peers.template sync<6>();
         }
@@ -118,7 +125,8 @@ FASTMALADE_DEVICE void run_chain(const ChainParameters& p) {
 template <class Form>
 FASTMALADE_KERNEL(Form::threads)
 chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
-    run_chain<Form>(p);
+    const Block<Form> b = make_block<Form>(p, false);
+    run_chain(b, p, [&] { encode_decode<Form::keeps_upsampled>(b); });
 }
 
 }  // namespace fastmalade::cuda

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/langevin_chain.cuh"
+#include "cuda/reconstruction_error.cuh"
 
 namespace fastmalade::cuda {
 
@@ -105,12 +106,16 @@ FASTMALADE_DEVICE void run_gradient(const GradientParameters& p) {
     const int size = b.peers.size(), pixels = b.s.channels * b.s.height * b.s.width;
     for (int64_t group = blockIdx.x / size; group < groups; group += gridDim.x / size) {
         const int64_t first = group * b.images;
-        load_images(b, b.plan.cotangent, p.cotangent, first, p.batch);
+        if (!p.reconstruction_error) load_images(b, b.plan.cotangent, p.cotangent, first, p.batch);
         for (int t = p.steps - 1; t >= 0; --t) {
             load_images(b, b.plan.state, p.states + (int64_t)t * p.batch * pixels, first, p.batch);
             b.peers.template sync<26>();
             encode_decode<true>(b);
-            start_back(b, p, seed, first, t);
+            if (p.reconstruction_error) {
+                start_error_back(b);
+            } else {
+                start_back(b, p, seed, first, t);
+            }
             b.peers.template sync<27>();
             autoencoder_back(b, p.settings.step_size[t]);
         }

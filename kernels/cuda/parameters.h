@@ -29,7 +29,9 @@ struct NoiseSource {
 
 struct ChainParameters {
     int channels, height, width, hidden1, hidden2;
-    int images;  // of a group, where the form leaves it to the launch
+    int images;       // of a group, where the form leaves it to the launch
+    int blocks;       // of a group, in the form split
+    float* exchange;  // device memory of that form (exchange.cuh)
     int64_t batch;
     int steps;              // of this launch
     int first_step;         // its place in the chain: noise is counted from there
@@ -45,6 +47,8 @@ struct ChainParameters {
 struct GradientParameters {
     int channels, height, width, hidden1, hidden2;
     int images;
+    int blocks;
+    float* exchange;
     int64_t batch;
     int steps;
     int first_step;
@@ -53,6 +57,8 @@ struct GradientParameters {
     const float* cotangent;  // (B, C, H, W), with respect to the state after the last of them
     float* gradient;         // (B, C, H, W), with respect to the first state
     float* noise_gradient;   // (steps, B, C, H, W), or null
+    // In place of steps: gradient = that of |x - r(x)|^2 with respect to x = states. One "step", no cotangent.
+    bool reconstruction_error;
     NoiseSource noise;
     StepSettings settings;
 };

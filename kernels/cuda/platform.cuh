@@ -1,8 +1,8 @@
 // What the kernels use of the machine, in one place: the same kernel source is compiled by nvcc for a GPU, and by a C++
 // compiler against emulation/emulation.h, where every CUDA thread is run on the CPU.
 //
-// Beside threadIdx, blockIdx and __syncthreads the kernels use the functions below and nothing else, so what has to be
-// emulated is what is listed here.
+// Beside threadIdx, blockIdx and __syncthreads the kernels use the functions below and those of tensor_core.cuh and
+// nothing else, so what has to be emulated is what is listed there.
 #pragma once
 
 #include <stdint.h>
@@ -64,6 +64,24 @@ FASTMALADE_DEVICE void cluster_barrier() {
     __syncthreads();
 #endif
 }
+
+// A counter in device memory on which the blocks of a launch meet; returns what it was before. What this thread, and
+// before a barrier its block, has stored is seen by whoever reads the new count; what others stored before they arrived
+// is seen after reading it.
+FASTMALADE_DEVICE uint32_t count_arrival(uint32_t* counter, uint32_t share) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(share) : "memory");
+    return before;
+}
+
+FASTMALADE_DEVICE uint32_t read_arrivals(const uint32_t* counter) {
+    uint32_t count;
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    return count;
+}
+
+// Between two reads of the counter; the blocks that are waited for run elsewhere, but not in the emulation.
+FASTMALADE_DEVICE void let_others_arrive() {}
 
 // Stores at the place of `local` (an address in this block's shared memory) in the block of rank `rank`.
 FASTMALADE_DEVICE void store_at_rank(float* local, int rank, float value) {

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fastmalade import backends
+from fastmalade.bench.defense_forms import forms
 from fastmalade.bench.defense_report import tables
-from fastmalade.bench.defenses import PAPER_SECONDS, DefenseSettings, build, forms, ratios, run
+from fastmalade.bench.defenses import PAPER_SECONDS, DefenseSettings, build, ratios, run
 
 QUICK = {"batches": (1, 2), "steps": (2,), "restarts": (1,), "threads": (1,), "seconds": 0.0, "compiled": False}
 needs_native = pytest.mark.skipif(backends.available()["cpu"] is not None, reason="no native kernels")
@@ -76,7 +77,7 @@ def test_a_form_that_computes_something_else_is_refused(monkeypatch):
         other.rate, other.optimizer = 0.5, type(other.optimizer)(0.5)
         return {**found, "broken": other}
 
-    monkeypatch.setattr("fastmalade.bench.defenses.forms", broken)
+    monkeypatch.setattr("fastmalade.bench.defense_forms.forms", broken)
     with pytest.raises(ValueError, match="broken: expected the images of the eager form"):
         run(DefenseSettings(**QUICK, contenders=("inc",)))
 
@@ -88,6 +89,10 @@ def test_a_form_that_computes_something_else_is_refused(monkeypatch):
         ({"steps": ()}, "steps: expected at least one number"),
         ({"seconds": -1.0}, "seconds, longest"),
         ({"contenders": ("nobody",)}, "contenders: expected any of malade native"),
+        ({"contenders": ("malade native",), "device": "cuda"}, "contenders: expected any of malade cuda"),
+        ({"device": "tpu"}, "device: expected cpu or cuda, got 'tpu'"),
+        ({"device": "cuda", "threads": (1,)}, "threads: expected none on cuda"),
+        ({"limit": 0.0}, "limit: expected a positive number"),
     ],
 )
 def test_bad_settings(settings, message):

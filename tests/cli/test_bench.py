@@ -56,6 +56,20 @@ def test_bad_arguments_are_one_line(invoke, arguments, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "device: expected cpu or cuda, got 'tpu'"),
+        (["--device", "cuda", "--threads", "1"], "threads: expected none on cuda"),
+        (["--limit", "0"], "limit: expected a positive number of seconds"),
+    ],
+)
+def test_bad_arguments_of_the_defences(invoke, arguments, message):
+    result = invoke("bench", "defenses", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 @pytest.mark.skipif(not HAS_NATIVE, reason="needs the native extension")
 def test_stages_print_a_table_or_why_there_is_none(invoke):
     from fastmalade import _cpu

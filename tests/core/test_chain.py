@@ -42,6 +42,27 @@ def test_cpu_backend_says_what_it_cannot_do(make_images):
         langevin_chain(make_images(1, 1, 4, 4).double(), torch.tanh, A, D, backend="cpu")
 
 
+def test_reduced_precision_is_refused_where_nothing_computes_it(make_autoencoder, make_images, backend):
+    model, x = make_autoencoder(1, (2, 3)), make_images(1, 1, 4, 4)
+    message = f"precision: expected fp32 on the backend {backend}, got 'tf32x3'"
+    for chain in (fastmalade.langevin_chain, fastmalade.langevin_trajectory):
+        with pytest.raises(ValueError, match=message):
+            chain(x, model, [0.1], [0.1], backend=backend, precision="tf32x3")
+        with pytest.raises(ValueError, match="precision: expected one of fp32, tf32x3, tf32, got 'bf16'"):
+            chain(x, model, [0.1], [0.1], backend=backend, precision="bf16")
+    purifier = fastmalade.Purifier(model, fastmalade.ChainConfig(n_steps=1), backend=backend, precision="tf32x3")
+    with pytest.raises(ValueError, match=message):
+        purifier.purify(x)
+    with pytest.raises(ValueError, match="precision: expected one of fp32, tf32x3, tf32, got 'half'"):
+        fastmalade.Purifier(model, fastmalade.ChainConfig(n_steps=1), precision="half")
+    with pytest.raises(ValueError, match="precision: expected one of"):
+        fastmalade.Purifier.from_pretrained("malade-mnist", precision="half")
+    plain = fastmalade.langevin_chain(x, model, [0.1], [0.1], seed=1, backend=backend)
+    assert torch.equal(
+        fastmalade.langevin_chain(x, model, [0.1], [0.1], seed=1, precision="fp32", backend=backend), plain
+    )
+
+
 def test_unknown_backend(make_autoencoder, make_images):
     with pytest.raises(ValueError, match="tpu"):
         langevin_chain(make_images(1, 1, 4, 4), make_autoencoder(), A, D, backend="tpu")

@@ -207,6 +207,18 @@ def test_opcheck_of_the_noise_operators(make_images, backend):
     )
 
 
+def test_the_operator_refuses_a_precision_that_the_backend_lacks(make_autoencoder, make_images, backend):
+    x, weights = make_images(1, 1, 8, 8), [w.detach() for w in make_autoencoder(1, (3, 5)).weights()]
+    rest = (weights, A, D, *TIGHT, ops.seed_tensor(1), check_sample_ids(None, 1), None, backend, None)
+    message = f"precision: expected fp32 on the backend {backend}, got 'tf32'"
+    with pytest.raises(ValueError, match=message):
+        torch.ops.fastmalade.langevin_chain(x, *rest, precision="tf32")
+    for wanted in (True, False):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.fastmalade.langevin_chain_backward(x, x, *rest, wanted, False, precision="tf32")
+    torch.library.opcheck(torch.ops.fastmalade.langevin_chain.default, (x.requires_grad_(), *rest, "fp32"))
+
+
 def test_unknown_backend(make_autoencoder, make_images):
     with pytest.raises(ValueError, match="backend: expected"):
         call(make_images(1, 1, 8, 8), make_autoencoder().weights(), FREE, "tpu")

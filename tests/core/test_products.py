@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastmalade import autoencoder_vjp, reconstruction_error_gradient
+from fastmalade import autoencoder_vjp, backends, reconstruction_error_gradient
+from fastmalade.products import reconstruct
 
 
 def by_hand(model, x, cotangent):
@@ -31,6 +32,27 @@ def test_products(make_autoencoder, make_images, backend, channels, kind):
     error = reconstruction_error_gradient(r, x, backend=backend)
     torch.testing.assert_close(error.double(), exact_error, rtol=0, atol=4e-6)
     assert not error.requires_grad
+
+
+def test_a_model_that_fits_the_chip_of_a_gpu_goes_through_its_kernels(make_autoencoder, make_images, monkeypatch):
+    model, x = make_autoencoder(), make_images(2, 1, 8, 8)
+    asked = []
+
+    def resolve(requested, **facts):
+        asked.append((requested, facts.get("model")))
+        return requested
+
+    monkeypatch.setattr(backends, "resolve", resolve)
+    for name in ("autoencoder_vjp", "autoencoder_forward", "reconstruction_error_gradient"):
+        monkeypatch.setattr(backends.cuda, name, lambda *arguments, name=name: (name, *arguments))
+    weights = model.weights()
+    assert autoencoder_vjp(model, x, -x, backend="cuda")[0] == "autoencoder_vjp"
+    assert reconstruct(model, x, backend="cuda") == ("autoencoder_forward", x, weights)
+    assert reconstruction_error_gradient(model, x, backend="cuda") == ("reconstruction_error_gradient", x, weights)
+    # Triton has no such product: torch computes it. What has to fit is told on a GPU only.
+    product = autoencoder_vjp(model, x, -x, backend="triton")
+    assert torch.equal(product, autoencoder_vjp(model, x, -x, backend="torch"))
+    assert {size for _, size in asked} == {None}
 
 
 def test_products_check_their_arguments(make_autoencoder, make_images):

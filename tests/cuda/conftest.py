@@ -7,13 +7,21 @@ import shutil
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parent
 # pytest's importlib mode leaves sys.path alone; references and helpers are modules beside the tests.
 sys.path[:0] = [str(HERE), str(HERE.parent / "kernels"), str(HERE.parents[1] / "tools")]
 
 import emulated  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_threads_as_before: None) -> None:
+    """Arrays here are a few images: a second thread of torch's costs more than it does, most of all on busy cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +35,14 @@ def compiler() -> str:
 
 @pytest.fixture(scope="session")
 def emulation(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> emulated.Emulation:
-    """The kernels with every CUDA thread a fiber: quick, and strict about barriers."""
-    folder = tmp_path_factory.mktemp("emulation")
-    return emulated.Emulation(emulated.compile_library(compiler, folder / "fibers.so"))
+    """The kernels with every CUDA thread a fiber: quick, and strict about barriers. Compiled once for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    library = folder / "fibers.so"
+    with filelock.FileLock(folder / "fibers.lock"):
+        if not library.exists():
+            emulated.compile_library(compiler, folder / "unfinished.so").rename(library)
+    return emulated.Emulation(library)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,15 +13,17 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/choice.cpp", "kernels/cuda/emulation/driver.cpp"]
-FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3}
+FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3, "split": 4, "tensor": 5}
+PRECISIONS = {"fp32": 0, "tf32x3": 1, "tf32": 2}
 H200 = (132, 227 * 1024, 16)  # multiprocessors, shared memory of a block, blocks of a cluster
 A100 = (108, 163 * 1024, 1)
 
 
 def compile_library(compiler: str, target: Path, extra: Sequence[str] = ()) -> Path:
     """The engine over the emulation as a shared object."""
-    # Contraction is off as it is for nvcc: a multiply-add is fused where the source says so.
-    command = [compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", *extra,
+    # Contraction is off as it is for nvcc: a multiply-add is fused where the source says so. Beyond -O1 the kernels run
+    # no faster here, and take half as long again to compile.
+    command = [compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", *extra,
                "-DFASTMALADE_EMULATION", f"-I{ROOT / 'kernels'}", "-x", "c++",
                *(str(ROOT / source) for source in SOURCES), "-o", str(target)]  # fmt: skip
     subprocess.run(command, check=True)
@@ -40,6 +42,7 @@ class Choice:
     threads: int
     shared_bytes: int
     packed_floats: int
+    precision: int
 
     @property
     def name(self) -> str:
@@ -56,7 +59,7 @@ class Emulation:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
-        for name in ("choose", "chain", "gradient", "update", "noise"):
+        for name in ("choose", "chain", "gradient", "error_gradient", "update", "noise"):
             getattr(self._library, f"emulated_{name}").restype = ctypes.c_char_p
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -66,11 +69,11 @@ class Emulation:
 
     def choose(
         self, sizes: Sequence[int], batch: int, *, gradient: bool = False, device: Sequence[int] = H200,
-        form: str = "automatic", images: int = 0, cluster: int = 0,
+        form: str = "automatic", images: int = 0, cluster: int = 0, precision: str = "fp32",
     ) -> Choice:  # fmt: skip
-        found = (ctypes.c_int * 8)()
+        found = (ctypes.c_int * 9)()
         self._call("choose", (ctypes.c_int64 * 5)(*sizes), ctypes.c_int64(batch), int(gradient),
-                   (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, found)  # fmt: skip
+                   (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, PRECISIONS[precision], found)  # fmt: skip
         return Choice(*found)
 
     def _model(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> tuple:
@@ -78,7 +81,7 @@ class Emulation:
         addresses = (ctypes.c_void_p * 10)(*(w.data_ptr() for w in weights))
         # 16-byte alignment is torch's own; NaN, so that a weight that is not packed shows.
         workspace = torch.full((choice.packed_floats,), float("nan"))
-        fields = ctypes.c_int * 8
+        fields = ctypes.c_int * 9
         return fields(*vars(choice).values()), sizes, addresses, workspace
 
     def chain(
@@ -110,6 +113,13 @@ class Emulation:
                    _pointer(by_noise))  # fmt: skip
         return result, by_noise
 
+    def error_gradient(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        fields, sizes, addresses, workspace = self._model(choice, x, weights)
+        result = torch.full_like(x, float("nan"))
+        self._call("error_gradient", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(x.shape[0]),
+                   _pointer(x), _pointer(result))  # fmt: skip
+        return result
+
     def update(
         self, x: Tensor, reconstruction: Tensor, settings: Tensor, *, seed: int, step: int,
         sample_ids: Tensor | None = None, noise: Tensor | None = None,
@@ -120,9 +130,77 @@ class Emulation:
                    _pointer(noise), ctypes.c_uint32(step), _pointer(out))  # fmt: skip
         return out
 
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x rounded to TF32, and its high and low part."""
+        out = tuple(torch.full_like(x, float("nan")) for _ in range(3))
+        self._library.emulated_operands(ctypes.c_int64(len(x)), _pointer(x), *map(_pointer, out))
+        return out
+
     def noise(self, seed: int, sample_ids: Tensor, step: int, elements: int) -> tuple[Tensor, Tensor]:
         z = torch.full((len(sample_ids), elements), float("nan"))
         words = torch.full((len(sample_ids), 4 * -(-elements // 4)), -1, dtype=torch.int64)
         self._call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements), ctypes.c_uint64(seed),
                    _pointer(sample_ids), ctypes.c_uint32(step), _pointer(z), _pointer(words))  # fmt: skip
         return z, words
+
+
+class Extension:
+    """What the backend uses of ``fastmalade._cuda``, over the emulation: addresses are those of tensors on the CPU."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        self._emulation = emulation
+
+    def choice(
+        self, device: int, sizes: Sequence[int], batch: int, gradient: bool, form: str, images: int, cluster: int,
+        precision: str = "fp32",
+    ) -> dict[str, object]:  # fmt: skip
+        found = self._choose(sizes, batch, gradient, form, images, cluster, precision)
+        return {**vars(found), "form": found.name}
+
+    def langevin_chain(
+        self, *, device: int, stream: int, form: str, images: int, cluster: int, batch: int, shape: Sequence[int],
+        weights: Sequence[int], workspace: int, x: int, step_sizes: Sequence[float], noise_scales: Sequence[float],
+        lows: Sequence[float], highs: Sequence[float], seed: int, seed_pointer: int, sample_ids: int, noise: int,
+        out: int, trajectory: bool, reconstruct_only: bool, precision: str = "fp32",
+    ) -> None:  # fmt: skip
+        choice = self._choose(shape, batch, False, form, images, cluster, precision)
+        settings = torch.tensor([list(step_sizes), list(noise_scales), list(lows), list(highs)])
+        self._emulation._call(
+            "chain", *self._model(choice, shape, weights, workspace), ctypes.c_int64(batch), _address(x),
+            len(step_sizes), _pointer(settings), ctypes.c_uint64(seed), _address(seed_pointer), _address(sample_ids),
+            _address(noise), _address(out), int(trajectory), int(reconstruct_only),
+        )  # fmt: skip
+
+    def chain_gradient(
+        self, *, device: int, stream: int, form: str, images: int, cluster: int, batch: int, shape: Sequence[int],
+        weights: Sequence[int], workspace: int, states: int, step_sizes: Sequence[float],
+        noise_scales: Sequence[float], lows: Sequence[float], highs: Sequence[float], seed: int, seed_pointer: int,
+        sample_ids: int, noise: int, cotangent: int, gradient: int, noise_gradient: int, precision: str = "fp32",
+    ) -> None:  # fmt: skip
+        choice = self._choose(shape, batch, True, form, images, cluster, precision)
+        settings = torch.tensor([list(step_sizes), list(noise_scales), list(lows), list(highs)])
+        self._emulation._call(
+            "gradient", *self._model(choice, shape, weights, workspace), ctypes.c_int64(batch), _address(states),
+            len(step_sizes), _pointer(settings), ctypes.c_uint64(seed), _address(seed_pointer), _address(sample_ids),
+            _address(noise), _address(cotangent), _address(gradient), _address(noise_gradient),
+        )  # fmt: skip
+
+    def _choose(
+        self, sizes: Sequence[int], batch: int, gradient: bool, form: str, images: int, cluster: int, precision: str
+    ) -> Choice:
+        try:
+            return self._emulation.choose(
+                sizes, batch, gradient=gradient, form="automatic" if form == "auto" else form, images=images,
+                cluster=cluster, precision=precision,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
+    @staticmethod
+    def _model(choice: Choice, shape: Sequence[int], weights: Sequence[int], workspace: int) -> tuple:
+        fields = (ctypes.c_int * 9)(*vars(choice).values())
+        return fields, (ctypes.c_int64 * 5)(*shape), (ctypes.c_void_p * 10)(*weights), _address(workspace)
+
+
+def _address(value: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(value or None)

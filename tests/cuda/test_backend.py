@@ -91,20 +91,35 @@ def test_the_form_follows_the_batch(extension, batch: int, form: str, images: in
 
 
 def test_other_devices_and_shapes(extension) -> None:
-    assert choice(extension, A100, DIGIT, 1)["form"] == "digits"
+    splits = [(1, "split", 5), (21, "split", 5), (27, "split", 4), (54, "split", 2), (55, "digits", 1)]
+    for batch, form, blocks in splits:
+        found = choice(extension, A100, DIGIT, batch)
+        assert (found["form"], found["cluster"]) == (form, blocks)
+        assert found["blocks"] <= A100[0]
+    assert choice(extension, A100, DIGIT, 1, gradient=True)["form"] == "split"
+    assert choice(extension, A100, [1, 4, 4, 1, 2], 1)["form"] == "general"  # nothing to share out
+    # Against the form general it takes four blocks; so on a GPU with clusters that cannot hold the shape.
+    large = [1, 64, 64, 20, 25]
+    for device, batch, form in [(A100, 27, "split"), (A100, 28, "general"), (H200, 33, "split"), (H200, 34, "general")]:
+        assert choice(extension, device, large, batch)["form"] == form
+    assert choice(extension, H200, DIGIT, 1, form="split")["cluster"] == 5
     found = choice(extension, A100, DIGIT, 65536)
     assert (found["images"], found["blocks"], found["resident"]) == (4, 108, True)
     assert choice(extension, H200, [3, 64, 64, 10, 25], 4096)["form"] == "general"
     assert not choice(extension, H200, DIGIT, 4096, gradient=True)["resident"]
     with pytest.raises(ValueError, match="images of 3x224x224"):
         choice(extension, H200, [3, 224, 224, 10, 25], 1)
-    with pytest.raises(ValueError, match="expected general or cluster for this shape, got digits"):
+    with pytest.raises(ValueError, match="expected general, cluster or split for this shape, got digits"):
         choice(extension, H200, [1, 32, 32, 10, 25], 1, form="digits")
-    with pytest.raises(ValueError, match="expected digits or general on this device, got cluster"):
+    with pytest.raises(ValueError, match="expected digits, general or split on this device, got cluster"):
         choice(extension, A100, DIGIT, 1, form="cluster")
+    with pytest.raises(ValueError, match="cluster: expected at most 108 blocks, which can wait for each other"):
+        choice(extension, A100, DIGIT, 1, form="split", cluster=109)
+    with pytest.raises(ValueError, match="images: expected at most 8 for the form split, got 9"):
+        choice(extension, A100, DIGIT, 1, form="split", images=9)
     with pytest.raises(ValueError, match="a multiple of 4, got 30"):
         choice(extension, H200, [1, 30, 28, 10, 25], 1)
-    with pytest.raises(ValueError, match="auto, digits, general or cluster, got fast"):
+    with pytest.raises(ValueError, match="auto, digits, general, cluster, split or tensor, got fast"):
         choice(extension, H200, DIGIT, 1, form="fast")
 
 

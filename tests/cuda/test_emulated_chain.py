@@ -18,11 +18,14 @@ CASES = [
     ("digits", 4, 1, DIGIT, (10, 25)),
     ("general", 2, 1, DIGIT, (10, 25)),
     ("cluster", 1, 3, DIGIT, (10, 25)),
+    ("split", 1, 5, DIGIT, (10, 25)),
     ("general", 4, 1, (3, 16, 12), (7, 6)),
     ("general", 1, 1, (2, 4, 20), (1, 1)),
     ("general", 1, 1, (3, 32, 32), (10, 25)),
     ("cluster", 2, 2, (2, 12, 8), (3, 5)),
     ("cluster", 1, 8, (1, 4, 4), (6, 11)),
+    ("split", 1, 2, (3, 16, 12), (7, 6)),
+    ("split", 2, 3, (2, 12, 8), (3, 5)),
 ]
 FORM_NAMES = [f"{form}-{images}x{cluster}-{'x'.join(map(str, shape))}" for form, images, cluster, shape, _ in CASES]
 
@@ -100,6 +103,34 @@ def test_gradient_within_the_tolerance_rule(emulation, form, group, cluster, sha
     assert 0.02 < float(((states[1:] == 0.1) | (states[1:] == 0.9)).float().mean()) < 0.9, "the clamp has to act"
 
 
+# Every form; the size of a digit, which takes longest, only in the form that has no other.
+@pytest.mark.parametrize(
+    ("form", "group", "cluster", "shape", "hidden"),
+    [case for case in CASES if case[0] == "digits" or case[3] != DIGIT],
+)
+def test_products_within_the_tolerance_rule(emulation, form, group, cluster, shape, hidden) -> None:
+    weights, x = reference64.random_weights(shape[0], *hidden), images(group + 1, shape)
+    cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+
+    def by_autograd(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        at = x.to(dtype).requires_grad_()
+        r = reference64.forward(at, weights)
+        (product,) = torch.autograd.grad(r, at, cotangent.to(dtype), retain_graph=True)
+        return product, torch.autograd.grad((at - r).square().sum(), at)[0]
+
+    exact, single = by_autograd(torch.float64), by_autograd(torch.float32)
+    choice = chosen(emulation, form, group, cluster, shape, hidden, len(x), gradient=True)
+    # As backends/cuda.py asks for it: one step of size 1 without noise or bounds.
+    step = torch.tensor([[1.0], [0.0], [-INFINITY], [INFINITY]])
+    product, _ = emulation.gradient(choice, x[None], weights, step, cotangent)
+    reference64.assert_within_rule(product, single[0], exact[0])
+    error = emulation.error_gradient(choice, x, weights)
+    reference64.assert_within_rule(error, single[1], exact[1])
+    # The same bits for an image alone.
+    alone = chosen(emulation, form, group, cluster, shape, hidden, 1, gradient=True)
+    assert torch.equal(emulation.error_gradient(alone, x[1:2].contiguous(), weights), error[1:2])
+
+
 @pytest.mark.parametrize("gradient", [False, True], ids=["chain", "gradient"])
 def test_every_form_gives_the_same_bits(emulation, gradient: bool) -> None:
     weights = reference64.random_weights(1, 10, 25)
@@ -107,7 +138,7 @@ def test_every_form_gives_the_same_bits(emulation, gradient: bool) -> None:
     states = emulation.chain(chosen(emulation, "digits", 8, 1, DIGIT, (10, 25), 9), x, weights, steps, sample_ids=ids,
                              trajectory=True)  # fmt: skip
     results = []
-    for form, group, cluster, shape, hidden in CASES[:4]:
+    for form, group, cluster, shape, hidden in CASES[:5]:
         # One image alone, the last of the batch, and the whole batch.
         for part in (slice(0, 9), slice(8, 9)):
             choice = chosen(emulation, form, group, cluster, shape, hidden, 1, gradient=gradient)
@@ -126,7 +157,8 @@ def test_general_forms_give_the_same_bits_with_and_without_resident_weights(emul
     weights, hidden, shape = reference64.random_weights(3, 7, 6), (7, 6), (3, 16, 12)
     x, steps = images(5, shape), settings(2)
     results = []
-    for form, group, cluster in [("general", 1, 1), ("general", 4, 1), ("cluster", 1, 4), ("cluster", 3, 2)]:
+    for form, group, cluster in [("general", 1, 1), ("general", 4, 1), ("cluster", 1, 4), ("cluster", 3, 2),
+                                 ("split", 1, 4), ("split", 2, 3)]:  # fmt: skip
         choice = chosen(emulation, form, group, cluster, shape, hidden, 5)
         tight = chosen(emulation, form, group, cluster, shape, hidden, 5,
                        device=(132, choice.shared_bytes - 1, 16))  # fmt: skip
@@ -136,12 +168,15 @@ def test_general_forms_give_the_same_bits_with_and_without_resident_weights(emul
         assert torch.equal(result, results[0])
 
 
-def test_chains_longer_than_a_launch(emulation) -> None:
-    # More than twice kMostSteps, so that first, inner and last launches are there.
+@pytest.mark.parametrize(("form", "cluster"), [("general", 1), ("split", 3)])
+def test_chains_longer_than_a_launch(emulation, form: str, cluster: int) -> None:
+    # More than twice kMostSteps, so that first, inner and last launches are there; in the form split their barriers go
+    # on from where the launch before has left the counter.
     shape, hidden, n_steps = (1, 4, 4), (1, 2), 261
     weights, x = reference64.random_weights(1, *hidden), images(2, shape)
     steps = settings(n_steps, low=0.0, high=1.0)
-    choice = chosen(emulation, "general", 1, 1, shape, hidden, 2)
+    choice = chosen(emulation, form, 1, cluster, shape, hidden, 2)
+    choice.threads = 16  # as many as the image has pixels: more take long to switch between, and find nothing to do
     states = emulation.chain(choice, x, weights, steps, trajectory=True)
     assert torch.equal(emulation.chain(choice, x, weights, steps), states[-1])
     # Step t of the long chain is step t alone with its own noise given.
@@ -150,7 +185,8 @@ def test_chains_longer_than_a_launch(emulation) -> None:
         one = emulation.chain(choice, states[t].contiguous(), weights, steps[:, t : t + 1].contiguous(),
                               noise=z[t : t + 1].contiguous())  # fmt: skip
         torch.testing.assert_close(one, states[t + 1], rtol=0, atol=1e-6)
-    choice = chosen(emulation, "general", 1, 1, shape, hidden, 2, gradient=True)
+    choice = chosen(emulation, form, 1, cluster, shape, hidden, 2, gradient=True)
+    choice.threads = 16
     whole, by_noise = emulation.gradient(choice, states, weights, steps, x, noise_gradient=True)
     part = x
     for first, last in ((256, 261), (128, 256), (0, 128)):

@@ -36,7 +36,7 @@ def settings(n_steps: int, low: float = 0.1, high: float = 0.9):
 
 def forms_of(shape, hidden, batch: int, *, gradient: bool = False) -> list[str]:
     found = []
-    for form in ("digits", "general", "cluster"):
+    for form in ("digits", "general", "cluster", "split"):
         try:
             cuda.plan(batch, shape, hidden, gradient=gradient, form=form)
         except ValueError:
@@ -80,6 +80,47 @@ def test_chain_and_gradient_within_the_tolerance_rule_sanitized(gpu, shape, hidd
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
+# As stated for the emulation in test_tensor_cores.py; 9 images are a whole group and part of another.
+@pytest.mark.parametrize(("precision", "stated"), [("tf32x3", 1e-6), ("tf32", 1e-3)])
+def test_reduced_precisions_sanitized(gpu, precision: str, stated: float) -> None:
+    x, weights, on_gpu, gpu_weights = model(*SHAPES[0], 9, gpu)
+    a, d, lows, highs = settings(3)
+    noise = torch.stack([cuda.standard_normal(5, torch.arange(9, device=gpu), t, 784) for t in range(3)])
+    noise = noise.reshape(3, *x.shape)
+    exact = reference64.chain(x.double(), weights, a, d, noise.cpu(), 0.1, 0.9)
+    options = {"seed": 5, "sample_ids": None, "precision": precision}
+    states = cuda.langevin_chain(on_gpu, gpu_weights, a, d, lows, highs, trajectory=True, **options)
+    assert float((states.cpu().double() - exact).abs().max()) <= stated
+    options["sample_ids"] = torch.tensor([8], device=gpu)
+    alone = cuda.langevin_chain(on_gpu[8:], gpu_weights, a, d, lows, highs, **options)
+    assert torch.equal(alone, states[-1, 8:])
+    # The gradient is float32's at these states, of which one step has only the one it starts from.
+    arguments = (torch.ones_like(on_gpu[8:]), on_gpu[8:], gpu_weights, a[:1], d[:1], lows[:1], highs[:1])
+    reduced = cuda.chain_gradient(*arguments, **options)
+    assert torch.equal(reduced, cuda.chain_gradient(*arguments, **{**options, "precision": "fp32"}))
+
+
+@pytest.mark.parametrize(("shape", "hidden"), SHAPES)
+def test_products_sanitized(gpu, shape, hidden) -> None:
+    x, weights, on_gpu, gpu_weights = model(shape, hidden, 9, gpu)
+    cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+
+    def by_autograd(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        at = x.to(dtype).requires_grad_()
+        r = reference64.forward(at, weights)
+        (product,) = torch.autograd.grad(r, at, cotangent.to(dtype), retain_graph=True)
+        return product, torch.autograd.grad((at - r).square().sum(), at)[0]
+
+    found = [
+        (cuda.autoencoder_vjp(cotangent.to(gpu), on_gpu, gpu_weights, form=form),
+         cuda.reconstruction_error_gradient(on_gpu, gpu_weights, form=form))
+        for form in forms_of(shape, hidden, 9, gradient=True)
+    ]  # fmt: skip
+    for result, single, exact in zip(found[0], by_autograd(torch.float32), by_autograd(torch.float64), strict=True):
+        reference64.assert_within_rule(result.cpu(), single, exact)
+    assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True))
+
+
 @pytest.mark.parametrize("batch", [1, 7, 16, 33, 300, 1100])
 def test_an_image_does_not_depend_on_its_batch(gpu, batch: int) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), batch, gpu)
@@ -120,18 +161,21 @@ def test_streams_are_respected(gpu) -> None:
     assert torch.equal(result, expected)
 
 
-def test_a_graph_draws_by_the_seed_it_reads(gpu) -> None:
+# A cooperative launch is another kind of node.
+@pytest.mark.parametrize(("form", "precision"), [("auto", "fp32"), ("split", "fp32"), ("auto", "tf32")])
+def test_a_graph_draws_by_the_seed_it_reads(gpu, form: str, precision: str) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), 8, gpu)
     seed = torch.tensor([1], device=gpu)
-    cuda.langevin_chain(x, weights, *settings(3), seed=seed, sample_ids=None)
+    options = {"sample_ids": None, "precision": precision}
+    cuda.langevin_chain(x, weights, *settings(3), seed=seed, form=form, **options)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = cuda.langevin_chain(x, weights, *settings(3), seed=seed, sample_ids=None)
+        out = cuda.langevin_chain(x, weights, *settings(3), seed=seed, form=form, **options)
     for value in (7, -2):
         seed.fill_(value)
         graph.replay()
-        assert torch.equal(out, cuda.langevin_chain(x, weights, *settings(3), seed=value % 2**64, sample_ids=None))
+        assert torch.equal(out, cuda.langevin_chain(x, weights, *settings(3), seed=value % 2**64, **options))
 
 
 def test_empty_and_no_steps(gpu) -> None:

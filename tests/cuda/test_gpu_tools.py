@@ -7,6 +7,7 @@ import json
 
 import gpu_bench
 import gpu_check
+import gpu_prediction
 import gpu_resources
 import pytest
 import torch
@@ -71,7 +72,17 @@ def test_the_report_has_every_part_and_the_table() -> None:
     records = [{"part": "tests", "status": "failed", "seconds": 3.0, "detail": "assert 1 == 2"}]
     row = {"batch": 16, "n_steps": 10, "kind": "forward", "contender": "cuda", "status": "ok", "seconds": 42e-6}
     bench = {"rows": [row], "ceilings": {"copy_bytes_per_second": 4e12}}
-    text = gpu_check.as_markdown({"device": "G", "commit": "c", "torch": "2", "cuda": "13"}, records, bench)
+    cell = {"threads": 1, "batch": 1, "steps": 10, "us_per_image": {"median": 4.0}, "form": "", "refused": {}}
+    rival = cell | {"contender": "defense-gan R=1", "us_per_image": {"median": 44.0}, "form": "eager"}
+    rival["refused"] = {"eager, graph": "it waits"}
+    failure = {"contender": "inc", "batch": 1, "steps": 10, "error": "MemoryError: no more"}
+    cells = [cell | {"contender": "malade cuda"}, rival]
+    defenses = {"cells": cells, "warnings": ["a warning"], "failures": [failure]}
+    text = gpu_check.as_markdown({"device": "G", "commit": "c", "torch": "2", "cuda": "13"}, records, bench, defenses)
+    assert "| malade cuda | 1 | 10 | 4.00 | launches |" in text
+    assert "| defense-gan R=1 | 1 | 10 | 11.0 | 5.4 |" in text
+    for remark in ("warning: a warning", "failed: inc, batch 1, N=L=10: MemoryError", "as eager, graph: it waits"):
+        assert remark in text
     assert "| tests | failed | 3 |" in text
     assert "assert 1 == 2" in text
     assert f"| 16 | 10 | forward | 42.0 |{' not run |' * (len(gpu_bench.CONTENDERS) - 1)}" in text
@@ -81,8 +92,10 @@ def test_all_cases_are_there() -> None:
     found = list(gpu_bench.cases())
     assert len(found) == len(set(found)) == 5 * 3 * 2 * len(gpu_bench.CONTENDERS)
     assert {case.contender for case in found[:30]} == {"cuda"}
-    peers = 10 * (len(gpu_bench.CONTENDERS) - 1)
-    assert [{c.n_steps for c in found[n : n + peers]} for n in range(30, len(found), peers)] == [{10}, {25}, {50}]
+    own = 30 * len(gpu_bench.CUDA)
+    assert {case.contender for case in found[:own]} == set(gpu_bench.CUDA)
+    peers = 10 * (len(gpu_bench.CONTENDERS) - len(gpu_bench.CUDA))
+    assert [{c.n_steps for c in found[n : n + peers]} for n in range(own, len(found), peers)] == [{10}, {25}, {50}]
 
 
 class StandIn:
@@ -110,6 +123,7 @@ def backends_on_the_cpu(monkeypatch) -> dict[str, StandIn]:
             monkeypatch.setattr(f"fastmalade.backends.{name}.{function}", getattr(module, function))
     monkeypatch.setattr(gpu_bench, "_captured", lambda work: work)
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     return found
 
@@ -117,12 +131,13 @@ def backends_on_the_cpu(monkeypatch) -> dict[str, StandIn]:
 @pytest.mark.parametrize("name", gpu_bench.CONTENDERS)
 def test_every_contender_computes_the_chain_and_its_gradient(backends_on_the_cpu, name: str) -> None:
     for kind in gpu_bench.KINDS:
-        work = gpu_bench.contender(gpu_bench.Case(2, 3, kind, name), "cpu")
-        assert work().shape == (2, 1, 28, 28)
+        work = gpu_bench.contender(gpu_bench.Case(2, 2, kind, name), "cpu")
+        first, second = work(), work()
+        assert first.shape == (2, 1, 28, 28)
         # Torch's chains draw noise anew; the gradient depends on it through the states.
-        assert torch.equal(work(), work()) == (name.split()[0] in ("cuda", "triton"))
+        assert torch.equal(first, second) == (name.split()[0] in ("cuda", "triton"))
     asked = {name: set(backend.asked) for name, backend in backends_on_the_cpu.items() if backend.asked}
-    expected = {"cuda": {"cuda": {("fp32", False)}}}
+    expected = {label: {"cuda": {(precision, False)}} for label, precision in gpu_bench.CUDA.items()}
     expected |= {label: {"triton": {(precision, True)}} for label, precision in gpu_bench.TRITON.items()}
     assert asked == expected.get(name, {})
     if name not in expected:
@@ -132,13 +147,15 @@ def test_every_contender_computes_the_chain_and_its_gradient(backends_on_the_cpu
 def test_a_contender_that_computes_something_else_is_not_timed(backends_on_the_cpu) -> None:
     for backend in backends_on_the_cpu.values():
         backend.error = 1e-3
-    wanted = [gpu_bench.Case(2, 3, "forward", name) for name in ("cuda", "triton", "triton tf32x3", "triton tf32")]
+    names = ("cuda", "cuda tf32x3", "triton", "triton tf32x3", "cuda tf32", "triton tf32")
+    wanted = [gpu_bench.Case(2, 1, "forward", name) for name in names]
     times = iter(range(10**6))
+    # Ten seconds from one look at the clock to the next: one round is timed.
     rows = gpu_bench.measure(
-        iter(wanted), lambda case: gpu_bench.contender(case, "cpu"), lambda: None, 1e9, lambda: next(times) * 0.1
+        iter(wanted), lambda case: gpu_bench.contender(case, "cpu"), lambda: None, 1e9, lambda: next(times) * 10.0
     )
     wrong = "failed: WrongResultError: expected the chain in float64 within 0.0001, got a difference of"
-    assert [row["status"][: len(wrong)] for row in rows] == [wrong] * 3 + ["ok"]
+    assert [row["status"][: len(wrong)] for row in rows] == [wrong] * 4 + ["ok"] * 2
 
 
 def test_timing_takes_the_median_after_a_warm_up() -> None:
@@ -172,6 +189,8 @@ def test_a_failing_peer_and_the_end_of_time_are_rows_too() -> None:
     assert rows[0]["times_slower_than_cuda"] == pytest.approx(1.0)
 
 
+HOT_KERNELS = 17  # 13 in float32, two precisions on tensor cores with weights resident or streamed
+
 REPORT = """ptxas info    : Compiling entry function 'void fastmalade::cuda::chain_kernel<fastmalade::cuda::Form<fastmalade::cuda::FixedShape<1, 28, 28, 10, 25>, fastmalade::cuda::TileSizes<7, 10, 7, 10, 7, 10>, fastmalade::cuda::BlockPeers, 8, 256, true, true, true> >(fastmalade::cuda::ChainParameters)' for 'sm_90'
 ptxas info    : Function properties for x
     0 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
@@ -200,8 +219,31 @@ def test_the_committed_table_is_of_todays_sources_and_shows_no_spills() -> None:
     assert table["source_hash"] == gpu_resources.source_hash(), "run: python tools/gpu_resources.py"
     assert {row["arch"] for row in table["rows"]} == set(gpu_resources.ARCHITECTURES)
     hot = [row for row in table["rows"] if row["kernel"].startswith(gpu_resources.HOT)]
-    assert len(hot) == 10 * len(gpu_resources.ARCHITECTURES)
+    assert len(hot) == HOT_KERNELS * len(gpu_resources.ARCHITECTURES)
+    on_tensor_cores = [row for row in hot if "tensor" in row["kernel"]]
+    assert len(on_tensor_cores) == 4 * len(gpu_resources.ARCHITECTURES)
+    assert all((row["tensor"] > 0) == (row in on_tensor_cores) for row in hot)
     assert gpu_resources.spills(table["rows"]) == []
+
+
+def test_the_prediction_counts_the_products_of_the_kernels() -> None:
+    # By the numbers of one image: valid taps along a side are 32 of conv2 and 29 of deconv1 (both of 7 positions).
+    conv2, deconv1 = gpu_prediction.products("tf32")
+    assert conv2.all() == 2 * (32 * 32 + 7 * 49)
+    assert deconv1.all() == 3 * (3 * 29 * 29 + 4 * 49)
+    assert [layer.all() for layer in gpu_prediction.products("tf32x3")] == [conv2.all(), deconv1.all()]
+    # What stands in the loops of the machine code is what one row of taps takes there.
+    for precision, parts in (("tf32", 1), ("tf32x3", 3)):
+        loops = [loop for loop in loops_of(precision) if loop["tensor"]]
+        whole = sum(loop["tensor"] for loop in loops[2::2])
+        assert (loops[0]["tensor"], whole) == (parts * 2 * 19, parts * 3 * 29)
+        cycles = [sum(gpu_prediction.tensor_cycles(loops_of(precision), precision, rate).values())
+                  for rate in (1024, 512)]  # fmt: skip
+        assert cycles[0] < cycles[1] < 2 * cycles[0]
+
+
+def loops_of(precision: str) -> list[dict[str, int]]:
+    return gpu_prediction.read_loops(f"chain tensor {precision}, weights resident")
 
 
 @pytest.mark.complete
@@ -210,5 +252,5 @@ def test_compiled_now_nothing_spills(architecture: str, tmp_path) -> None:
     if gpu_resources.load_setup().find_nvcc() is None:
         pytest.skip("nvcc is not on this machine")
     rows = gpu_resources.compile_rows(architecture, tmp_path)
-    assert len([row for row in rows if row["kernel"].startswith(gpu_resources.HOT)]) == 10
+    assert len([row for row in rows if row["kernel"].startswith(gpu_resources.HOT)]) == HOT_KERNELS
     assert gpu_resources.spills(rows) == []

@@ -157,6 +157,14 @@ def test_graphs_go_with_their_purifier(purifier, capture) -> None:
     assert model() is None
 
 
+def test_the_precision_inside_a_graph_is_the_purifiers(purifier) -> None:
+    # The backend of these tests is torch's, which has one precision: what it says shows what it was asked for.
+    purifier.precision = "tf32"
+    run = models.purifier_function(purifier, backend="torch")
+    with pytest.raises(ValueError, match="precision: expected fp32 on the backend torch, got 'tf32'"):
+        run(torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), torch.arange(1))
+
+
 def test_backends_inside_a_graph(monkeypatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert models.graph_backend("torch", cpu, torch.float32) == "torch"

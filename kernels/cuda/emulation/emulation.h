@@ -1,7 +1,8 @@
 // A CPU's stand-in for the part of CUDA that the kernels use (platform.cuh lists it): blocks, barriers, shared memory,
-// clusters and their shared memory. What it does not model: warps, the order of lanes, caches, speed.
+// clusters and their shared memory, counters in device memory on which blocks meet, and what the lanes of a warp do
+// together (warp.h). What it does not model: warps in lock-step, the order of lanes, caches, speed.
 //
-// Two ways to run the threads of a cluster:
+// Two ways to run the threads of a cluster, or of the blocks of a cooperative launch that share a group:
 //   fibers    one after the other on one CPU thread, each up to its next barrier: quick, repeatable, and a barrier that
 //             not all threads reach is reported as what it is
 //   threads   (FASTMALADE_EMULATION_THREADS) one CPU thread each, so that ThreadSanitizer sees every access that no
@@ -14,6 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <atomic>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -24,6 +26,10 @@
 
 struct alignas(16) float4 {
     float x, y, z, w;
+};
+
+struct alignas(8) float2 {
+    float x, y;
 };
 
 inline float4 make_float4(float x, float y, float z, float w) { return float4{x, y, z, w}; }
@@ -44,6 +50,8 @@ inline float __int_as_float(int bits) {
 
 namespace fastmalade::cuda::emulation {
 
+struct Exchange;  // warp.h
+
 struct Index {
     int x;
 };
@@ -57,6 +65,8 @@ struct Self {
     Index thread, block, block_size, grid_size;
     int rank, cluster;
     std::vector<float>* memory;  // of the blocks of its cluster
+    Exchange* warp = nullptr;
+    int meetings = 0;  // of its warp so far
 };
 
 // Set by the scheduler before a thread runs.
@@ -65,8 +75,9 @@ inline thread_local Self* self = nullptr;
 // A barrier that is left out, by its number in the kernels; 0 for none.
 inline int omitted_barrier = 0;
 
-enum class Scope { block, cluster };
+enum class Scope { warp, block, cluster };
 void wait(Scope scope);  // scheduler.h
+void let_others_run();   // scheduler.h
 
 }  // namespace fastmalade::cuda::emulation
 
@@ -84,6 +95,16 @@ inline float* block_memory() { return emulation::self->memory[emulation::self->r
 inline int cluster_rank() { return emulation::self->rank; }
 inline int cluster_size() { return emulation::self->cluster; }
 inline void cluster_barrier() { emulation::wait(emulation::Scope::cluster); }
+
+inline uint32_t count_arrival(uint32_t* counter, uint32_t share) {
+    return std::atomic_ref<uint32_t>(*counter).fetch_add(share, std::memory_order_acq_rel);
+}
+
+inline uint32_t read_arrivals(uint32_t* counter) {
+    return std::atomic_ref<uint32_t>(*counter).load(std::memory_order_acquire);
+}
+
+inline void let_others_arrive() { emulation::let_others_run(); }
 
 inline void store_at_rank(float* local, int rank, float value) {
     emulation::self->memory[rank][(size_t)(local - block_memory())] = value;

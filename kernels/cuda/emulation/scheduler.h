@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cuda/emulation/emulation.h"
+#include "cuda/emulation/exchange.h"
 
 #if defined(FASTMALADE_EMULATION_THREADS)
 #include <barrier>
@@ -14,6 +15,18 @@
 #endif
 
 namespace fastmalade::cuda::emulation {
+
+constexpr size_t kWarpThreads = 32;
+
+// A warp's own place for what its lanes hand each other. Warps do not reach over blocks.
+inline std::vector<Exchange> make_exchanges(const Launch& launch, std::vector<Self>& threads) {
+    const size_t warps = ((size_t)launch.threads + kWarpThreads - 1) / kWarpThreads;
+    std::vector<Exchange> exchanges((size_t)launch.cluster * warps);
+    for (Self& thread : threads) {
+        thread.warp = &exchanges[(size_t)thread.rank * warps + (size_t)thread.thread.x / kWarpThreads];
+    }
+    return exchanges;
+}
 
 inline std::vector<Self> make_threads(const Launch& launch, int first_block, std::vector<float>* memory) {
     std::vector<Self> threads;
@@ -43,8 +56,11 @@ struct Barriers {
 inline Barriers* barriers = nullptr;
 
 inline void wait(Scope scope) {
+    if (scope == Scope::warp) return meet(*self->warp);
     (scope == Scope::cluster ? *barriers->cluster : *barriers->block[(size_t)self->rank]).wait();
 }
+
+inline void let_others_run() { std::this_thread::yield(); }
 
 inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const std::function<void()>& body) {
     Barriers own;
@@ -71,6 +87,7 @@ struct Fiber {
     ucontext_t context;
     Self* self = nullptr;
     bool waits = false, done = false;
+    bool polls = false;  // has found nothing new in memory since it last ran
     Scope scope = Scope::block;
 };
 
@@ -81,6 +98,11 @@ inline const std::function<void()>* running_body = nullptr;
 inline void wait(Scope scope) {
     running->waits = true;
     running->scope = scope;
+    swapcontext(&running->context, &scheduler_context);
+}
+
+inline void let_others_run() {
+    running->polls = true;
     swapcontext(&running->context, &scheduler_context);
 }
 
@@ -128,15 +150,26 @@ inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const 
     const size_t per_block = (size_t)launch.threads;
     for (bool finished = false; !finished;) {
         finished = true;
+        bool moved = false;
         for (Fiber& fiber : fibers) {
-            if (!fiber.done && !fiber.waits) resume(fiber);
+            if (!fiber.done && !fiber.waits) {
+                fiber.polls = false;
+                resume(fiber);
+                moved = moved || !fiber.polls;
+            }
             finished = finished && fiber.done;
         }
         bool released = release(fibers, 0, fibers.size(), Scope::cluster);
         for (size_t first = 0; first < fibers.size(); first += per_block) {
             released = release(fibers, first, per_block, Scope::block) || released;
+            for (size_t lane = 0; lane < per_block; lane += kWarpThreads) {
+                const size_t lanes = per_block - lane < kWarpThreads ? per_block - lane : kWarpThreads;
+                released = release(fibers, first + lane, lanes, Scope::warp) || released;
+            }
         }
-        if (!finished && !released) throw std::runtime_error("emulation: a barrier that not all threads reach");
+        if (!finished && !released && !moved) {
+            throw std::runtime_error("emulation: a barrier that not all threads reach");
+        }
     }
 }
 
@@ -151,6 +184,7 @@ inline void run(const Launch& launch, const std::function<void()>& body) {
         std::vector<std::vector<float>> memory((size_t)launch.cluster,
                                                std::vector<float>(floats, std::numeric_limits<float>::quiet_NaN()));
         std::vector<Self> threads = make_threads(launch, first, memory.data());
+        const std::vector<Exchange> exchanges = make_exchanges(launch, threads);
         run_cluster(launch, threads, body);
     }
 }

@@ -9,7 +9,9 @@ import reference64
 import torch
 from torch import Tensor
 
+import fastmalade
 from fastmalade.backends import triton as backend
+from fastmalade.backends import triton_stages
 
 INFINITY = math.inf
 SEED = 2**63 + 7
@@ -91,6 +93,29 @@ def test_given_noise_is_the_drawn_one_to_the_bit() -> None:
     cotangent = torch.ones_like(x)
     drawn_gradient = vjp(cotangent, x, weights, a, d, low=0.2, high=0.8)
     assert torch.equal(drawn_gradient, vjp(cotangent, x, weights, a, d, low=0.2, high=0.8, noise=noise))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32x3", "tf32"])
+def test_the_public_chain_hands_its_precision_on(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    # The interpreter computes every precision alike, so what counts here is what the products are asked for.
+    asked, model_of = [], triton_stages.Model
+
+    def spy(*arguments, **options):
+        asked.append(options["precision"])
+        return model_of(*arguments, **options)
+
+    monkeypatch.setattr(triton_stages, "Model", spy)
+    model = fastmalade.Autoencoder(1, (1, 2)).requires_grad_(False)
+    leaf = images(1, 1, 4, 4).requires_grad_()
+    result = fastmalade.langevin_chain(leaf, model, [0.3], [0.1], seed=1, backend="triton", precision=precision)
+    assert asked == [precision]
+    torch.autograd.grad(result.sum(), leaf)
+    assert set(asked) == {precision}
+    assert len(asked) > 1
+    config = fastmalade.ChainConfig(n_steps=1, step_size=0.3, noise_scale=0.1, clamp="none")
+    purifier = fastmalade.Purifier(model, config, backend="triton", precision=precision)
+    assert torch.equal(purifier(leaf.detach(), seed=1), result.detach())
+    assert set(asked) == {precision}
 
 
 def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
