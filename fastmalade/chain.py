@@ -65,8 +65,8 @@ def langevin_chain(
             "cpu" (what ten steps take where that is more, up to 256 MiB), and 256 MiB on "torch". Less memory is
             paid for by running steps again, as :meth:`Purifier.gradient_plan` shows; the gradient has the same
             bits. Without a budget, batches whose activations take less than 8 MiB keep them, and run nothing
-            again. For any other callable r(x) None lets autograd keep what it wants, and a budget goes through ``torch.utils.checkpoint``
-            (not inside ``torch.compile``, which decides by itself).
+            again. For any other callable r(x) None lets autograd keep what it wants, and a budget goes through
+            ``torch.utils.checkpoint`` (not inside ``torch.compile``, which decides by itself).
         precision: "fp32", or on the backends "cuda" and "triton" one of ``backends.PRECISIONS`` for a Table 8
             autoencoder: its convolutions then run on tensor cores, with the errors that docs/architecture.md states.
             The gradient is taken at the states of that chain.

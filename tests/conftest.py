@@ -1,7 +1,8 @@
-"""Fixtures that all tests share: real digits, the full MNIST where it is, two threads."""
+"""Fixtures that all tests share: real digits, the full MNIST where it is, few threads."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,8 +14,11 @@ from fastmalade.data import DataNotFoundError, embedded_digits, find_data_dir, l
 
 
 def pytest_configure() -> None:
-    """Two threads everywhere, so that a run on a large machine tests what a run on a small one does."""
-    torch.set_num_threads(2)
+    """Two threads everywhere, so that a run on a large machine tests what a run on a small one does.
+
+    One in each of several processes that run tests side by side: threads would only wait for each other there.
+    """
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

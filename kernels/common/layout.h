@@ -14,7 +14,8 @@ struct AutoencoderShape {
     int64_t hidden1;   // channels after conv1 and after deconv1, at H/2 x W/2
     int64_t hidden2;   // channels after conv2, at H/4 x W/4
 
-    int64_t pixels() const { return channels * height * width; }
+    // Always inlined: a copy of its own in an object of wide instructions could be the one that the linker keeps.
+    __attribute__((always_inline)) int64_t pixels() const { return channels * height * width; }
 };
 
 // Contiguous float32 arrays in PyTorch's own layouts: Conv2d (out, in, ky, kx), ConvTranspose2d (in, out, ky, kx).

@@ -103,7 +103,8 @@ def test_the_default_budget_of_a_backend():
     sizes = Sizes(fixed=600, state=25, record=226, workers=2)
     assert make_plan(10, sizes, default_bytes=100).forward_steps == 10  # what ten steps take, though it is more
     fifty = make_plan(50, sizes, default_bytes=16_000)
-    assert fifty.n_bytes <= 16_000 and 50 < fifty.forward_steps < 75
+    assert fifty.n_bytes <= 16_000
+    assert 50 < fifty.forward_steps < 75
     assert make_plan(50, sizes).forward_steps == 50
     # Ten steps of large images are beyond every default: then only no more than twice the steps.
     large = Sizes(fixed=0, state=2**20, record=2**27)
