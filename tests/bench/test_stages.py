@@ -42,7 +42,7 @@ def test_stages_are_asked_for_by_address_and_shown_with_rate_and_share(task):
 def test_an_extension_that_cannot_time_its_stages_says_so(task):
     with pytest.raises(BackendUnavailableError, match="cannot time its stages"):
         stage_times(task, "avx2", "latency", module=SimpleNamespace())
-    with pytest.raises(ValueError, match="form: expected one of throughput, latency, got 'fast'"):
+    with pytest.raises(ValueError, match="form: expected one of throughput, quad, latency, got 'fast'"):
         stage_times(task, "avx2", "fast", module=SimpleNamespace())
 
 
