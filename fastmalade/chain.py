@@ -168,7 +168,7 @@ def run(
         weights = autoencoder.weights()
     _check_images(x, autoencoder, weights)
     _check_noise(x, step_sizes, noise_scales, noise, seed=seed, sample_ids=sample_ids)
-    name = _resolve(backend, x.device, x.dtype, _model_on_gpu(x, autoencoder, weights))
+    name = _resolve(backend, x.device, x.dtype, model_on_gpu(x, autoencoder))
     if precision != "fp32":
         backends.check_precision(precision, name)
         if weights is None:
@@ -269,9 +269,9 @@ def _run_callable(
     return torch.stack(states) if trajectory else states[-1]
 
 
-def _model_on_gpu(x: Tensor, autoencoder: Any, weights: tuple[Tensor, ...] | None) -> backends.ModelShape | None:
-    # Only there the choice of the backend depends on what has to fit the chip.
-    if weights is None or not x.is_cuda:
+def model_on_gpu(x: Tensor, autoencoder: Any) -> backends.ModelShape | None:
+    """Sizes on which the choice of a backend depends: of a Table 8 autoencoder on a GPU, which has to fit the chip."""
+    if not x.is_cuda or not is_native_autoencoder(autoencoder):
         return None
     return backends.ModelShape((x.shape[1], x.shape[2], x.shape[3]), autoencoder.hidden_channels)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends
-from fastmalade.chain import is_native_autoencoder
+from fastmalade.chain import is_native_autoencoder, model_on_gpu
 from fastmalade.models import Autoencoder
 
 
@@ -84,9 +84,7 @@ def _native(
         return None
     assert isinstance(autoencoder, Autoencoder)
     autoencoder.check_shape(x.shape)
-    # Only there the choice of the backend depends on what has to fit the chip.
-    size = backends.ModelShape((x.shape[1], x.shape[2], x.shape[3]), autoencoder.hidden_channels) if x.is_cuda else None
-    name = backends.resolve(backend, device=x.device, dtype=x.dtype, model=size)
+    name = backends.resolve(backend, device=x.device, dtype=x.dtype, model=model_on_gpu(x, autoencoder))
     module = backends.native(name)
     # Triton has the chain and its gradient only.
     return None if module is None or name == "triton" else (module, autoencoder.weights())

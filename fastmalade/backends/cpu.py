@@ -160,7 +160,7 @@ def chain_gradient(
     """
     x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
-    plan = _plan(len(step_sizes), _gradient_sizes(call["shape"], x.shape[0]), max_bytes)
+    plan = gradient_plan(x.shape, call["shape"][3:], len(step_sizes), max_bytes)
     gradient = like(x)
     _load().chain_gradient(
         cotangent=cotangent.data_ptr(),
@@ -228,19 +228,13 @@ def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_s
 
 
 def gradient_plan(
-    x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int, max_bytes: int | None = None
+    x_shape: Sequence[int], hidden_channels: Sequence[int], n_steps: int, max_bytes: int | None = None
 ) -> GradientPlan:
     """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory."""
     batch, channels, height, width = x_shape
-    return _plan(n_steps, _gradient_sizes([channels, height, width, *hidden_channels], batch), max_bytes)
-
-
-def _plan(n_steps: int, sizes: Sizes, max_bytes: int | None) -> GradientPlan:
-    return make_plan(n_steps, sizes, max_bytes, default_bytes=DEFAULT_THREAD_BYTES * sizes.workers)
-
-
-def _gradient_sizes(shape: Sequence[int], batch: int) -> Sizes:
-    return _sizes(isa_in_use(), tuple(shape), max(1, min(torch.get_num_threads(), batch)))
+    workers = max(1, min(torch.get_num_threads(), batch))
+    sizes = _sizes(isa_in_use(), (channels, height, width, *hidden_channels), workers)
+    return make_plan(n_steps, sizes, max_bytes, default_bytes=DEFAULT_THREAD_BYTES * workers)
 
 
 @functools.lru_cache(maxsize=256)

@@ -149,32 +149,27 @@ FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
 typedef float FourAt __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint64_t TwoAt __attribute__((aligned(4), may_alias));
 
-// p[0] .. p[COUNT-1] over and over.
+// p[0] .. p[COUNT-1] over and over, once for each of four images.
 template <int COUNT>
 FASTMALADE_INLINE Vec repeat(const float* p) {
-    static_assert(COUNT == 2 || COUNT == 4, "written for four images in 8 or 16 lanes");
-    if constexpr (COUNT == 2) {
-        return (Vec)(*(const TwoAt*)p + (VecLong){});
-    } else {
+    static_assert(4 * COUNT == LANES, "written for four images");
 #if defined(__AVX512F__) && FASTMALADE_LANES == 16
-        return (Vec)_mm512_maskz_broadcast_f32x4(0xffff, (__m128)*(const FourAt*)p);
+    return (Vec)_mm512_maskz_broadcast_f32x4(0xffff, (__m128)*(const FourAt*)p);
 #elif FASTMALADE_LANES == 16
-        const FourAt four = *(const FourAt*)p;
-        return __builtin_shufflevector(four, four, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    const FourAt four = *(const FourAt*)p;
+    return __builtin_shufflevector(four, four, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
 #else
-        return Vec{};
+    return (Vec)(*(const TwoAt*)p + (VecLong){});
 #endif
-    }
 }
 
 // Of every COUNT lanes the first, in all of them.
 template <int COUNT>
 FASTMALADE_INLINE Vec first_of_each(Vec v) {
+    static_assert(4 * COUNT == LANES, "written for four images");
 #if FASTMALADE_LANES == 16
-    static_assert(COUNT == 4, "written for four images");
     return __builtin_shufflevector(v, v, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
 #elif FASTMALADE_LANES == 8
-    static_assert(COUNT == 2, "written for four images");
     return __builtin_shufflevector(v, v, 0, 0, 2, 2, 4, 4, 6, 6);
 #else
     return v;
