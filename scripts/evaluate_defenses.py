@@ -7,9 +7,10 @@ defence); PGD with BPDA, and PGD through the exact gradient, both with fresh ran
 paper's counter attacks A and B too. Counts are of images still classified correctly, by a majority of fresh queries
 under the adaptive attacks.
 
-An interrupted run goes on from --output, where every column that is there stays, and from the attacks' own checkpoints
-in --cache. The adaptive attacks run each defence a hundred times per image, those on Defense-GAN and DIP-INC take
-minutes for each: run them with fewer images. The table says for how many a figure stands where that is not the most.
+An interrupted run goes on from --output, where every count that is there stays, and from the attacks' own checkpoints
+in --cache; one of fewer images goes on with the next ones. The adaptive attacks run each defence a hundred times per
+image, those on Defense-GAN and DIP-INC take minutes for each: run them with fewer images. The table says for how many a
+figure stands where that is not the most.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ TRANSFERRED = (("fgsm", 0.1), ("fgsm", 0.3), ("pgd", 0.1), ("pgd", 0.2), ("pgd",
 STEP_SIZE = 0.01
 ADAPTIVE_EPSILON, COUNTER_EPSILON = 0.3, 0.1
 BATCH = 100
+Entry = dict[str, Any]
 PAPERS = {
     "defense-gan": "000 Table 1, FGSM 0.3 made with a substitute model: 84.2 to 89.7",
     "magnet": "000 Table 1, the same: 90.3 to 97.9; 003 Table 2 at eps 0.1: FGSM 69, PGD 49",
@@ -70,10 +72,10 @@ def measure(
     *,
     adaptive: int,
     steps: int,
-    done: set[str],
+    earlier: Mapping[str, Entry],
     cache: Path | None = None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One column after the other: its name, and correct answers out of how many images in how many seconds.
+) -> Iterator[tuple[str, Entry]]:
+    """Counts of one column after the other, each as often as it grows.
 
     Args:
         name: of the defence, in the names of checkpoints.
@@ -81,12 +83,17 @@ def measure(
         images, labels: (n, 1, 28, 28) in [0, 1], and (n,).
         adaptive: so many of the first images meet the adaptive attacks.
         steps: of the adaptive attacks.
-        done: columns that are not wanted any more.
+        earlier: entries by column, of the first images in their "n"; the rest is measured.
         cache: folder for attacked images and checkpoints.
+
+    Yields:
+        A column's name and its entry so far: correct answers out of how many images, in how many seconds.
     """
+    nothing: Entry = {"correct": 0, "n": 0, "seconds": 0.0}
     for attack, epsilon in (("none", 0.0), *TRANSFERRED):
         column = "clean" if attack == "none" else f"{attack} {epsilon:g}"
-        if column in done:
+        entry = earlier.get(column, nothing)
+        if entry["n"] >= len(images):
             continue
         if attack == "none":
             shown = images
@@ -94,34 +101,40 @@ def measure(
             shown = attacked_images(
                 classifier, images, labels, attack, epsilon, step_size=STEP_SIZE, seed=SEED, cache_dir=cache
             )  # type: ignore[arg-type]
-        started = time.perf_counter()
-        correct = accuracy(classifier, _purify(defense, shown), labels)
-        yield column, _entry(correct, len(images), started)
+        for first in range(entry["n"], len(images), BATCH):
+            part = slice(first, min(first + BATCH, len(images)))
+            started = time.perf_counter()
+            with torch.no_grad():
+                purified = defense(shown[part], seed=SEED, sample_ids=range(part.start, part.stop))
+            entry = _grown(entry, accuracy(classifier, purified, labels[part]), part.stop, started)
+            yield column, entry
     model = DefendedClassifier(defense, classifier, gradient=defense.gradient).eval()
-    x, y = images[:adaptive], labels[:adaptive]
     for column, adaptive_attack in adaptive_attacks(defense, steps).items():
-        if column in done or not len(x):
+        entry = earlier.get(column, nothing)
+        if entry["n"] >= adaptive:
             continue
+        part = slice(entry["n"], adaptive)
         checkpoint = None
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
-            checkpoint = cache / f"{name}-{column.replace(' ', '-')}-{len(x)}.safetensors"
+            numbers = f"{adaptive}" if part.start == 0 else f"{part.start}-{adaptive}"
+            checkpoint = cache / f"{name}-{column.replace(' ', '-')}-{numbers}.safetensors"
         started = time.perf_counter()
-        result = adaptive_attack(model, x, y, batch_size=BATCH, checkpoint=checkpoint)
-        yield column, _entry(int((~result.success).sum()), len(x), started)
+        result = adaptive_attack(
+            model,
+            images[part],
+            labels[part],
+            batch_size=BATCH,
+            sample_ids=range(part.start, part.stop),
+            checkpoint=checkpoint,
+        )
+        yield column, _grown(entry, int((~result.success).sum()), part.stop, started)
 
 
-def _entry(correct: int, n: int, started: float) -> dict[str, Any]:
-    return {"correct": correct, "n": n, "seconds": round(time.perf_counter() - started, 1)}
-
-
-def _purify(defense: Defense, images: Tensor) -> Tensor:
-    parts = []
-    for first in range(0, len(images), BATCH):
-        part = images[first : first + BATCH]
-        with torch.no_grad():
-            parts.append(defense(part, seed=SEED, sample_ids=range(first, first + len(part))))
-    return torch.cat(parts)
+def _grown(entry: Entry, correct: int, n: int, started: float) -> Entry:
+    """``entry`` with the images up to ``n``, of which ``correct`` more were."""
+    seconds = round(entry["seconds"] + time.perf_counter() - started, 1)
+    return {"correct": entry["correct"] + correct, "n": n, "seconds": seconds}
 
 
 def main() -> None:
@@ -163,9 +176,9 @@ def main() -> None:
                 classifier,
                 images,
                 labels,
-                adaptive=arguments.adaptive_images,
+                adaptive=min(arguments.adaptive_images, len(images)),
                 steps=arguments.steps,
-                done=set(entries),
+                earlier=dict(entries),
                 cache=arguments.cache,
             ):
                 entries[column] = entry

@@ -35,7 +35,7 @@ def test_columns_and_counts(make_defense, digits, fit_softmax, tmp_path):
     classifier = fit_softmax(*(part[:300] for part in digits))
     defense = make_defense("inc")
     found = dict(
-        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2, done=set(), cache=tmp_path / "cache")
+        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2, earlier={}, cache=tmp_path / "cache")
     )
     assert list(found) == TRANSFERRED + ADAPTIVE
     assert [entry["n"] for entry in found.values()] == [4] * 6 + [2] * 2
@@ -45,11 +45,31 @@ def test_columns_and_counts(make_defense, digits, fit_softmax, tmp_path):
     # Columns that are there are not measured again; attacks that were finished are read from their checkpoints.
     assert (tmp_path / "cache" / "inc-pgd-0.3-bpda-2.safetensors").is_file()
     rest = dict(
-        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2, done={*TRANSFERRED, ADAPTIVE[0]},
-                cache=tmp_path / "cache")
+        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2,
+                earlier={name: found[name] for name in (*TRANSFERRED, ADAPTIVE[0])}, cache=tmp_path / "cache")
     )  # fmt: skip
     assert list(rest) == ADAPTIVE[1:]
     assert rest[ADAPTIVE[1]]["correct"] == found[ADAPTIVE[1]]["correct"]
+
+
+def test_a_run_of_fewer_images_goes_on_to_the_same_counts(make_defense, digits, fit_softmax, tmp_path, monkeypatch):
+    pytest.importorskip("foolbox")
+    script = load("evaluate_defenses")
+    monkeypatch.setattr(script, "BATCH", 2)
+    classifier = fit_softmax(*(part[:300] for part in digits))
+    defense = make_defense("inc")
+
+    def counts(images, adaptive, earlier):
+        numbers = {"adaptive": adaptive, "steps": 2, "earlier": earlier, "cache": tmp_path}
+        return list(script.measure("inc", defense, classifier, digits[0][:images], digits[1][:images], **numbers))
+
+    whole = counts(5, 4, {})
+    assert [entry["n"] for _, entry in whole] == [2, 4, 5] * 6 + [4] * 2
+    fewer = counts(3, 1, {})
+    more = counts(5, 4, dict(fewer))
+    assert [entry["n"] for _, entry in more] == [5] * 6 + [4] * 2
+    for column, entry in dict(whole).items():
+        assert dict(more)[column]["correct"] == entry["correct"], column
 
 
 def test_attacks_follow_the_defence(make_defense):
