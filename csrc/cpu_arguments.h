@@ -160,19 +160,16 @@ void check_step(int64_t step) {
     }
 }
 
-// The settings of a chain after checking them, and the arguments made of them.
+// The settings of a chain, checked once for all its calls, and the arguments made of them.
 struct Settings {
-    int64_t batch;
-    std::vector<float> a, d, low, high;
+    std::vector<float> a, d, low, high;  // (n_steps,) each
 
-    Settings(int64_t images, const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
+    Settings(const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
              const std::vector<double>& lows, const std::vector<double>& highs)
-        : batch(images),
-          a(check_numbers("step_sizes", step_sizes, step_sizes.size())),
+        : a(check_numbers("step_sizes", step_sizes, step_sizes.size())),
           d(check_numbers("noise_scales", noise_scales, step_sizes.size())),
           low(check_numbers("lows", lows, step_sizes.size())),
           high(check_numbers("highs", highs, step_sizes.size())) {
-        check_least("batch", batch, 0);
         check_finite("step_sizes", a);
         check_finite("noise_scales", d);
         for (size_t t = 0; t < a.size(); ++t) {
@@ -182,8 +179,9 @@ struct Settings {
         }
     }
 
-    ChainArguments arguments(const float* x, uint64_t seed, const int64_t* sample_ids, const float* noise, float* out,
-                             bool trajectory) const {
+    ChainArguments arguments(int64_t batch, const float* x, uint64_t seed, const int64_t* sample_ids,
+                             const float* noise, float* out, bool trajectory) const {
+        check_least("batch", batch, 0);
         return ChainArguments{batch, (int64_t)a.size(), x, a.data(), d.data(), low.data(), high.data(), seed, sample_ids,
                               noise, out, trajectory};
     }

@@ -10,6 +10,8 @@
 
 #include "cpu_arguments.h"
 #include "exchange.h"
+#include "plain_call.h"
+#include "recorded_call.h"
 
 #include "cpu/engine.h"
 #include "cpu/packed.h"
@@ -20,19 +22,16 @@ namespace {
 // x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0 for 0 .. batch-1, out: as
 // ChainArguments::out.
 void langevin_chain(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
-                    const std::vector<double>& noise_scales, const std::vector<double>& lows,
-                    const std::vector<double>& highs, uint64_t seed, uintptr_t sample_ids, uintptr_t noise,
-                    uintptr_t out, bool trajectory, int threads) {
+                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings, uint64_t seed,
+                    uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("threads", threads, 1);
-    const Settings settings(batch, step_sizes, noise_scales, lows, highs);
     std::vector<int64_t> own_ids;
     const ChainArguments arguments = settings.arguments(
-        pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
+        batch, pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
         pointer<const float>("noise", noise, false), pointer<float>("out", out, batch > 0), trajectory);
     without_interpreter_lock([&] { cpu::langevin_chain(kernels, shape, weights, arguments, chosen, threads); });
 }
@@ -103,11 +102,9 @@ std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbe
 
 // x, cotangent, gradient: (batch, C, H, W); the rest as langevin_chain.
 void chain_gradient(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
-                    const std::vector<double>& noise_scales, const std::vector<double>& lows,
-                    const std::vector<double>& highs, uint64_t seed, uintptr_t sample_ids, uintptr_t noise,
-                    uintptr_t cotangent, uintptr_t gradient, const std::vector<int64_t>& actions, int64_t checkpoints,
-                    int64_t records, int threads) {
+                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings, uint64_t seed,
+                    uintptr_t sample_ids, uintptr_t noise, uintptr_t cotangent, uintptr_t gradient,
+                    const std::vector<int64_t>& actions, int64_t checkpoints, int64_t records, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
     const AutoencoderShape shape = check_shape(sizes);
@@ -115,13 +112,12 @@ void chain_gradient(const std::string& isa, const std::string& form, int64_t bat
     check_least("threads", threads, 1);
     check_least("checkpoints", checkpoints, 0);
     check_least("records", records, 0);
-    const Settings settings(batch, step_sizes, noise_scales, lows, highs);
     const std::vector<cpu::GradientAction> program =
-        check_actions(actions, (int64_t)step_sizes.size(), checkpoints, records);
+        check_actions(actions, (int64_t)settings.a.size(), checkpoints, records);
     std::vector<int64_t> own_ids;
-    const ChainArguments arguments = settings.arguments(pointer<const float>("x", x, batch > 0), seed,
-                                                        sample_ids_or_default(sample_ids, batch, own_ids),
-                                                        pointer<const float>("noise", noise, false), nullptr, false);
+    const ChainArguments arguments = settings.arguments(
+        batch, pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
+        pointer<const float>("noise", noise, false), nullptr, false);
     const cpu::GradientArguments back{pointer<const float>("cotangent", cotangent, batch > 0),
                                       pointer<float>("gradient", gradient, batch > 0),
                                       program.data(),
@@ -150,33 +146,21 @@ void autoencoder_gradient(const std::string& isa, const std::string& form, int64
     without_interpreter_lock([&] { cpu::autoencoder_gradient(kernels, shape, weights, arguments, chosen, threads); });
 }
 
-// A call of recorded_chain, for chain_reverse.
-struct RecordedCall {
-    Settings settings;
-    cpu::KeptChain kept;
-
-    RecordedCall(Settings the_settings, const cpu::Kernels& kernels, const AutoencoderShape& shape, cpu::Form form,
-                 int threads)
-        : settings(std::move(the_settings)),
-          kept(kernels, shape, settings.batch, (int64_t)settings.a.size(), form, threads) {}
-};
-
 // As langevin_chain, without a trajectory.
 std::unique_ptr<RecordedCall> recorded_chain(
     const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::vector<double>& step_sizes,
-    const std::vector<double>& noise_scales, const std::vector<double>& lows, const std::vector<double>& highs,
+    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::shared_ptr<Settings>& settings,
     uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t out, int threads) {
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("threads", threads, 1);
-    Settings settings(batch, step_sizes, noise_scales, lows, highs);
+    check_least("batch", batch, 0);
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    auto call = std::make_unique<RecordedCall>(std::move(settings), kernels, shape, chosen, threads);
+    auto call = std::make_unique<RecordedCall>(settings, batch, kernels, shape, chosen, threads);
     std::vector<int64_t> own_ids;
-    const ChainArguments arguments = call->settings.arguments(
-        pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
+    const ChainArguments arguments = settings->arguments(
+        batch, pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
         pointer<const float>("noise", noise, false), pointer<float>("out", out, batch > 0), false);
     without_interpreter_lock([&] { cpu::recorded_chain(call->kept, weights, arguments, threads); });
     return call;
@@ -190,7 +174,7 @@ void chain_reverse(const RecordedCall& call, const std::vector<uintptr_t>& weigh
     const bool any = call.kept.batch > 0;
     const float* from = pointer<const float>("cotangent", cotangent, any);
     float* to = pointer<float>("gradient", gradient, any);
-    const ChainArguments arguments = call.settings.arguments(nullptr, 0, nullptr, nullptr, nullptr, false);
+    const ChainArguments arguments = call.reverse_arguments();
     without_interpreter_lock([&] { cpu::chain_reverse(call.kept, weights, arguments, from, to, threads); });
 }
 
@@ -347,23 +331,37 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("lanes", &lanes, py::arg("isa"));
     m.def("scratch_bytes", &scratch_bytes, py::arg("isa"), py::arg("shape"));
     m.def("read_model", &fastmalade::exchange::read_model, py::arg("table"), py::arg("x"), py::arg("weights"));
+    py::class_<Settings, std::shared_ptr<Settings>>(m, "Settings", "Step sizes, noise scales and clamp bounds, checked")
+        .def(py::init<const std::vector<double>&, const std::vector<double>&, const std::vector<double>&,
+                      const std::vector<double>&>(),
+             py::arg("step_sizes"), py::arg("noise_scales"), py::arg("lows"), py::arg("highs"));
+    py::enum_<PlainResult>(m, "PlainResult")
+        .value("refused", PlainResult::refused)
+        .value("finite", PlainResult::finite)
+        .value("diverged", PlainResult::diverged);
+    py::class_<PlainRecording>(m, "PlainRecording", "A chain with its activations kept, and the weights that it ran with");
+    m.def("plain_recorded_chain", &plain_recorded_chain, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("out"),
+          py::arg("modules"), py::arg("settings"), py::arg("seed"), py::arg("sample_ids"), py::arg("threads"),
+          py::arg("any_backend"), py::arg("most_bytes"));
+    m.def("plain_chain_reverse", &plain_chain_reverse, py::arg("recording"), py::arg("table"), py::arg("types"),
+          py::arg("cotangent"), py::arg("gradient"), py::arg("threads"));
+    m.def("plain_chain", &plain_chain, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("out"),
+          py::arg("modules"), py::arg("settings"), py::arg("seed"), py::arg("sample_ids"), py::arg("threads"),
+          py::arg("any_backend"), py::arg("recorded"), py::arg("checked"));
     m.def("langevin_chain", &langevin_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
-          py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"),
-          py::arg("trajectory"), py::arg("threads"));
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
+          py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("trajectory"), py::arg("threads"));
     m.def("autoencoder_forward", &autoencoder_forward, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
           py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("out"), py::arg("threads"));
     m.def("chain_gradient", &chain_gradient, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
-          py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"),
-          py::arg("cotangent"), py::arg("gradient"), py::arg("actions"), py::arg("checkpoints"), py::arg("records"),
-          py::arg("threads"));
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
+          py::arg("sample_ids"), py::arg("noise"), py::arg("cotangent"), py::arg("gradient"), py::arg("actions"),
+          py::arg("checkpoints"), py::arg("records"), py::arg("threads"));
     py::class_<RecordedCall>(m, "RecordedCall", "A chain with the activations of all steps kept")
         .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); });
     m.def("recorded_chain", &recorded_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("step_sizes"), py::arg("noise_scales"),
-          py::arg("lows"), py::arg("highs"), py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"),
-          py::arg("threads"));
+          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
+          py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"));
     m.def("chain_reverse", &chain_reverse, py::kw_only(), py::arg("call"), py::arg("weights"), py::arg("cotangent"),
           py::arg("gradient"), py::arg("threads"));
     m.def("autoencoder_gradient", &autoencoder_gradient, py::kw_only(), py::arg("isa"), py::arg("form"),

@@ -47,7 +47,7 @@ def purify(
     if not isinstance(model, Defense):
         path = resolve_path(model)
         status = path.stat()
-        model = _loaded(path.resolve(), status.st_mtime_ns, status.st_size)
+        model = _loaded(path, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
     if isinstance(model, Purifier):
         return model.purify(images, seed=seed, sample_ids=sample_ids, backend=backend, **chain_overrides)
     given = [*chain_overrides] if backend is None else ["backend", *chain_overrides]
@@ -57,6 +57,6 @@ def purify(
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: Path, modified_ns: int, size: int) -> Defense:
-    # Time and size are part of the key, so that a file written anew is loaded anew.
+def _loaded(path: Path, device: int, inode: int, modified_ns: int, size: int) -> Defense:
+    # Which file it is, its time and size are part of the key, so that a file written anew is loaded anew.
     return Defense.from_pretrained(path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends
+from fastmalade.backends.arguments import DIVERGED
 
 _EXPECTED_DTYPES = "uint8 (0..255), float16, bfloat16, float32 or float64"
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -80,9 +81,7 @@ def prepare(
         result = from_nchw(result)
         largest = torch.finfo(result.dtype).max
         if not _within(result, -largest, largest):
-            raise FloatingPointError(
-                "the chain diverged: expected finite results, got NaN or infinity; check step_size and noise_scale"
-            )
+            raise FloatingPointError(DIVERGED)
         if tensor.dtype == torch.uint8:
             unit = result if value_range == (0.0, 1.0) else (result - low) / (high - low)
             result = (unit * 255).round().clamp(0, 255)
@@ -93,6 +92,15 @@ def prepare(
         return rebuild(result.contiguous(memory_format=torch.channels_last) if dense_last else result.contiguous())
 
     return Prepared(to_nchw(values), restore)
+
+
+def plain_tensor(images: Any) -> tuple[Tensor | None, Callable[[Tensor], Any] | None]:
+    """A tensor, or a writable float32 array in order as a tensor and the way back; (None, None) for anything else."""
+    if isinstance(images, Tensor):
+        return images, None
+    if type(images) is np.ndarray and images.dtype == np.float32 and images.flags.carray:
+        return torch.from_numpy(images), Tensor.numpy
+    return None, None
 
 
 def _converted(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -6,12 +6,20 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+from fastmalade.backends.arguments import PLAIN_TYPES
+
+# Found once: an attribute of an attribute of torch takes as long as what it calls.
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_is_tracing = torch._C._is_tracing
+_is_profiling = torch._C._autograd._profiler_enabled
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_transformed() -> bool:
     """Whether the caller is inside a transformation of torch.func or of forward-mode differentiation."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _transforms_active() or forward_ad._current_level >= 0
 
 
 def is_unobserved(*tensors: Tensor | None, recorded: bool) -> bool:
@@ -24,15 +32,15 @@ def is_unobserved(*tensors: Tensor | None, recorded: bool) -> bool:
     ``recorded``: whether autograd records what happens to tensors that require a gradient.
     """
     if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._is_tracing()
-        or torch._C._autograd._profiler_enabled()
+        _is_compiling()
+        or _dispatch_modes() > 0
+        or _function_modes() > 0
+        or _is_tracing()
+        or _is_profiling()
         or is_transformed()
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or (recorded and tensor.requires_grad)):
+        if tensor is not None and (type(tensor) not in PLAIN_TYPES or (recorded and tensor.requires_grad)):
             return False
     return True

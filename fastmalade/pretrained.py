@@ -13,6 +13,7 @@ The kind "defense" is described in :mod:`fastmalade.defenses.files`.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -42,7 +43,13 @@ class PretrainedError(ValueError):
 
 def shipped_models() -> dict[str, Path]:
     """Names and files of the models inside the package: purifiers, other defences and classifiers."""
-    return {path.stem: path for path in sorted(_WEIGHTS_DIR.glob("*.safetensors"))}
+    return dict(_shipped(_WEIGHTS_DIR))
+
+
+@functools.cache
+def _shipped(folder: Path) -> dict[str, Path]:
+    # Looked for once: what the package ships does not change while it runs, and a look takes as long as half a chain.
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def resolve_path(name_or_path: str | os.PathLike[str]) -> Path:
@@ -51,7 +58,7 @@ def resolve_path(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: neither; lists the shipped names.
     """
-    shipped = shipped_models()
+    shipped = _shipped(_WEIGHTS_DIR)
     if isinstance(name_or_path, str) and name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path)

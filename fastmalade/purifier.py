@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmalade import backends, chain
+from fastmalade import backends, chain, direct
 from fastmalade.chain_gradient import batch_sizes
 from fastmalade.defense import Cost, Defense
 from fastmalade.gradient_plan import GradientPlan, check_max_bytes, make_plan
-from fastmalade.inputs import prepare
+from fastmalade.inputs import plain_tensor, prepare
 from fastmalade.models import Autoencoder
 from fastmalade.schedules import ChainConfig
 
@@ -155,6 +155,14 @@ class Purifier(Defense):
         """
         config = self.chain.replace(**chain_overrides) if chain_overrides else self.chain
         autoencoder = self.autoencoder
+        plain, restored = plain_tensor(images) if self.value_range == (0.0, 1.0) else (None, None)
+        if plain is not None:
+            options = {"backend": backend or self.backend, "seed": seed, "sample_ids": sample_ids}
+            result = direct.plain_chain(
+                plain, autoencoder, config.settings, precision=self.precision, gradients=False, checked=True, **options
+            )
+            if result is not None:
+                return result if restored is None else restored(result)
         dtype, device = _dtype_and_device(autoencoder)
         prepared = prepare(
             images,
@@ -252,6 +260,10 @@ def run_chain(
     is_unit = value_range == (0.0, 1.0)
     # Inside a compiled graph the settings are constants, and the cache is none of its business.
     compiling = torch.compiler.is_compiling()
+    if is_unit and not compiling:
+        plain = direct.plain_chain(x, autoencoder, config.settings, **options)
+        if plain is not None:
+            return plain
     settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
     scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)
     result = chain.run(scaled, autoencoder, *settings, **options)

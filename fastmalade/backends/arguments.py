@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+"""Tensors whose operations nobody has overridden."""
+
+DIVERGED = "the chain diverged: expected finite results, got NaN or infinity; check step_size and noise_scale"
 IMAGES = (None, None, None, None)  # (B, C, H, W) of any sizes
 WEIGHT_NAMES = tuple(
     f"{layer}.{kind}" for layer in ("conv1", "conv2", "deconv1", "deconv2", "conv3") for kind in ("weight", "bias")

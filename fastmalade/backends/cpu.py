@@ -20,8 +20,8 @@ from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, c
 from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
 
-# DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call.
-_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+"""DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call."""
 DEFAULT_THREAD_BYTES = 8 * 2**20
 """Working memory of a gradient that each thread may take where no budget is given and ten steps need no more."""
 
@@ -32,7 +32,7 @@ _supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of is
 def unavailable_reason() -> str | None:
     """None if the extension loads on this machine, else why it does not."""
     try:
-        _load()
+        load()
     except BackendUnavailableError as error:
         return str(error)
     return None
@@ -40,13 +40,13 @@ def unavailable_reason() -> str | None:
 
 def isas_built() -> list[str]:
     """Instruction sets in this build, most portable first; BackendUnavailableError without the extension."""
-    return list(_load().isas_built())
+    return list(load().isas_built())
 
 
 def isas_supported() -> list[str]:
     """Those of ``isas_built()`` that this processor and operating system run."""
     global _supported
-    extension = _load()
+    extension = load()
     if _supported[0] is not extension:
         _supported = (extension, list(extension.isas_supported()))
     return list(_supported[1])
@@ -97,7 +97,7 @@ def langevin_chain(
     """
     x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
     out = torch.empty((len(step_sizes) + 1, *x.shape), dtype=torch.float32) if trajectory else like(x)
-    _load().langevin_chain(out=out.data_ptr(), trajectory=trajectory, **call)
+    load().langevin_chain(out=out.data_ptr(), trajectory=trajectory, **call)
     return out
 
 
@@ -114,7 +114,7 @@ def _chain_call(
     form: str,
 ) -> tuple[Tensor, dict[str, Any], object]:
     """x, what every chain call of the extension takes, and what keeps its addresses alive."""
-    x, address, shape, addresses, alive = _model(_load(), x, weights)
+    x, address, shape, addresses, alive = _model(load(), x, weights)
     ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
     if noise is not None:
         noise = checked_tensor("noise", noise, torch.float32, (len(step_sizes), *x.shape))
@@ -125,10 +125,7 @@ def _chain_call(
         "shape": shape,
         "weights": addresses,
         "x": address,
-        "step_sizes": step_sizes,
-        "noise_scales": noise_scales,
-        "lows": lows,
-        "highs": highs,
+        "settings": settings_of(tuple(step_sizes), tuple(noise_scales), tuple(lows), tuple(highs)),
         "seed": checked_seed(seed),
         "sample_ids": 0 if ids is None else ids.data_ptr(),
         "noise": 0 if noise is None else noise.data_ptr(),
@@ -162,7 +159,7 @@ def chain_gradient(
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
     plan = gradient_plan(x.shape, call["shape"][3:], len(step_sizes), max_bytes)
     gradient = like(x)
-    _load().chain_gradient(
+    load().chain_gradient(
         cotangent=cotangent.data_ptr(),
         gradient=gradient.data_ptr(),
         actions=plan.numbers(),
@@ -171,6 +168,14 @@ def chain_gradient(
         **call,
     )
     return gradient
+
+
+@functools.lru_cache(maxsize=64)
+def settings_of(
+    step_sizes: tuple[float, ...], noise_scales: tuple[float, ...], lows: tuple[float, ...], highs: tuple[float, ...]
+) -> Any:
+    """The extension's own form of the settings of a chain; ValueError where they do not fit together."""
+    return load().Settings(step_sizes, noise_scales, lows, highs)
 
 
 class RecordedChain:
@@ -186,7 +191,7 @@ class RecordedChain:
 
     def gradient(self, cotangent: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Vector-Jacobian product with respect to x; ``weights`` are those of the chain, unchanged."""
-        extension = _load()
+        extension = load()
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
         cotangent, address, _, addresses, _alive = _model(extension, cotangent, weights)
         gradient = like(cotangent)
@@ -216,7 +221,7 @@ def recorded_chain(
     """:func:`langevin_chain` and what a gradient to come needs; arguments and errors as there."""
     x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
     out = like(x)
-    recorded = _load().recorded_chain(out=out.data_ptr(), **call)
+    recorded = load().recorded_chain(out=out.data_ptr(), **call)
     return out, RecordedChain(recorded, x.shape)
 
 
@@ -224,7 +229,7 @@ def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_s
     """About the memory that :func:`recorded_chain` keeps for images (B, C, H, W): exact for whole groups of images."""
     isa = isa_in_use()
     record = _sizes(isa, (*x_shape[1:], *hidden_channels), 1).record
-    return x_shape[0] * n_steps * record // int(_load().lanes(isa))
+    return x_shape[0] * n_steps * record // int(load().lanes(isa))
 
 
 def gradient_plan(
@@ -239,7 +244,7 @@ def gradient_plan(
 
 @functools.lru_cache(maxsize=256)
 def _sizes(isa: str, shape: tuple[int, ...], workers: int) -> Sizes:
-    return Sizes(**_load().gradient_bytes(isa, list(shape)), workers=workers)
+    return Sizes(**load().gradient_bytes(isa, list(shape)), workers=workers)
 
 
 def autoencoder_vjp(cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
@@ -256,7 +261,7 @@ def _jacobian_product(
     cotangent: Tensor | None, x: Tensor, weights: Sequence[Tensor], scale: float, own: float, form: str
 ) -> Tensor:
     """scale J^T g + own g; without a cotangent g is 2 (x - r(x))."""
-    extension = _load()
+    extension = load()
     x, address, shape, addresses, _alive = _model(extension, x, weights)
     if cotangent is not None:
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
@@ -279,7 +284,7 @@ def _jacobian_product(
 
 def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
     """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
-    extension = _load()
+    extension = load()
     x, address, shape, addresses, _alive = _model(extension, x, weights)
     out = torch.empty(x.shape, dtype=torch.float32)
     extension.autoencoder_forward(
@@ -315,7 +320,7 @@ def langevin_update(
     the shape of ``x``, in place of the drawn one. Where d is 0 no noise is drawn. Returns float32 of the
     shape of ``x``. Raises ValueError for arguments that do not fit.
     """
-    extension = _load()
+    extension = load()
     x = checked_tensor("x", x, torch.float32, x.shape)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape)
     batch = x.shape[0]
@@ -351,7 +356,7 @@ def first_outside(values: Tensor, low: float, high: float) -> int | None:
     """
     if not is_plain(values, torch.float32) or unavailable_reason() is not None:
         return None
-    return int(_load().check_range(values.data_ptr(), values.numel(), low, high))
+    return int(load().check_range(values.data_ptr(), values.numel(), low, high))
 
 
 def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
@@ -362,7 +367,7 @@ def standard_normal(seed: int, sample_ids: Tensor, step: int, n_elements: int) -
     """
     call, _alive = _noise_call(seed, sample_ids, step, n_elements)
     z = torch.empty((call["batch"], n_elements), dtype=torch.float32)
-    _load().standard_normal(elements=n_elements, z=z.data_ptr(), **call)
+    load().standard_normal(elements=n_elements, z=z.data_ptr(), **call)
     return z
 
 
@@ -371,7 +376,7 @@ def philox_words(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> T
     call, _alive = _noise_call(seed, sample_ids, step, n_elements)
     counters = -(-n_elements // 4)
     words = torch.empty((call["batch"], 4 * counters), dtype=torch.int64)
-    _load().philox_words(counters=counters, words=words.data_ptr(), **call)
+    load().philox_words(counters=counters, words=words.data_ptr(), **call)
     return words
 
 
@@ -387,7 +392,7 @@ def _noise_call(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> tu
     return call, ids
 
 
-def _load() -> ModuleType:
+def load() -> ModuleType:
     """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
     global _extension
     if _extension is None:
@@ -402,8 +407,8 @@ def _model(
 
     The last entry keeps alive what the addresses point to.
     """
-    if _EXCHANGE is not None and True not in map(Tensor.is_neg, (x, *weights)):
-        found = extension.read_model(_EXCHANGE, x, weights)
+    if EXCHANGE is not None and True not in map(Tensor.is_neg, (x, *weights)):
+        found = extension.read_model(EXCHANGE, x, weights)
         if found is not None:
             return x, *found, weights
     x = checked_tensor("x", x, torch.float32, IMAGES)

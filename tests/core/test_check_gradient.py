@@ -213,7 +213,7 @@ def test_noise_of_a_callable(images):
 
 
 def test_stale_noise_of_a_purifier_is_caught(purifier, images, monkeypatch):
-    for module in (ops, chain):
+    for module in (ops, chain, direct):
         monkeypatch.setattr(module, "fresh_seed", lambda: 7)
     assert check_gradient(purifier, images)["noise"].status == "FAIL"
 
