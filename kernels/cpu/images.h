@@ -70,11 +70,14 @@ private:
         }
     }
 
-    // The margins are read beside the even pixels and then not selected: they only have to be initialised.
+    // The margins are read beside the even pixels, or beside the columns of conv1, and then not selected: they only have to
+    // be initialised. Channels of conv1's last vector that the layer lacks are zero.
     static void clear_margins(const Scratch<Form>& part, float* scratch) {
         constexpr int64_t margin = Scratch<Form>::margin;
         for (int64_t n = 0; n < margin; ++n) scratch[part.even - margin + n] = scratch[part.sums - margin + n] = 0.0f;
         for (int64_t n = part.sums - 2 * margin; n < part.sums; ++n) scratch[n] = 0.0f;
+        if (Form::images > 1) return;
+        for (int64_t n = part.spread - margin; n < part.half; ++n) scratch[n] = 0.0f;
     }
 };
 

@@ -1,6 +1,7 @@
 // The autoencoder's stages in every form and the working memory they share.
 #pragma once
 
+#include "cpu/conv1_pixels.h"
 #include "cpu/convolution.h"
 #include "cpu/kernels.h"
 #include "cpu/packed_model.h"
@@ -44,12 +45,13 @@ struct Scratch : Places {
     // write vectors in all.
     static constexpr int64_t images = Form::images;  // floats of a pixel, in either order
     static constexpr bool planar = Form::planar;
-    int64_t state, spread, half, quarter, even, sums, noise, spectrum, products;
+    int64_t state, spread, rows, half, quarter, even, sums, noise, spectrum, products;
 
     explicit Scratch(const AutoencoderShape& s) {
         const int64_t plane = s.height * s.width;
         state = take(s.channels * plane * images);
-        spread = take(planar && images > 1 ? s.channels * plane * LANES : 0);
+        spread = take(!planar ? 0 : images > 1 ? s.channels * plane * LANES : odd_columns(s) + s.channels * plane / 2);
+        rows = take(planar && images == 1 ? 2 * vectors_of<Form>(s.hidden1) * LANES * LANES : 0);
         const int64_t planes = images * PhasePlanes(s.height / 4, s.width / 4).image(s.hidden1);
         half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, planar ? planes : 0));
         quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
@@ -139,6 +141,13 @@ void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
     if constexpr (Form::planar && Form::images > 1) {
         spread_images<Form>(s.pixels(), images, scratch + part.spread);
         images = scratch + part.spread;
+    }
+    if constexpr (Form::images == 1) {
+        if (conv1_by_pixels(s)) {
+            separate_columns(s, images, scratch + part.spread);
+            return conv1_pixels(s, packed + at.conv1, packed + at.conv1_bias, scratch + part.spread, scratch + part.rows,
+                                to.half);
+        }
     }
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
     const Convolution layer = {images, s.channels, s.height, s.width, packed + at.conv1,
