@@ -117,6 +117,29 @@ def test_chain_within_the_tolerance_rule(isa: str, shape, form: str) -> None:
     assert torch.equal(final, states[-1])
 
 
+@pytest.mark.parametrize(
+    ("shape", "hidden"),
+    [
+        ((1, 28, 28), (10, 25)),
+        ((1, 8, 80), (10, 6)),  # several tiles of columns in a row, the last one narrow
+        ((2, 12, 44), (9, 5)),
+        ((3, 16, 32), (42, 6)),  # several blocks of channels
+        ((1, 4, 36), (1, 2)),
+    ],
+)
+def test_columns_in_the_lanes_of_conv1(isa: str, shape, hidden) -> None:
+    """The latency form computes with what lies beside a row, and must select none of it, not even a zero's sign."""
+    weights = reference64.random_weights(shape[0], *hidden)
+    weights[1].fill_(-0.0)
+    x = images(3, shape)
+    x[0] = 0.0
+    x[1] = x[1].where(x[1] > 0.2, torch.inf)
+    first, *others = [cpu.autoencoder_forward(x, weights, form=form) for form in FORMS]
+    for other in others:
+        assert torch.equal(first[[0, 2]].view(torch.int32), other[[0, 2]].view(torch.int32))
+        assert torch.equal(first[1].nan_to_num(9.0), other[1].nan_to_num(9.0))  # NaN has many bit patterns
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forms_give_the_same_bits(isa: str, shape) -> None:
     for hidden in [*HIDDEN, (16, 40)]:
