@@ -167,15 +167,13 @@ std::unique_ptr<RecordedCall> recorded_chain(
 }
 
 // cotangent, gradient: (batch, C, H, W)
-void chain_reverse(const RecordedCall& call, const std::vector<uintptr_t>& weight_addresses, uintptr_t cotangent,
-                   uintptr_t gradient, int threads) {
-    const AutoencoderWeights weights = check_weights(weight_addresses);
+void chain_reverse(const RecordedCall& call, uintptr_t cotangent, uintptr_t gradient, int threads) {
     check_least("threads", threads, 1);
     const bool any = call.kept.batch > 0;
     const float* from = pointer<const float>("cotangent", cotangent, any);
     float* to = pointer<float>("gradient", gradient, any);
     const ChainArguments arguments = call.reverse_arguments();
-    without_interpreter_lock([&] { cpu::chain_reverse(call.kept, weights, arguments, from, to, threads); });
+    without_interpreter_lock([&] { cpu::chain_reverse(call.kept, arguments, from, to, threads); });
 }
 
 py::dict gradient_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
@@ -362,8 +360,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("recorded_chain", &recorded_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
           py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
           py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"));
-    m.def("chain_reverse", &chain_reverse, py::kw_only(), py::arg("call"), py::arg("weights"), py::arg("cotangent"),
-          py::arg("gradient"), py::arg("threads"));
+    m.def("chain_reverse", &chain_reverse, py::kw_only(), py::arg("call"), py::arg("cotangent"), py::arg("gradient"),
+          py::arg("threads"));
     m.def("autoencoder_gradient", &autoencoder_gradient, py::kw_only(), py::arg("isa"), py::arg("form"),
           py::arg("batch"), py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("cotangent"), py::arg("scale"),
           py::arg("own"), py::arg("out"), py::arg("threads"));

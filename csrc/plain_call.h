@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -171,7 +172,7 @@ inline std::array<int64_t, 10> versions(const Parameters& parameters) {
     return found;
 }
 
-// A recorded call and the weights that it ran with.
+// A recorded call, and its parameters, for a look at whether they were written to.
 struct PlainRecording {
     RecordedCall call;
     const Parameters parameters;
@@ -213,17 +214,18 @@ bool plain_chain_reverse(const PlainRecording& recording, const py::capsule& cap
     }
     const Table* const table = fastmalade::exchange::table_of(capsule);
     const cpu::KeptChain& kept = recording.call.kept;
-    PlainCall call;
-    if (!table || !is_plain_tensor(types, cotangent.ptr())) return false;
-    if (!find_arrays(*table, cotangent, gradient, recording.parameters, &call)) return false;
-    const AutoencoderShape &now = call.shape, &then = kept.shape;
-    if (call.batch != kept.batch || now.channels != then.channels || now.height != then.height ||
-        now.width != then.width || now.hidden1 != then.hidden1 || now.hidden2 != then.hidden2) {
-        fail("cotangent and weights", "the shapes of the forward pass", "others");
-    }
+    fastmalade::exchange::Tensor from, to;
+    if (!table || !is_plain_tensor(types, cotangent.ptr()) || !read_plain(*table, cotangent, 4, &from)) return false;
+    const uintptr_t from_address = address(from);
+    const int64_t expected[4] = {kept.batch, kept.shape.channels, kept.shape.height, kept.shape.width};
+    if (!std::equal(expected, expected + 4, from.shape)) fail("cotangent", "the shape of the result", "another");
+    if (!read_plain(*table, gradient, 4, &to)) return false;
+    if (!std::equal(expected, expected + 4, to.shape)) fail("gradient", "the shape of the result", "another");
     check_least("threads", threads, 1);
+    const float* const in = pointer<const float>("cotangent", from_address, true);
+    float* const out = pointer<float>("gradient", address(to), true);
     const ChainArguments arguments = recording.call.reverse_arguments();
-    without_interpreter_lock([&] { cpu::chain_reverse(kept, call.weights, arguments, call.in, call.out, threads); });
+    without_interpreter_lock([&] { cpu::chain_reverse(kept, arguments, in, out, threads); });
     return true;
 }
 

@@ -6,7 +6,6 @@ Python cost a third. What is computed is the same, to the bit.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,8 +85,7 @@ def plain_chain(
     if max_bytes is not None:
         return None
     try:
-        run = functools.partial(_plain_recorded, x.detach(), modules, settings, seed, ids, backend is None)
-        result: Tensor = _Chain.apply(x, ids, None, run)
+        result: Tensor = _apply(x, ids, None, _plain_recorded, modules, settings, seed, ids, backend is None)
     except _NotPlainError:
         return None
     return result
@@ -126,11 +124,17 @@ def langevin_chain(
         seed, sample_ids, noise: as for the backend.
         max_bytes: budget of the gradient, or None.
     """
-    result: Tensor = _Chain.apply(
+    result: Tensor = _apply(
         x,
         sample_ids,
         noise,
-        functools.partial(_run, x.detach(), tuple(weights), settings, seed, sample_ids, noise, max_bytes),
+        _run,
+        tuple(weights),
+        settings,
+        seed,
+        sample_ids,
+        noise,
+        max_bytes,
     )
     return result
 
@@ -164,7 +168,7 @@ def _run(
                 "modified in place since"
             )
         if recorded is not None:
-            return recorded.gradient(cotangent, weights)
+            return recorded.gradient(cotangent)
         return cpu.chain_gradient(cotangent, *arguments, **options, max_bytes=max_bytes)
 
     return result, gradient
@@ -177,11 +181,12 @@ class _Chain(torch.autograd.Function):
         x: Tensor,
         sample_ids: Tensor | None,
         noise: Tensor | None,
-        run: Callable[[], tuple[Tensor, Gradient]],
+        run: Callable[..., tuple[Tensor, Gradient]],
+        *arguments: Any,
     ) -> Tensor:
         # Saved so that autograd finds out if one of them is written to before the gradient is taken.
         ctx.save_for_backward(x, sample_ids, noise)
-        result, ctx.gradient = run()
+        result, ctx.gradient = run(x, *arguments)
         return result
 
     @staticmethod
@@ -190,7 +195,12 @@ class _Chain(torch.autograd.Function):
         gradient = ctx.gradient(cotangent)
         if torch.is_grad_enabled():
             gradient = _OnlyOnce.apply(gradient, x, cotangent)
-        return gradient, None, None, None
+        return gradient, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+# What torch.autograd.Function.apply does besides, unwrapping what transformations of torch.func have left, is not for
+# calls that no transformation sees.
+_apply = super(torch.autograd.Function, _Chain).apply
 
 
 class _OnlyOnce(torch.autograd.Function):

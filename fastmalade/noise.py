@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-import secrets
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +23,7 @@ _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int6
 
 def fresh_seed() -> int:
     """64 bits from the operating system, as 0 <= seed < 2**64."""
-    return secrets.randbits(64)
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def check_seed(seed: object) -> int:

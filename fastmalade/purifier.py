@@ -245,7 +245,12 @@ class Purifier(Defense):
 
     def _run(self, x: Tensor, config: ChainConfig, backend: str | None, **options: Any) -> Tensor:
         options |= {"backend": backend, "max_bytes": self.max_bytes, "precision": self.precision}
-        return run_chain(x, self.autoencoder, config, self.value_range, **options)
+        autoencoder = self.autoencoder
+        if self.value_range == (0.0, 1.0) and not torch.compiler.is_compiling():
+            plain = direct.plain_chain(x, autoencoder, config.settings, **options)
+            if plain is not None:
+                return plain
+        return run_chain(x, autoencoder, config, self.value_range, **options)
 
 
 def run_chain(
@@ -260,10 +265,6 @@ def run_chain(
     is_unit = value_range == (0.0, 1.0)
     # Inside a compiled graph the settings are constants, and the cache is none of its business.
     compiling = torch.compiler.is_compiling()
-    if is_unit and not compiling:
-        plain = direct.plain_chain(x, autoencoder, config.settings, **options)
-        if plain is not None:
-            return plain
     settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
     scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)
     result = chain.run(scaled, autoencoder, *settings, **options)

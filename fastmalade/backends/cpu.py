@@ -189,16 +189,13 @@ class RecordedChain:
         self.nbytes = int(call.nbytes)
         self._call, self._shape = call, shape
 
-    def gradient(self, cotangent: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Vector-Jacobian product with respect to x; ``weights`` are those of the chain, unchanged."""
-        extension = load()
+    def gradient(self, cotangent: Tensor) -> Tensor:
+        """Vector-Jacobian product with respect to x, with the weights that the chain ran with."""
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
-        cotangent, address, _, addresses, _alive = _model(extension, cotangent, weights)
         gradient = like(cotangent)
-        extension.chain_reverse(
+        load().chain_reverse(
             call=self._call,
-            weights=addresses,
-            cotangent=address,
+            cotangent=cotangent.data_ptr(),
             gradient=gradient.data_ptr(),
             threads=torch.get_num_threads(),
         )

@@ -18,6 +18,18 @@ Settings = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[
 """Of a ``ChainConfig``: step sizes, noise scales, lows and highs, N floats each."""
 
 
+_last: tuple[Settings, Any] | None = None  # of the latest call, most often those of the next one
+
+
+def _prepared(settings: Settings) -> Any:
+    """What ``cpu.settings_of`` gives, without a look at the numbers for settings that are the same object."""
+    global _last
+    last = _last
+    if last is None or last[0] is not settings:
+        _last = last = (settings, cpu.settings_of(*settings))
+    return last[1]
+
+
 def plain_chain(
     x: Tensor,
     modules: Any,
@@ -55,7 +67,7 @@ def plain_chain(
         x,
         out,
         modules,
-        cpu.settings_of(*settings),
+        _prepared(settings),
         seed,
         0 if ids is None else ids.data_ptr(),
         torch.get_num_threads(),
@@ -71,7 +83,7 @@ def plain_chain(
 
 
 class PlainRecording:
-    """A chain of :func:`plain_recorded_chain` with its activations kept, and the weights that it ran with."""
+    """A chain of :func:`plain_recorded_chain` with its activations and its packed weights kept."""
 
     def __init__(self, recording: Any) -> None:
         self._recording = recording
@@ -88,9 +100,7 @@ class PlainRecording:
             gradient = self._gradient(dense)
         if gradient is not None:
             return gradient
-        raise ValueError(
-            f"cotangent: expected float32 on the cpu and unchanged weights, got {cotangent.dtype} on {cotangent.device}"
-        )
+        raise ValueError(f"cotangent: expected float32 on the cpu, got {cotangent.dtype} on {cotangent.device}")
 
     def _gradient(self, cotangent: Tensor) -> Tensor | None:
         out = torch.empty_like(cotangent)
@@ -121,7 +131,7 @@ def plain_recorded_chain(
         x,
         out,
         modules,
-        cpu.settings_of(*settings),
+        _prepared(settings),
         seed,
         0 if ids is None else ids.data_ptr(),
         torch.get_num_threads(),

@@ -74,15 +74,13 @@ struct Task {
 
 // Calls run(task) for every task of the plan. scratch_floats(form) is what a task of that form takes.
 template <class ScratchFloats, class Run>
-void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
-              const Plan& plan, int workers, ScratchFloats scratch_floats, Run run) {
-    if (plan.all_tasks() == 0) return;
-    const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
+void run_plan(const Kernels& kernels, PackedModel& model, bool transposes, const Plan& plan, int workers,
+              ScratchFloats scratch_floats, Run run) {
     PackedModel::Arrays arrays[form_count] = {};
     int64_t floats = 0;
     for (const FormIndex form : {throughput, quad, latency}) {
         if (plan.tasks[form] == 0) continue;
-        arrays[form] = model->form(form, transposes);
+        arrays[form] = model.form(form, transposes);
         floats = std::max<int64_t>(floats, scratch_floats(kernels.forms[form]));
     }
     parallel_for(plan.all_tasks(), workers, [&](TaskSource& tasks) {
@@ -107,8 +105,10 @@ void run_plan(const Kernels& kernels, const AutoencoderShape& shape, const Autoe
 template <class ScratchFloats, class Run>
 void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
                int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
+    if (batch <= 0) return;
     const int workers = usable_threads(threads);
-    run_plan(kernels, shape, weights, transposes, choose_plan(kernels, batch, form, workers), workers, scratch_floats, run);
+    const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
+    run_plan(kernels, *model, transposes, choose_plan(kernels, batch, form, workers), workers, scratch_floats, run);
 }
 
 }  // namespace
@@ -174,9 +174,10 @@ float* KeptChain::records(int64_t task) const { return memory_.get() + records_f
 
 int64_t KeptChain::bytes() const { return buffer_bytes(records_floats(plan.all_tasks())); }
 
-void recorded_chain(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
-                    int threads) {
-    run_plan(kept.kernels, kept.shape, weights, false, kept.plan, usable_threads(threads),
+void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments, int threads) {
+    if (kept.batch <= 0) return;
+    kept.model = packed_model(kept.kernels, kept.shape, weights);
+    run_plan(kept.kernels, *kept.model, false, kept.plan, usable_threads(threads),
              [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
              [&](const Task& t) {
                  t.form.recorded_chain(kept.shape, t.model.layers, arguments, t.first, t.count, t.scratch,
@@ -184,9 +185,10 @@ void recorded_chain(const KeptChain& kept, const AutoencoderWeights& weights, co
              });
 }
 
-void chain_reverse(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
-                   const float* cotangent, float* gradient, int threads) {
-    run_plan(kept.kernels, kept.shape, weights, true, kept.plan, usable_threads(threads),
+void chain_reverse(const KeptChain& kept, const ChainArguments& arguments, const float* cotangent, float* gradient,
+                   int threads) {
+    if (!kept.model) return;
+    run_plan(kept.kernels, *kept.model, true, kept.plan, usable_threads(threads),
              [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
              [&](const Task& t) {
                  t.form.chain_reverse(kept.shape, t.model.transposes, arguments, cotangent, gradient, t.first, t.count,

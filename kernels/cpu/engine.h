@@ -5,11 +5,14 @@
 #include <stdint.h>
 
 #include <array>
+#include <memory>
 
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 
 namespace fastmalade::cpu {
+
+class PackedModel;  // cpu/packed.h
 
 // All forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
 enum class Form { automatic, throughput, quad, latency };
@@ -43,6 +46,7 @@ public:
     const AutoencoderShape shape;
     const int64_t batch, n_steps;
     const Plan plan;
+    std::shared_ptr<PackedModel> model;  // that the chain ran with, from then on
 
     float* records(int64_t task) const;  // of one task of the plan
     int64_t bytes() const;
@@ -55,12 +59,12 @@ private:
 };
 
 // The chain, all of its activations kept in `kept`, which was made for its kernels, shape and batch.
-void recorded_chain(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
-                    int threads);
+void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments, int threads);
 
-// The gradient for a call of recorded_chain. Of the arguments only the schedule is read. cotangent, gradient: (B, C, H, W)
-void chain_reverse(const KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments,
-                   const float* cotangent, float* gradient, int threads);
+// The gradient for a call of recorded_chain, with the weights of that call. Of the arguments only the schedule is read.
+// cotangent, gradient: (B, C, H, W)
+void chain_reverse(const KeptChain& kept, const ChainArguments& arguments, const float* cotangent, float* gradient,
+                   int threads);
 
 // One product with the transposed Jacobian of r.
 void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,

@@ -253,11 +253,7 @@ def test_weights_written_to_before_the_gradient_are_noticed(model, make_images, 
         model.autoencoder.conv1.bias.add_(1.0)
     with pytest.raises(RuntimeError, match="modified"):
         torch.autograd.grad(result.sum(), x)
-    result = model(x, seed=1)
-    model.autoencoder.conv1.weight.data = torch.zeros(10, 2, 5, 5)
-    with pytest.raises(ValueError, match="unchanged weights"):
-        torch.autograd.grad(result.sum(), x)
-    assert taken == ["plain_recorded_chain"] * 2
+    assert taken == ["plain_recorded_chain"]
 
 
 def test_an_input_written_to_before_the_gradient_is_noticed(model, make_images, taken):
@@ -302,6 +298,7 @@ def test_weights_replaced_while_a_graph_waits(model, make_images, taken, monkeyp
     expected = torch.autograd.grad(model(x, seed=3).sum(), x)[0]
     result = model(x, seed=3)
     model.autoencoder.conv1 = nn.Conv2d(1, 10, 5)
+    model.autoencoder.conv2.weight.data = torch.zeros(25, 10, 5, 5)
     gc.collect()
     assert torch.equal(torch.autograd.grad(result.sum(), x)[0], expected)
     assert taken == ["plain_recorded_chain"] * 2
