@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/fastmalade demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -21,6 +21,21 @@ def pytest_configure() -> None:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+# A few tests of a minute each: begun last, they would leave one of two processes idle.
+LONG = (
+    "test_native_checks.py",
+    "test_distribution.py",
+    "test_under_interpreter.py",
+    "test_compiled.py",
+    "test_races.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first, the rest in order."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
     """A test that changes the number of threads changes it for itself only."""

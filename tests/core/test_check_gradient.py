@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmalade import DefendedClassifier, Purifier, chain, check_gradient, direct, load_classifier, ops, reference
-from fastmalade.backends import cpu
+from fastmalade.backends import cpu, cpu_plain
 from fastmalade.models import Autoencoder
 
 
@@ -116,7 +116,7 @@ def test_a_stale_noise_key_in_the_backward_is_caught(purifier, images, monkeypat
 @pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=str(cpu.unavailable_reason()))
 @pytest.mark.parametrize("mistake", ["factor", "noise", "factor of kept activations"])
 def test_a_mistake_of_the_kernel_alone_is_caught(purifier, images, monkeypatch, mistake):
-    exact, kept = cpu.chain_gradient, cpu.RecordedChain.gradient
+    exact = cpu.chain_gradient
 
     def planted(cotangent, x, weights, *settings, seed, **options):
         if mistake == "factor":
@@ -124,7 +124,8 @@ def test_a_mistake_of_the_kernel_alone_is_caught(purifier, images, monkeypatch, 
         return exact(cotangent, x, weights, *settings, seed=seed + 1, **options)
 
     monkeypatch.setattr(cpu, "chain_gradient", planted)
-    monkeypatch.setattr(cpu.RecordedChain, "gradient", lambda self, *given: 1.001 * kept(self, *given))
+    for owner in (cpu.RecordedChain, cpu_plain.PlainRecording):
+        monkeypatch.setattr(owner, "gradient", lambda self, g, kept=owner.gradient: 1.001 * kept(self, g))
     if "kept" not in mistake:
         monkeypatch.setattr(direct, "KEPT_BYTES", 0)
     report = check_gradient(purifier, images)
