@@ -194,7 +194,7 @@ std::unique_ptr<PlainRecording> plain_recorded_chain(const py::capsule& capsule,
     const PlainCall call = find_plain_call(capsule, types, x, out, parameters, any_backend, true);
     if (!call.kernels || settings->a.empty()) return nullptr;
     const int64_t record = cpu::gradient_bytes(*call.kernels, call.shape).record;  // of a group of images and a step
-    if (call.batch > most_bytes / record * call.kernels->lanes / (int64_t)settings->a.size()) return nullptr;
+    if (call.batch > most_bytes * call.kernels->lanes / record / (int64_t)settings->a.size()) return nullptr;
     check_least("threads", threads, 1);
     auto recording = std::make_unique<PlainRecording>(settings, call, parameters, threads);
     std::vector<int64_t> own_ids;

@@ -30,6 +30,21 @@ def _prepared(settings: Settings) -> Any:
     return last[1]
 
 
+def _offered() -> bool:
+    """Whether there is the extension, and a version of torch whose tensors it can read."""
+    return cpu.EXCHANGE is not None and cpu.unavailable_reason() is None
+
+
+def _call(
+    x: Tensor, out: Tensor, modules: Any, settings: Settings, seed: int, sample_ids: Tensor | None, any_backend: bool
+) -> tuple[tuple[Any, ...], object]:
+    """What both calls of the extension take first, and what keeps an address alive."""
+    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
+    address, threads = 0 if ids is None else ids.data_ptr(), torch.get_num_threads()
+    prepared = _prepared(settings)
+    return (cpu.EXCHANGE, PLAIN_TYPES, x, out, modules, prepared, seed, address, threads, any_backend), ids
+
+
 def plain_chain(
     x: Tensor,
     modules: Any,
@@ -56,25 +71,11 @@ def plain_chain(
     Raises:
         FloatingPointError: with ``checked``, a result that is not finite.
     """
-    if cpu.EXCHANGE is None or cpu.unavailable_reason() is not None:
+    if not _offered():
         return None
-    extension = cpu.load()
-    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
-    out = torch.empty_like(x)
-    found = extension.plain_chain(
-        cpu.EXCHANGE,
-        PLAIN_TYPES,
-        x,
-        out,
-        modules,
-        _prepared(settings),
-        seed,
-        0 if ids is None else ids.data_ptr(),
-        torch.get_num_threads(),
-        any_backend,
-        recorded,
-        checked,
-    )
+    extension, out = cpu.load(), torch.empty_like(x)
+    call, _alive = _call(x, out, modules, settings, seed, sample_ids, any_backend)
+    found = extension.plain_chain(*call, recorded, checked)
     if found == extension.PlainResult.refused:
         return None
     if found == extension.PlainResult.diverged:
@@ -121,21 +122,9 @@ def plain_recorded_chain(
     most_bytes: int,
 ) -> tuple[Tensor, PlainRecording] | None:
     """:func:`plain_chain` with its activations kept, None also where they would take more than ``most_bytes``."""
-    if cpu.EXCHANGE is None or cpu.unavailable_reason() is not None:
+    if not _offered():
         return None
-    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
     out = torch.empty_like(x)
-    recording = cpu.load().plain_recorded_chain(
-        cpu.EXCHANGE,
-        PLAIN_TYPES,
-        x,
-        out,
-        modules,
-        _prepared(settings),
-        seed,
-        0 if ids is None else ids.data_ptr(),
-        torch.get_num_threads(),
-        any_backend,
-        most_bytes,
-    )
+    call, _alive = _call(x, out, modules, settings, seed, sample_ids, any_backend)
+    recording = cpu.load().plain_recorded_chain(*call, most_bytes)
     return None if recording is None else (out, PlainRecording(recording))

@@ -292,7 +292,7 @@ def test_nothing_of_a_call_is_left(model, make_images, taken):
     assert taken == ["plain_recorded_chain"]
 
 
-def test_weights_replaced_while_a_graph_waits(model, make_images, taken, monkeypatch):
+def test_weights_replaced_while_a_graph_waits(model, make_images, taken):
     """The gradient is of the weights that the chain ran with, however the module changes."""
     x = make_images(2, 1, 8, 8).requires_grad_()
     expected = torch.autograd.grad(model(x, seed=3).sum(), x)[0]

@@ -194,6 +194,20 @@ def test_the_binding_checks_its_arguments(native, change, message) -> None:
         native.load().chain_gradient(**{**arguments, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step_sizes": [0.1]}, "noise_scales: expected 1 values"),
+        ({"lows": [2.0, 2.0]}, "clamp bounds: expected low <= high"),
+    ],
+)
+def test_the_binding_checks_settings(native, change, message) -> None:
+    settings = {"step_sizes": [0.1, 0.1], "noise_scales": [0.0, 0.0], "lows": [0.0, 0.0], "highs": [1.0, 1.0]}
+    native.load().Settings(**settings)
+    with pytest.raises(ValueError, match=message):
+        native.load().Settings(**{**settings, **change})
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 36), (1, 4, 4)])
 @pytest.mark.parametrize("form", ["auto", *FORMS])
 def test_the_same_bits_from_kept_activations(isa: str, shape, form: str) -> None:
