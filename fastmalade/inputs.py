@@ -98,9 +98,15 @@ def plain_tensor(images: Any) -> tuple[Tensor | None, Callable[[Tensor], Any] | 
     """A tensor, or a writable float32 array in order as a tensor and the way back; (None, None) for anything else."""
     if isinstance(images, Tensor):
         return images, None
-    if type(images) is np.ndarray and images.dtype == np.float32 and images.flags.carray:
+    if type(images) is np.ndarray and images.dtype == np.float32 and images.flags.carray and _torch_strides(images):
         return torch.from_numpy(images), Tensor.numpy
     return None, None
+
+
+def _torch_strides(images: np.ndarray) -> bool:
+    # torch refuses negative strides and parts of elements, also along sides of length 1, whose strides mean nothing
+    # and do not keep numpy from calling an array contiguous: one image of a reversed batch is such an array.
+    return all(stride >= 0 and stride % images.itemsize == 0 for stride in images.strides)
 
 
 def _converted(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -127,8 +133,8 @@ def _from_numpy(images: np.ndarray) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if images.dtype.name not in _NUMPY_DTYPES:
         raise TypeError(f"images: expected dtype {_EXPECTED_DTYPES}, got {images.dtype}")
     native = images.dtype.newbyteorder("=")
-    # torch takes neither read-only arrays (without a warning) nor negative strides nor foreign byte order.
-    if not images.flags.writeable or any(stride < 0 for stride in images.strides) or images.dtype != native:
+    # torch takes neither read-only arrays (without a warning) nor foreign byte order.
+    if not images.flags.writeable or images.dtype != native or not _torch_strides(images):
         tensor = torch.from_numpy(np.array(images, dtype=native, order="C", subok=False))
     else:
         tensor = torch.from_numpy(np.asarray(images))

@@ -120,6 +120,18 @@ def test_any_strides(batch, sides, colour, channels_last, step, transposed, use_
     assert np.array_equal(x, before)
 
 
+def test_strides_of_single_images(make_images):
+    """Strides along sides of length 1 mean nothing to numpy, which calls such arrays contiguous; torch refuses them."""
+    x = make_images(2, 1, 8, 8).numpy()
+    reversed_one = x[::-1][:1]
+    packed = np.zeros(1, dtype=[("image", np.float32, (1, 8, 8)), ("label", np.uint8)])
+    packed["image"] = x[1]
+    for one in (reversed_one, packed["image"]):
+        assert one.flags.c_contiguous
+        assert np.array_equal(GREY.purify(one, seed=1), GREY.purify(x[1:].copy(), seed=1))
+        assert np.array_equal(one, x[1:])
+
+
 @pytest.mark.filterwarnings("error")
 def test_read_only_arrays_are_taken_without_a_warning():
     x = np.frombuffer(bytes(range(256)) * 3, dtype=np.uint8).reshape(3, 16, 16)
