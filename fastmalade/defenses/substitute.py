@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +20,13 @@ from torch.nn import functional as F
 
 from fastmalade.attacks.base import Attack
 from fastmalade.attacks.checks import check_count, check_number, check_range
-from fastmalade.attacks.target import derive_seed, evaluation_mode
+from fastmalade.attacks.target import derive_seed
 from fastmalade.defended import DefendedClassifier
 from fastmalade.defense import Defense
+from fastmalade.defenses.queries import Queries
 from fastmalade.models.denoiser import SkipDenoiser
 from fastmalade.models.encoder import ConvEncoder
 from fastmalade.noise import check_seed
-from fastmalade.progress import progress_bar
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 # What a derived seed is for.
@@ -77,6 +78,7 @@ def train_substitute_classifier(
     images: Tensor,
     *,
     inner_attack: Attack | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> QueriedSet:
@@ -93,6 +95,9 @@ def train_substitute_classifier(
         images: (n, C, H, W), dtype of the substitute, in the purifier's value range; Papernot et al. start from 150.
         inner_attack: also ask about what this attack makes of ``images`` against ``target.classifier``, as the paper
             does: the attacker knows its gradients. That doubles n.
+        checkpoint: file that holds queries, answers and the substitute, written about once a minute while asking, on an
+            interruption and after each round; ``checkpoint`` + ".training" is written after each epoch. If they exist
+            the run goes on from them, to bitwise the same result, and nothing is asked twice.
         progress: show progress bars on standard error.
         settings: fields of :class:`SubstituteSettings`. All randomness follows from ``seed``.
 
@@ -102,6 +107,7 @@ def train_substitute_classifier(
     Raises:
         TypeError: a target or an attack of another type.
         ValueError: images or settings that do not fit, or a substitute with nothing to train.
+        CheckpointError: the checkpoint is of another run, or damaged.
 
     Source: paper 004, section 4.2.2; Papernot et al. 2016, "Practical black-box attacks", algorithm 1.
     """
@@ -114,40 +120,53 @@ def train_substitute_classifier(
     value_range = target.purifier.value_range
     _check_images(images, value_range)
 
-    def answers(new: Tensor, first: int) -> Tensor:
-        seed = derive_seed(chosen.seed, _QUERY)
-        return _batched(
+    asked_of = dataclasses.asdict(chosen) | {
+        "inner_attack": None if inner_attack is None else inner_attack.settings(),
+        "substitute": repr(substitute),
+    }
+    queries = Queries(images, target, asked_of, checkpoint)
+    if queries.parameters:
+        substitute.load_state_dict(queries.parameters)
+        substitute.eval()
+    seed = derive_seed(chosen.seed, _QUERY)
+
+    def ask() -> Tensor:
+        return queries.ask(
             lambda x, ids: target(x, seed=seed, sample_ids=ids).argmax(1),
             target,
-            new,
-            first,
-            chosen,
-            progress,
+            chosen.query_batch,
             "asking",
+            progress=progress,
         )
 
-    known = images.detach()
-    labels = answers(known, 0)
+    labels = ask()
+    given = len(images)
     if inner_attack is not None:
-        made = inner_attack(target.classifier, known, labels, value_range=value_range, progress=progress).adversarial
-        labels = torch.cat([labels, answers(made, len(known))])
-        known = torch.cat([known, made])
-    agreement = []
-    for number in range(chosen.rounds):
-        if number:
+        if len(queries.images) == given:
+            made = inner_attack(
+                target.classifier, queries.images, labels, value_range=value_range, progress=progress
+            ).adversarial
+            queries.extend(made)
+            labels = ask()
+        given *= 2
+    for number in range(len(queries.agreement), chosen.rounds):
+        if len(queries.images) < given * 2**number:
             made = _in_batches(
-                lambda x, y: augmented(substitute, x, y, chosen.step, value_range), known, labels, chosen.query_batch
+                lambda x, y: augmented(substitute, x, y, chosen.step, value_range),
+                queries.images,
+                labels,
+                chosen.query_batch,
             )
-            labels = torch.cat([labels, answers(made, len(known))])
-            known = torch.cat([known, made])
-        _train_round(substitute, known, labels, chosen, number, progress)
+            queries.extend(made)
+            labels = ask()
+        _train_round(substitute, queries.images, labels, chosen, number, queries.training_checkpoint, progress)
         with torch.no_grad():
             right = [
                 (substitute(x).argmax(1) == y).sum()
-                for x, y in zip(known.split(chosen.query_batch), labels.split(chosen.query_batch), strict=True)
+                for x, y in zip(queries.images.split(chosen.query_batch), labels.split(chosen.query_batch), strict=True)
             ]
-        agreement.append(int(torch.stack(right).sum()) / len(known))
-    return QueriedSet(known, labels, agreement)
+        queries.end_round(substitute, int(torch.stack(right).sum()) / len(labels))
+    return QueriedSet(queries.images, labels, queries.agreement)
 
 
 def augmented(
@@ -214,7 +233,9 @@ def train_substitute_purifier(
             parameters that require a gradient are trained.
         defense: any.
         images: (n, C, H, W), dtype of the substitute, in the defence's value range.
-        checkpoint: file written after each epoch; if it exists, training goes on from it.
+        checkpoint: file that holds the purified images, written about once a minute while purifying and on an
+            interruption; ``checkpoint`` + ".training" is written after each epoch. If they exist the run goes on from
+            them.
         progress: show progress bars on standard error.
         settings: fields of :class:`InversionSettings`. All randomness follows from ``seed``.
 
@@ -234,8 +255,14 @@ def train_substitute_purifier(
     _check_trainable("substitute", substitute)
     _check_images(images, defense.value_range)
     seed = derive_seed(chosen.seed, _QUERY)
-    wanted = _batched(
-        lambda x, ids: defense(x, seed=seed, sample_ids=ids), defense, images, 0, chosen, progress, "purifying"
+    # Training settings belong to the training's own checkpoint: the same answers serve any of them.
+    queries = Queries(images, defense, {"seed": chosen.seed, "query_batch": chosen.query_batch}, checkpoint)
+    wanted = queries.ask(
+        lambda x, ids: defense(x, seed=seed, sample_ids=ids),
+        defense,
+        chosen.query_batch,
+        "purifying",
+        progress=progress,
     )
     return run_epochs(
         substitute,
@@ -243,7 +270,7 @@ def train_substitute_purifier(
         len(images),
         lambda indices: F.mse_loss(substitute(images[indices]), wanted[indices]),
         dict,
-        checkpoint=checkpoint,
+        checkpoint=queries.training_checkpoint,
         progress=progress,
         label="substitute purifier",
     )
@@ -317,7 +344,13 @@ class CombinedSubstitute(nn.Module):
 
 
 def _train_round(
-    substitute: nn.Module, images: Tensor, labels: Tensor, chosen: SubstituteSettings, number: int, progress: bool
+    substitute: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    chosen: SubstituteSettings,
+    number: int,
+    checkpoint: Path | None,
+    progress: bool,
 ) -> None:
     # The loop derives torch's seeds from its own by a multiplication, which 63 bits would overflow.
     seed = derive_seed(chosen.seed, _TRAIN, number) >> 32
@@ -327,31 +360,10 @@ def _train_round(
         len(images),
         lambda indices: F.cross_entropy(substitute(images[indices]), labels[indices]),
         dict,
-        checkpoint=None,
+        checkpoint=checkpoint,
         progress=progress,
         label=f"substitute, round {number + 1}/{chosen.rounds}",
     )
-
-
-def _batched(
-    function: Callable[[Tensor, Tensor], Tensor],
-    model: nn.Module,
-    images: Tensor,
-    first: int,
-    chosen: SubstituteSettings | InversionSettings,
-    progress: bool,
-    label: str,
-) -> Tensor:
-    """``function`` of images and their sample ids first, first + 1, ..., without gradients, a bar over the images."""
-    parts = []
-    with evaluation_mode(model), torch.no_grad(), progress_bar(enabled=progress) as bar:
-        task = bar.add_task(label, total=len(images))
-        for start in range(0, len(images), chosen.query_batch):
-            part = images[start : start + chosen.query_batch]
-            ids = torch.arange(first + start, first + start + len(part), device=images.device)
-            parts.append(function(part, ids))
-            bar.advance(task, len(part))
-    return torch.cat(parts)
 
 
 def _in_batches(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, size: int) -> Tensor:

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fastmalade import Autoencoder, ChainConfig, DefendedClassifier, Defense, Purifier
 from fastmalade.attacks import FGSM, PGD
 from fastmalade.attacks.target import derive_seed
+from fastmalade.defenses import substitute
 from fastmalade.defenses.substitute import (
     CombinedSubstitute,
     augmented,
@@ -101,6 +103,103 @@ def test_queries_are_those_of_the_algorithm(squares):
     assert known.agreement[-1] == pytest.approx(final)
     assert final > 0.9
     assert not substitute.training
+
+
+class _Cut(KeyboardInterrupt):
+    """An interruption that only these tests make."""
+
+
+def _cut_after(calls: int, function):
+    """``function`` until it has been called so often, then an interruption."""
+
+    def cut(*arguments, **options):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise _Cut
+        return function(*arguments, **options)
+
+    return cut
+
+
+@pytest.mark.parametrize("inner", [None, FGSM(epsilon=0.2)], ids=["queries", "inner attack"])
+def test_an_interrupted_run_asks_nothing_twice(squares, tmp_path, monkeypatch, inner):
+    x, _ = squares
+    settings = SETTINGS | {"epochs": 3, "inner_attack": inner}
+    whole = _linear(1)
+    expected = train_substitute_classifier(whole, DefendedClassifier(_Shift(0.4), _bright()), x, **settings)
+    path = tmp_path / "runs" / "substitute.safetensors"
+    asked, cuts = [], 0
+    while True:
+        defense, model = _Shift(0.4), _linear(1)
+        target = DefendedClassifier(defense, _bright())
+        with monkeypatch.context() as patched:
+            # Cut in turn among the queries, and in the epochs of a training: a loss is computed for each batch.
+            if cuts % 2 == 0:
+                patched.setattr(defense, "_purified", _cut_after(2, defense._purified))
+            else:
+                patched.setattr(substitute.F, "cross_entropy", _cut_after(9 + 4 * cuts, substitute.F.cross_entropy))
+            try:
+                got = train_substitute_classifier(model, target, x, checkpoint=path, **settings)
+                break
+            except _Cut:
+                cuts += 1
+            finally:
+                asked += defense.seen
+    assert cuts >= 4
+    assert [i for i, _ in asked] == list(range(len(expected.images)))
+    assert torch.equal(got.images, expected.images)
+    assert torch.equal(got.labels, expected.labels)
+    assert got.agreement == expected.agreement
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    assert not model.training
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    # A run that is over asks nothing and trains nothing.
+    again, before = _linear(2), len(defense.seen)
+    train_substitute_classifier(again, target, x, checkpoint=path, **settings)
+    assert len(defense.seen) == before
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_run_is_refused(squares, tmp_path):
+    x, _ = squares
+    target, path = DefendedClassifier(_Shift(), _bright()), tmp_path / "run.safetensors"
+    settings = SETTINGS | {"rounds": 1, "epochs": 1, "checkpoint": path}
+    train_substitute_classifier(_linear(1), target, x, **settings)
+    content = path.read_bytes()
+    for message, arguments, changed in [
+        ("images: expected", (target, x.flip(0)), {}),
+        ("model: expected", (DefendedClassifier(_Shift(), _bright(10.0)), x), {}),
+        ("settings: expected", (target, x), {"step": 0.2}),
+        ("settings: expected", (target, x), {"inner_attack": FGSM(epsilon=0.1)}),
+    ]:
+        with pytest.raises(CheckpointError, match=f"made with other settings .{message}"):
+            train_substitute_classifier(_linear(1), *arguments, **(settings | changed))
+    assert path.read_bytes() == content
+    path.write_bytes(b"no record")
+    with pytest.raises(CheckpointError, match="expected a record of queries, got"):
+        train_substitute_classifier(_linear(1), target, x, **settings)
+    assert path.read_bytes() == b"no record"
+    save_file({"images": x.clone()}, path)
+    with pytest.raises(CheckpointError, match="expected a record of queries of format 1"):
+        train_substitute_classifier(_linear(1), target, x, **settings)
+
+
+def test_purified_images_are_kept(squares, tmp_path):
+    x, _ = squares
+    path = tmp_path / "run.safetensors"
+    settings = {"epochs": 2, "batch_size": 8, "query_batch": 16, "checkpoint": path, "progress": False}
+    first, second = _Shift(0.4), _Shift(0.4)
+    whole, model = substitute_purifier(first, width=2, channels=1), substitute_purifier(first, width=2, channels=1)
+    train_substitute_purifier(whole, first, x, **(settings | {"checkpoint": None}))
+    cut = _cut_after(2, second._purified)
+    second._purified, purified = cut, second._purified
+    with pytest.raises(_Cut):
+        train_substitute_purifier(model, second, x, **settings)
+    second._purified = purified
+    train_substitute_purifier(model, second, x, **settings)
+    assert [i for i, _ in second.seen] == list(range(40))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
 
 
 def test_inner_adversarial_images_are_asked_about(squares):
