@@ -48,16 +48,16 @@ FASTMALADE_INLINE Vec log_positive(Vec u) {
     return fma(k, broadcast(LN2_HIGH), f + tail);
 }
 
-struct Normals {
-    Vec z[4];  // elements 4k .. 4k+3, one sample or one k in each lane
-};
+// Box and Muller's radius sqrt(-2 ln u) from one word.
+FASTMALADE_INLINE Vec radius_of(VecWord word) {
+    const Vec u = (to_float((VecInt)(word >> 9)) + 0.5f) * 0x1p-23f;
+    return square_root(log_positive(u) * -2.0f);
+}
 
-// Box and Muller from two words: the radius from the first, the angle from the second.
-FASTMALADE_INLINE void box_muller(VecWord radius_word, VecWord angle_word, Vec* cosine_part, Vec* sine_part) {
-    const Vec u = (to_float((VecInt)(radius_word >> 9)) + 0.5f) * 0x1p-23f;
-    const Vec radius = square_root(log_positive(u) * -2.0f);
-    // The angle 2 pi u is split in the integers: quadrant, and r in [-1/2, 1/2] of a quarter turn, both exact.
-    const VecInt m = (VecInt)(angle_word >> 9);
+// radius times cosine and sine of the angle 2 pi u of another word. The angle is split in the integers: quadrant, and r
+// in [-1/2, 1/2] of a quarter turn, both exact.
+FASTMALADE_INLINE void around_circle(Vec radius, VecWord word, Vec* cosine_part, Vec* sine_part) {
+    const VecInt m = (VecInt)(word >> 9);
     const VecInt quadrant = (m + (1 << 20)) >> 21;
     const Vec r = (to_float(m - (quadrant << 21)) + 0.5f) * 0x1p-21f;
     const Vec s = r * r;
@@ -81,40 +81,63 @@ struct WordVectors {
     VecWord w[4];
 };
 
-// Philox4x32-10 on LANES counters at once, all under one key (common/philox.h has the scalar form and the contract).
+// The round keys of one seed as vectors, for operands in memory.
+struct PhiloxKeys {
+    VecLong round[kPhiloxRounds][2];
+
+    static inline __attribute__((always_inline)) PhiloxKeys of(uint64_t seed) {
+        PhiloxKeys keys;
+        uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+        for (int n = 0; n < kPhiloxRounds; ++n) {
+            keys.round[n][0] = (uint64_t)key0 + (VecLong){};
+            keys.round[n][1] = (uint64_t)key1 + (VecLong){};
+            key0 += kPhiloxWeyl0;
+            key1 += kPhiloxWeyl1;
+        }
+        return keys;
+    }
+};
+
+// Philox4x32-10 on COUNT times LANES counters, all under one key (common/philox.h has the scalar form and the contract).
 // Even and odd words are kept apart in the low halves of 64-bit elements over all rounds: the multiplication reads low
-// halves alone, so whatever gathers in the high halves is left there.
-FASTMALADE_INLINE WordVectors philox(WordVectors counter, uint64_t seed) {
-    VecLong even[4], odd[4];
-    for (int j = 0; j < 4; ++j) {
-        even[j] = (VecLong)counter.w[j];
-        odd[j] = (VecLong)counter.w[j] >> 32;
+// halves alone, so whatever gathers in the high halves is left there. A round waits for the one before it: with two
+// vectors of counters the processor has other work meanwhile.
+template <int COUNT>
+FASTMALADE_INLINE void philox(WordVectors counters[COUNT], const PhiloxKeys& keys) {
+    VecLong words[2 * COUNT][4];
+#pragma GCC unroll 2
+    for (int n = 0; n < COUNT; ++n) {
+        for (int j = 0; j < 4; ++j) {
+            words[2 * n][j] = (VecLong)counters[n].w[j];
+            words[2 * n + 1][j] = (VecLong)counters[n].w[j] >> 32;
+        }
     }
     const VecLong multiplier0 = kPhiloxMultiplier0 + (VecLong){}, multiplier1 = kPhiloxMultiplier1 + (VecLong){};
-    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+#pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round) {
-        for (int half = 0; half < 2; ++half) {
-            VecLong* w = half ? odd : even;
+#pragma GCC unroll 4
+        for (int n = 0; n < 2 * COUNT; ++n) {
+            VecLong* w = words[n];
             const VecLong product0 = multiply_low_halves(w[0], multiplier0);
             const VecLong product1 = multiply_low_halves(w[2], multiplier1);
-            w[0] = (product1 >> 32) ^ w[1] ^ (uint64_t)key0;
+            w[0] = (product1 >> 32) ^ (w[1] ^ keys.round[round][0]);
             w[1] = product1;
-            w[2] = (product0 >> 32) ^ w[3] ^ (uint64_t)key1;
+            w[2] = (product0 >> 32) ^ (w[3] ^ keys.round[round][1]);
             w[3] = product0;
         }
-        key0 += kPhiloxWeyl0;
-        key1 += kPhiloxWeyl1;
     }
-    for (int j = 0; j < 4; ++j) counter.w[j] = interleave_low_halves(even[j], odd[j]);
-    return counter;
+#pragma GCC unroll 2
+    for (int n = 0; n < COUNT; ++n) {
+        for (int j = 0; j < 4; ++j) counters[n].w[j] = interleave_low_halves(words[2 * n][j], words[2 * n + 1][j]);
+    }
 }
 
-FASTMALADE_INLINE Normals normals(WordVectors counter, uint64_t seed) {
-    const WordVectors words = philox(counter, seed);
-    Normals n;
-    box_muller(words.w[0], words.w[1], &n.z[0], &n.z[1]);
-    box_muller(words.w[2], words.w[3], &n.z[2], &n.z[3]);
-    return n;
+// Elements 4k .. 4k+3 from the words of counter k, one sample or one k in each lane: radius and angle of two pairs. Both
+// radii come first, so that one's long chain of operations runs beside the other's.
+FASTMALADE_INLINE void box_muller(const WordVectors& words, Vec z[4]) {
+    const Vec radius0 = radius_of(words.w[0]), radius1 = radius_of(words.w[2]);
+    around_circle(radius0, words.w[1], &z[0], &z[1]);
+    around_circle(radius1, words.w[3], &z[2], &z[3]);
 }
 
 }  // namespace

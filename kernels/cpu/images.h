@@ -114,7 +114,7 @@ struct Images<Throughput> {
         GroupNoise noise = {};
         noise.pixels = s.pixels();
         noise.count = count;
-        noise.seed = c.seed;
+        noise.keys = PhiloxKeys::of(c.seed);
         noise.step = (uint32_t)t;
         noise.given = c.noise ? c.noise + (t * c.batch + first) * s.pixels() : nullptr;
         for (int l = 0; l < LANES; ++l) {

@@ -169,12 +169,7 @@ void finish_step(const AutoencoderShape& s, const float* packed, const PackedLay
                     for (int64_t n = 0; n < s.width; ++n) store(x + n * LANES, load(r + n * LANES));
                     continue;
                 }
-                if (noisy) {
-                    for (int64_t n = 0; n < s.width; n += 4) {
-                        const Normals z = noise.at(element + n);
-                        for (int p = 0; p < 4; ++p) store(noise_row + (n + p) * LANES, z.z[p]);
-                    }
-                }
+                if (noisy) noise.draw(element, s.width, noise_row);
                 for (int64_t n = 0; n < s.width; ++n) {
                     Vec v = updated(load(x + n * LANES), load(r + n * LANES), update);
                     if (noisy) v = fma(broadcast(update.noise_scale), load(noise_row + n * LANES), v);
