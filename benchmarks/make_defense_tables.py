@@ -4,8 +4,9 @@
     python benchmarks/make_defense_tables.py --check    # only says whether they are up to date
 
 Times come from ``fastmalade bench defenses --output benchmarks/results/bench-defenses.json``, accuracy from
-``python scripts/evaluate_defenses.py``. Blocks stand between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``:
-``rivals`` in README.md, ``defense-times`` and ``defense-accuracy`` in docs/defenses.md; nothing else is touched.
+``python scripts/evaluate_defenses.py`` and ``python scripts/evaluate_substitutes.py``. Blocks stand between
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``: ``rivals`` in README.md, ``defense-times``, ``defense-accuracy`` and
+``substitute-attacks`` in docs/defenses.md; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 from make_tables import ROOT, replaced
 
 from fastmalade.bench.defenses import ratios
-from fastmalade.evaluation.defenses import accuracy_table
+from fastmalade.evaluation.defenses import accuracy_table, substitute_table
 from fastmalade.files import replacing
 
 TIMES = Path("benchmarks/results/bench-defenses.json")
 ACCURACY = Path("benchmarks/results/defenses-accuracy.json")
+SUBSTITUTES = Path("benchmarks/results/substitutes.json")
 # Row of README's table: its contender in the timing run and its defence in the accuracy run.
 ROWS = (
     ("MALADE, native", "malade native", "malade"),
@@ -121,7 +123,7 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
 
 
-def pages(times: dict[str, Any], accuracy: dict[str, Any]) -> dict[Path, str]:
+def pages(times: dict[str, Any], accuracy: dict[str, Any], substitutes: dict[str, Any]) -> dict[Path, str]:
     """File -> its text with the blocks renewed."""
     readme, docs = ROOT / "README.md", ROOT / "docs" / "defenses.md"
     found = {path: path.read_text(encoding="utf-8") for path in (readme, docs)}
@@ -129,6 +131,7 @@ def pages(times: dict[str, Any], accuracy: dict[str, Any]) -> dict[Path, str]:
         (readme, "rivals", rivals(times, accuracy)),
         (docs, "defense-times", time_tables(times)),
         (docs, "defense-accuracy", accuracy_table(accuracy["results"])),
+        (docs, "substitute-attacks", substitute_table(substitutes["results"])),
     ):
         found[path] = replaced(found[path], block, f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
     return found
@@ -139,8 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
     options = parser.parse_args(arguments)
-    times, accuracy = (json.loads((ROOT / path).read_text(encoding="utf-8")) for path in (TIMES, ACCURACY))
-    changed = {p: text for p, text in pages(times, accuracy).items() if text != p.read_text(encoding="utf-8")}
+    results = [json.loads((ROOT / path).read_text(encoding="utf-8")) for path in (TIMES, ACCURACY, SUBSTITUTES)]
+    changed = {p: text for p, text in pages(*results).items() if text != p.read_text(encoding="utf-8")}
     if options.check:
         print("out of date: run python benchmarks/make_defense_tables.py" if changed else "up to date")
         return int(bool(changed))

@@ -24,7 +24,8 @@ def compared_defenses() -> dict[str, Defense]:
         "defense-gan": DefenseGan.from_pretrained("defense-gan-mnist"),
         "inc": InvertAndClassify.from_pretrained("inc-mnist"),
         "autoencode": AutoencodeAndClassify.from_pretrained("autoencode-mnist"),
-        "dip-inc": DeepPrior(n_steps=100).eval(),
+        # Its default is BPDA; what an attack uses is for the attack to say.
+        "dip-inc": DeepPrior(n_steps=100, gradient="unrolled").eval(),
     }
     for variant in ("direct", "A", "B", "C", "D", "E", "F", "G"):
         found[f"apudae-{variant}"] = Apudae(apudae.autoencoder, **(apudae.settings() | {"variant": variant})).eval()
@@ -45,6 +46,31 @@ def accuracy_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> st
         cells = [_cell(entries[column], most) if column in entries else "" for column in columns]
         lines.append(" | ".join([f"| {name}", *cells]) + " |")
     return "\n".join(lines)
+
+
+def substitute_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Shares of the valid images that fool the defence, in Markdown: one line per defence and attacker.
+
+    Args:
+        results: defence -> attacker -> {"attacks": {column: {"valid": n, "fooled": n, "fooled_substitute": n}}}, as
+            scripts/evaluate_substitutes.py writes it.
+    """
+    lines: list[str] = []
+    for name, attackers in results.items():
+        for attacker, entry in attackers.items():
+            attacks = entry["attacks"]
+            if not lines:
+                lines = [
+                    " | ".join(["| fooled", "attacker", *attacks]) + " |",
+                    "| --- | --- " + "| ---: " * len(attacks) + "|",
+                ]
+            shares = (_share(counts["fooled"], counts["valid"]) for counts in attacks.values())
+            lines.append(" | ".join([f"| {name}", attacker, *shares]) + " |")
+    return "\n".join(lines)
+
+
+def _share(count: int, among: int) -> str:
+    return f"{100 * count / among:.0f}% of {among}" if among else "no valid image"
 
 
 def _cell(entry: Mapping[str, Any], most: int) -> str:

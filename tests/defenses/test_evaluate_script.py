@@ -1,4 +1,4 @@
-"""scripts/evaluate_defenses.py and its table, and the shares of scripts/evaluate_overpowered.py, on a few digits."""
+"""The evaluation scripts of defences and their tables, on a few digits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from fastmalade.attacks import CounterAttackA, CounterAttackB
 from fastmalade.defenses.overpowered import CodePairs
 from fastmalade.evaluation import accuracy, attacked_images
-from fastmalade.evaluation.defenses import accuracy_table, compared_defenses
+from fastmalade.evaluation.defenses import accuracy_table, compared_defenses, substitute_table
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TRANSFERRED = ["clean", "fgsm 0.1", "fgsm 0.3", "pgd 0.1", "pgd 0.2", "pgd 0.3"]
@@ -111,3 +111,42 @@ def test_shares_of_pairs_are_of_the_valid_ones():
     assert found == {"pairs": 3, "valid": pytest.approx(2 / 3), "changed": 0.5, "divergence": 2.0}
     nothing = CodePairs(**{**vars(pairs), "valid": torch.zeros(3, dtype=torch.bool)})
     assert describe(nothing)["changed"] is None
+
+
+def test_attackers_without_gradients(make_defense, digits, fit_softmax, tmp_path):
+    script = load("evaluate_substitutes")
+    images, labels = digits
+    defense = make_defense("malade")
+    classifier = fit_softmax(images[:300], labels[:300])
+    models = script.substitutes(
+        "malade", defense, classifier, images[300:364], rounds=2, purified=32, epochs=1, cache=tmp_path
+    )
+    assert list(models) == ["bare", "substitute", "combined"]
+    assert models["bare"]() is classifier
+    for name in ("substitute", "combined"):
+        first, again = models[name](), models[name]()
+        assert torch.equal(first(images[:5]), again(images[:5]))
+        assert not torch.equal(first(images[:5]), classifier(images[:5]))
+        assert (tmp_path / f"malade-{name}.safetensors").is_file()
+    found = script.measure(classifier, defense, classifier, images[:20], labels[:20])
+    assert list(found) == [f"{attack} {epsilon:g}" for attack in ("fgsm", "bim") for epsilon in script.EPSILONS]
+    for column, counts in found.items():
+        assert 0 <= counts["fooled"] <= counts["valid"] <= 20, column
+    # A linear classifier attacked as it is loses more digits the larger the ball.
+    assert found["bim 0.1"]["fooled_substitute"] <= found["bim 0.3"]["fooled_substitute"] == found["bim 0.3"]["valid"]
+
+
+def test_substitute_table_counts_valid_digits():
+    counts = {"valid": 8, "fooled": 2, "fooled_substitute": 8}
+    none = {"valid": 0, "fooled": 0, "fooled_substitute": 0}
+    lines = substitute_table(
+        {
+            "inc": {
+                "bare": {"attacks": {"fgsm 0.1": counts, "bim 0.1": none}},
+                "combined": {"attacks": {"fgsm 0.1": none, "bim 0.1": counts}},
+            }
+        }
+    ).splitlines()
+    assert lines[0] == "| fooled | attacker | fgsm 0.1 | bim 0.1 |"
+    assert lines[2] == "| inc | bare | 25% of 8 | no valid image |"
+    assert lines[3] == "| inc | combined | no valid image | 25% of 8 |"
