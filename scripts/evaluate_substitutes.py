@@ -59,6 +59,7 @@ def substitutes(
     rounds: int,
     purified: int,
     epochs: int,
+    combined_epochs: int,
     cache: Path,
 ) -> dict[str, Callable[[], nn.Module]]:
     """The attackers' models by name, each made when it is called.
@@ -69,7 +70,8 @@ def substitutes(
         asked: the attackers' digits, (n, 1, 28, 28).
         rounds: of the substitute's training, which starts from a sixteenth of ``purified`` of these.
         purified: so many of them are shown to the purifier for the combined attack.
-        epochs: of either training.
+        epochs: of each round of the substitute's training.
+        combined_epochs: of the training for the combined attack.
         cache: folder for what was asked and answered.
     """
     target = DefendedClassifier(defense, classifier, gradient="bpda").eval()
@@ -92,7 +94,7 @@ def substitutes(
     def combined() -> nn.Module:
         model = substitute_purifier(defense, width=16, channels=1)
         checkpoint = cache / f"{name}-combined.safetensors"
-        train_substitute_purifier(model, defense, asked[:purified], epochs=epochs, checkpoint=checkpoint)
+        train_substitute_purifier(model, defense, asked[:purified], epochs=combined_epochs, checkpoint=checkpoint)
         return CombinedSubstitute(model, classifier)
 
     return {"bare": lambda: classifier, "substitute": trained, "combined": combined}
@@ -118,12 +120,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="test digits that are judged")
     parser.add_argument("--purified", type=int, default=2400, help="training digits shown to the purifier")
     parser.add_argument("--rounds", type=int, default=6, help="of the substitute's training; queries double each time")
-    parser.add_argument("--epochs", type=int, default=10, help="of either training, in each round")
+    parser.add_argument("--epochs", type=int, default=10, help="of each round of the substitute's training")
+    parser.add_argument("--combined-epochs", type=int, default=60, help="of the training for the combined attack")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/substitutes.json"))
     parser.add_argument("--cache", type=Path, default=Path("runs/substitutes"))
     parser.add_argument("--data", type=Path, default=None)
     arguments = parser.parse_args()
-    settings = {key: getattr(arguments, key) for key in ("images", "purified", "rounds", "epochs")}
+    settings = {key: getattr(arguments, key) for key in ("images", "purified", "rounds", "epochs", "combined_epochs")}
     state: dict[str, Any] = {"settings": settings, "torch": torch.__version__, "results": {}}
     if arguments.output.exists():
         earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
@@ -149,6 +152,7 @@ def main() -> None:
             rounds=arguments.rounds,
             purified=arguments.purified,
             epochs=arguments.epochs,
+            combined_epochs=arguments.combined_epochs,
             cache=arguments.cache,
         )
         for attacker, made in models.items():

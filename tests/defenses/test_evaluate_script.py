@@ -119,7 +119,15 @@ def test_attackers_without_gradients(make_defense, digits, fit_softmax, tmp_path
     defense = make_defense("malade")
     classifier = fit_softmax(images[:300], labels[:300])
     models = script.substitutes(
-        "malade", defense, classifier, images[300:364], rounds=2, purified=32, epochs=1, cache=tmp_path
+        "malade",
+        defense,
+        classifier,
+        images[300:364],
+        rounds=2,
+        purified=32,
+        epochs=1,
+        combined_epochs=2,
+        cache=tmp_path,
     )
     assert list(models) == ["bare", "substitute", "combined"]
     assert models["bare"]() is classifier
