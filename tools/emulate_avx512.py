@@ -93,26 +93,29 @@ def emulate(folder: Path, disc: Path, limit: float) -> list[str]:
     process = subprocess.Popen(command, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal)
     os.close(terminal)
     started, shown = time.monotonic(), -1
-    while process.poll() is None:
-        if time.monotonic() - started > limit:
-            process.kill()
-            raise RuntimeError(f"no end after {limit:.0f} s")
-        time.sleep(1)
-        count = len(_results(serial))
-        if count != shown:
-            print(f"\r{count} results", end="", file=sys.stderr, flush=True)
-            shown = count
-    os.close(master)
+    try:
+        while process.poll() is None:
+            if time.monotonic() - started > limit:
+                raise RuntimeError(f"no end after {limit:.0f} s")
+            time.sleep(1)
+            count = len(_written(serial).partition("BEGIN")[2].splitlines()[1:])
+            if count != shown:
+                print(f"\r{count} results", end="", file=sys.stderr, flush=True)
+                shown = count
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
     print(file=sys.stderr)
-    text = serial.read_text(encoding="utf-8", errors="replace").replace("\r", "")
+    text = _written(serial)
     if "\nEND 0\n" not in text:
         raise RuntimeError(f"the guest did not come to a good end:\n{text[-2000:]}")
     return text.split("BEGIN\n")[1].split("END 0\n")[0].splitlines()
 
 
-def _results(serial: Path) -> list[str]:
-    text = serial.read_text(encoding="utf-8", errors="replace") if serial.exists() else ""
-    return text.partition("BEGIN")[2].splitlines()[1:]
+def _written(serial: Path) -> str:
+    """What the guest has written so far; nothing where it has not started."""
+    return serial.read_text(encoding="utf-8", errors="replace").replace("\r", "") if serial.exists() else ""
 
 
 def main() -> int:

@@ -81,9 +81,11 @@ class Queries:
             label: text at the progress bar.
             progress: show the bar on standard error.
         """
+        done = 0 if self.answers is None else len(self.answers)
+        if self.answers is not None and done == len(self.images):
+            return self.answers
         try:
             with evaluation_mode(model), torch.no_grad(), progress_bar(enabled=progress) as bar:
-                done = 0 if self.answers is None else len(self.answers)
                 task = bar.add_task(label, total=len(self.images), completed=done)
                 for first in range(done, len(self.images), size):
                     part = self.images[first : first + size]
@@ -106,9 +108,10 @@ class Queries:
         """Keep the state of a substitute that was trained on all answers, and forget the epochs that led to it."""
         self.parameters = {name: tensor.detach().clone() for name, tensor in substitute.state_dict().items()}
         self.agreement = [*self.agreement, agreement]
-        self.save()
+        # First: epochs left behind by an interruption would stop the next round, while a lost round is run again.
         if self.training_checkpoint is not None:
             self.training_checkpoint.unlink(missing_ok=True)
+        self.save()
 
     def save(self) -> None:
         """Write the record to its file, whole or not at all; nothing without a file or before the first answer."""

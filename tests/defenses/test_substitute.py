@@ -122,6 +122,17 @@ def _cut_after(calls: int, function):
     return cut
 
 
+def _cut_at_training(path, unlink):
+    """``unlink``, with an interruption before the epochs beside ``path`` are gone."""
+
+    def cut(self, **options):
+        if self.name == path.name + ".training":
+            raise _Cut
+        unlink(self, **options)
+
+    return cut
+
+
 @pytest.mark.parametrize("inner", [None, FGSM(epsilon=0.2)], ids=["queries", "inner attack"])
 def test_an_interrupted_run_asks_nothing_twice(squares, tmp_path, monkeypatch, inner):
     x, _ = squares
@@ -134,8 +145,11 @@ def test_an_interrupted_run_asks_nothing_twice(squares, tmp_path, monkeypatch, i
         defense, model = _Shift(0.4), _linear(1)
         target = DefendedClassifier(defense, _bright())
         with monkeypatch.context() as patched:
-            # Cut in turn among the queries, and in the epochs of a training: a loss is computed for each batch.
-            if cuts % 2 == 0:
+            # Cut in turn among the queries, in the epochs of a training (a loss is computed for each batch), and where
+            # the epochs of a round that is over are forgotten.
+            if cuts % 3 == 2:
+                patched.setattr(type(path), "unlink", _cut_at_training(path, type(path).unlink))
+            elif cuts % 3 == 0:
                 patched.setattr(defense, "_purified", _cut_after(2, defense._purified))
             else:
                 patched.setattr(substitute.F, "cross_entropy", _cut_after(9 + 4 * cuts, substitute.F.cross_entropy))
