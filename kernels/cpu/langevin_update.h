@@ -7,15 +7,13 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// The same arithmetic as the last stage of the chain (cpu/tail.h). Comparisons are false for NaN, which stays NaN.
+// The same arithmetic as the last stage of the chain (cpu/tail.h).
 FASTMALADE_INLINE Vec updated_element(Vec x, Vec r, const UpdateArguments& u) {
     return fma(broadcast(u.step_size), r - x, x);
 }
 
 FASTMALADE_INLINE Vec clamped_element(Vec v, const UpdateArguments& u) {
-    const Vec low = broadcast(u.low), high = broadcast(u.high);
-    v = select(v < low, low, v);
-    return select(v > high, high, v);
+    return at_most(at_least(v, u.low), u.high);
 }
 
 // Elements n .. n+LANES-1 with their noise, or the `left` first of them.

@@ -22,12 +22,8 @@ FASTMALADE_INLINE Vec updated(Vec x, Vec r, const Update& u) {
     return u.residual_only ? r : fma(broadcast(u.step_size), r - x, x);
 }
 
-// Comparisons are false for NaN, so a NaN state stays NaN.
-FASTMALADE_INLINE Vec clamped(Vec v, const Update& u) {
-    const Vec low = broadcast(u.low), high = broadcast(u.high);
-    v = select(v < low, low, v);
-    return select(v > high, high, v);
-}
+// A NaN state stays NaN.
+FASTMALADE_INLINE Vec clamped(Vec v, const Update& u) { return at_most(at_least(v, u.low), u.high); }
 
 // What the gradient of a step needs of its end, in the layout of the state; null where nothing is kept.
 struct KeptEnd {
@@ -146,7 +142,8 @@ FASTMALADE_INLINE void last_row(const AutoencoderShape& s, const float* packed, 
 // passes over a row instead of one: the noise alone is a longer chain of operations than a processor looks ahead.
 template <bool KEEP>
 void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at, const float* even,
-                 float* state, const Update& update, const GroupNoise& noise, float* rows, const KeptEnd& kept) {
+                 float* state, const Update& given, const GroupNoise& noise, float* rows, const KeptEnd& kept) {
+    const Update update = given;  // its fields in registers: the stores below might reach the caller's
     const bool noisy = !update.residual_only && update.noise_scale != 0.0f;
     float* noise_row = rows + 3 * s.width * LANES;
     for (int64_t y = 0; y < s.height; ++y) {
@@ -192,83 +189,111 @@ void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLay
         const float* image = in + n / s.channels * planes.image(s.hidden1);
         const float* weights = packed + at.deconv2 + c * s.hidden1;
         const Vec bias = broadcast(packed[at.deconv2_bias + c]);
-        // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin.
-        float* to = out + n * height * 4 * width;
-        for (int64_t row = 0; row < 2 * height; ++row, to += 2 * width) {
-            const float* phases = image + row % 2 * 2 * s.hidden1 * planes.plane + row / 2 * planes.row;
-            for (int64_t column = 0; column < width; column += LANES) {
-                const float* from = phases + column;
-                Vec sum[2] = {bias, bias};
+        // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin: of two rows the
+        // upper one is stored first, and rows are done from right to left.
+        float* rows = out + n * height * 4 * width;
+        for (int64_t column = (width - 1) / LANES * LANES; column >= 0; column -= LANES) {
+            for (int64_t row = 0; row < height; ++row) {
+                const float* from = image + row * planes.row + column;
+                Vec sum[4] = {bias, bias, bias, bias};  // by phase
                 for (int64_t i = 0; i < s.hidden1; ++i, from += planes.plane) {
                     const Vec weight = broadcast(weights[i]);
-                    sum[0] = fma(weight, load(from), sum[0]);
-                    sum[1] = fma(weight, load(from + s.hidden1 * planes.plane), sum[1]);
+#pragma GCC unroll 4
+                    for (int phase = 0; phase < 4; ++phase) {
+                        sum[phase] = fma(weight, load(from + phase * s.hidden1 * planes.plane), sum[phase]);
+                    }
                 }
-                Vec run[2];
-                interleave(tanh(sum[0]), tanh(sum[1]), run);
-                store_run(to + 2 * column, run, 2, 2 * (width - column));
+                float* to = rows + 4 * row * width + 2 * column;
+#pragma GCC unroll 2
+                for (int odd = 0; odd < 2; ++odd, to += 2 * width) {
+                    Vec run[2];
+                    interleave(tanh(sum[2 * odd]), tanh(sum[2 * odd + 1]), run);
+                    store_run(to, run, 2, 2 * (width - column));
+                }
             }
         }
     }
 }
 
 // Sums of the last convolution before tanh: even [C][H/2][W/2] -> sums [C][H][W]. A vector is LANES positions of equal
-// column parity. Even pixels of a row are read from a copy with a margin at both ends; what the margin holds is
-// computed with and then not selected.
+// column parity. Two output rows are done together, since both read the rows of even pixels around them. What is read
+// beside a row, or in a margin, is computed with and then not selected.
 template <int IMAGES>
 void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at, const float* even,
                float* sums) {
-    const int64_t columns = s.width / 2, channel_stride = s.height / 2 * columns;
+    const int64_t pairs = s.height / 2, columns = s.width / 2;
     for (int64_t c = 0; c < s.channels; ++c) {
         const float* weights = packed + at.conv3 + c * s.channels * 25;
-        for (int64_t y = 0; y < s.height; ++y) {
-            const RowTaps taps(y, s.height);
-            const float* starts = packed + at.conv3_start + border_class(y, s.height) * 6 * s.channels + c;
-            for (int64_t q = 0; q < columns; q += LANES) {
-                const VecInt column = lane_indices() + (int32_t)q;
-                const VecInt first = column == 0, last = column == (int32_t)(columns - 1);
-                Vec sum[2];
+        const float* starts = packed + at.conv3_start + c;
+        // From right to left, as in even_pixels.
+        for (int64_t q = (columns - 1) / LANES * LANES; q >= 0; q -= LANES) {
+            const VecInt column = lane_indices() + (int32_t)q;
+            const VecInt first = column == 0, last = column == (int32_t)(columns - 1);
+            Vec start[6][2];  // [border_class of the row][parity of the column]
+            for (int row = 0; row < 6; ++row) {
                 for (int parity = 0; parity < 2; ++parity) {
-                    const Vec inner = broadcast(starts[(2 + parity) * s.channels]);
-                    sum[parity] = select(first, broadcast(starts[parity * s.channels]),
-                                         select(last, broadcast(starts[(4 + parity) * s.channels]), inner));
+                    const float* of_class = starts + (row * 6 + parity) * s.channels;
+                    start[row][parity] = select(first, broadcast(of_class[0]),
+                                                select(last, broadcast(of_class[4 * s.channels]),
+                                                       broadcast(of_class[2 * s.channels])));
                 }
-                for (int64_t i = 0; i < s.channels; ++i) {
-                    const float* row = even + i * channel_stride + taps.row * columns + q;
-                    for (int64_t ky = taps.first; ky <= taps.last; ky += 2, row += columns) {
-                        const float* w = weights + (i * 5 + ky) * 5;
-                        const Vec here = load(row), before = load(row - 1), next = load(row + 1);
-                        sum[0] = select(first, sum[0], fma(broadcast(w[0]), before, sum[0]));
-                        sum[0] = fma(broadcast(w[2]), here, sum[0]);
-                        sum[0] = select(last, sum[0], fma(broadcast(w[4]), next, sum[0]));
-                        sum[1] = fma(broadcast(w[1]), here, sum[1]);
-                        sum[1] = select(last, sum[1], fma(broadcast(w[3]), next, sum[1]));
+            }
+            for (int64_t pair = 0; pair < pairs; ++pair) {
+                const int64_t row_class = border_class(2 * pair, s.height);
+                Vec sum[2][2];  // [parity of the row][parity of the column]
+#pragma GCC unroll 4
+                for (int n = 0; n < 4; ++n) sum[n / 2][n % 2] = start[row_class + n / 2][n % 2];
+                // Taps 2 k + parity of row parity `parity` read the row of even pixels k - 1 below the pair.
+                const auto add_row = [&](const float* row, const float* taps, int k) __attribute__((always_inline)) {
+                    const Vec before = load(row - 1), here = load(row), next = load(row + 1);
+#pragma GCC unroll 2
+                    for (int parity = 0; parity < 2; ++parity) {
+                        const int ky = 2 * k - parity;
+                        if (ky < 0) continue;
+                        const float* w = taps + ky * 5;
+                        Vec* to = sum[parity];
+                        to[0] = select(first, to[0], fma(broadcast(w[0]), before, to[0]));
+                        to[0] = fma(broadcast(w[2]), here, to[0]);
+                        to[0] = select(last, to[0], fma(broadcast(w[4]), next, to[0]));
+                        to[1] = fma(broadcast(w[1]), here, to[1]);
+                        to[1] = select(last, to[1], fma(broadcast(w[3]), next, to[1]));
                     }
+                };
+                const float* row = even + pair * columns + q;
+                const float* taps = weights;
+                for (int64_t i = 0; i < s.channels; ++i, row += pairs * columns, taps += 25) {
+                    if (pair > 0) add_row(row - columns, taps, 0);
+                    add_row(row, taps, 1);
+                    if (pair < pairs - 1) add_row(row + columns, taps, 2);
                 }
-                // What reaches beyond the row is written again with the next one, or lies in a margin.
-                Vec run[2];
-                interleave(sum[0], sum[1], run);
-                store_run(sums + (c * s.height + y) * s.width + 2 * q, run, 2, 2 * (columns - q));
+                float* to = sums + (c * s.height + 2 * pair) * s.width + 2 * q;
+#pragma GCC unroll 2
+                for (int parity = 0; parity < 2; ++parity, to += s.width) {
+                    Vec run[2];
+                    interleave(sum[parity][0], sum[parity][1], run);
+                    store_run(to, run, 2, 2 * (columns - q));
+                }
             }
         }
     }
 }
 
-// sums, noise: [C * H * W]; state likewise, updated in place. noise is null where none is wanted.
+// sums, noise: [C * H * W], whole vectors of them; state likewise, updated in place. noise is null where none is wanted.
 template <bool KEEP>
-void finish_step(const AutoencoderShape& s, const float* sums, float* state, const Update& update, const float* noise,
+void finish_step(const AutoencoderShape& s, const float* sums, float* state, const Update& given, const float* noise,
                  const KeptEnd& kept) {
-    for (int64_t n = 0; n < s.pixels(); n += LANES) {
-        const int64_t count = s.pixels() - n < LANES ? s.pixels() - n : LANES;
-        const Vec r = tanh(load_some(sums + n, count));
-        Vec v = updated(load_some(state + n, count), r, update);
-        if (noise) v = fma(broadcast(update.noise_scale), load_some(noise + n, count), v);
+    const Update update = given;
+    const int64_t pixels = s.pixels();
+    for (int64_t n = 0; n < pixels; n += LANES) {
+        const Vec r = tanh(load(sums + n));
+        Vec v = updated(load(state + n), r, update);
+        if (noise) v = fma(broadcast(update.noise_scale), load(noise + n), v);
         if (KEEP) {
-            store_some(kept.reconstruction + n, r, count);
-            if (!update.residual_only) store_some(kept.inside + n, inside(v, update), count);
+            store(kept.reconstruction + n, r);
+            if (!update.residual_only) store(kept.inside + n, inside(v, update));
         }
         if (!update.residual_only) v = clamped(v, update);
-        store_some(state + n, v, count);
+        store(state + n, v);
     }
 }
 
