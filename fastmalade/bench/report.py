@@ -45,8 +45,23 @@ class Grid:
         return self.result["contenders"][contender]["label"]
 
     def native(self) -> list[str]:
-        """Keys of the native contenders."""
+        """Keys of the native contenders on all threads of the run."""
+        return [key for key in self._all_native() if self._threads(key) == self.result["settings"]["threads"]]
+
+    def scaling(self) -> list[tuple[str, str]]:
+        """Keys of native contenders on all threads, each with that of the same contender on one thread."""
+        single = {self._isa(key): key for key in self._all_native() if self._threads(key) == 1}
+        return [(key, single[self._isa(key)]) for key in self.native() if single.get(self._isa(key), key) != key]
+
+    def _all_native(self) -> list[str]:
         return [key for key in self.contenders if not self.result["contenders"][key]["peer"]]
+
+    def _threads(self, contender: str) -> int:
+        threads: int = self.result["contenders"][contender]["threads"]
+        return threads
+
+    def _isa(self, native: str) -> str:
+        return next(cell["isa"] for (key, _), cell in self._cells.items() if key == native)
 
     def best_peer(self, batch: int, *, rewritten: bool) -> tuple[str, float] | None:
         """Fastest peer and its median; of those with the graph as it is or of the rewritten ones."""
@@ -91,6 +106,10 @@ def rows(grid: Grid) -> list[list[str]]:
                 continue
             ratios = [grid.ratio(key, batch, rewritten=rewritten) for batch in grid.batches]
             table.append([f"{key} vs {name}", *("-" if r is None else f"{r:.1f}x" for r in ratios)])
+    for key, single in grid.scaling():
+        medians = [(grid.median(single, batch), grid.median(key, batch)) for batch in grid.batches]
+        texts = ["-" if one is None or several is None else f"{one / several:.2f}x" for one, several in medians]
+        table.append([f"{key} vs {single}", *texts])
     if not grid.result["settings"]["gradient"]:
         for key in grid.native():
             parts = [grid.fraction(key, batch) for batch in grid.batches]

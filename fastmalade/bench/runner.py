@@ -90,6 +90,7 @@ def _skeleton(settings: Settings, contenders: Sequence[Contender], processors: l
             "label": contender.label,
             "peer": contender.is_peer,
             "rewritten": contender.is_rewritten,
+            "threads": contender.threads if isinstance(contender, Native) and contender.threads else settings.threads,
             "reason": reason,
         }
         if reason is None:

@@ -54,8 +54,8 @@ class Settings:
         select(self.peers)
 
     def contenders(self) -> list[Contender]:
-        """The native chain first, then the peers."""
-        return select(self.peers, self.isas)
+        """The native chain first, with several threads also on one, then the peers."""
+        return select(self.peers, self.isas, self.threads)
 
     def comparable(self) -> dict[str, Any]:
         """What must agree for a cell of an earlier run to be kept, as JSON values."""

@@ -14,6 +14,7 @@ from fastmalade.bench import rewritten
 from fastmalade.bench.contenders import PEERS, REWRITTEN, Native, select
 from fastmalade.bench.task import make_images, make_task
 from fastmalade.bench.verify import VerificationError, make_cotangent, verify, verify_gradient
+from fastmalade.purifier import Purifier
 
 QUICK = {"eager", "eager-channels-last", "eager-rewritten"}
 # OpenVINO's RandomNormalLike has a mean that is not 0; the benchmark says so and uses the other forms.
@@ -96,6 +97,32 @@ assert sys.modules.get("openvino_telemetry") is None
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
 
 
+def test_native_on_one_thread_leaves_the_number_as_it_was(monkeypatch):
+    single = Native(threads=1)
+    if single.unavailable_reason():
+        pytest.skip(single.unavailable_reason())
+    task = make_task((1, 8, 8), 3, 1, threads=2)
+    images = make_images(task)
+    seen = []
+    run_chain = Purifier.forward
+
+    def noted(self, *arguments, **options):
+        seen.append(torch.get_num_threads())
+        return run_chain(self, *arguments, **options)
+
+    monkeypatch.setattr(Purifier, "forward", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        single.prepare(task, "")(images)
+        single.prepare_gradient(task, "", np.ones_like(images))(images)
+        Native().prepare(task, "")(images)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 2]
+
+
 def test_select():
     assert [c.key for c in select(["none"])] == ["native"]
     assert [c.key for c in select(["eager", "all"], ["avx2", "baseline"])] == [
@@ -104,6 +131,8 @@ def test_select():
         *PEERS,
     ]
     assert [c.key for c in select(["rewritten"])] == ["native", *REWRITTEN]
+    assert [c.key for c in select(["none"], threads=2)] == ["native", "native[1 thread]"]
+    assert [c.key for c in select(["none"], ["avx2"], threads=2)] == ["native[avx2]", "native[avx2, 1 thread]"]
     assert [c.label for c in select(["eager-rewritten"])] == ["native", "PyTorch eager, rewritten"]
     with pytest.raises(ValueError, match=r"peers: expected any of all, rewritten, none, eager.*got 'tensorflow'"):
         select(["tensorflow"])

@@ -32,7 +32,7 @@ def cell(contender, batch, median, **more):
 @pytest.fixture
 def result():
     def contender(label, peer=True, rewritten=False, reason=None):
-        return {"label": label, "peer": peer, "rewritten": rewritten, "reason": reason}
+        return {"label": label, "peer": peer, "rewritten": rewritten, "reason": reason, "threads": 1}
 
     return {
         "complete": True,
@@ -88,8 +88,22 @@ def test_what_was_not_measured_says_so(result):
 
 
 def test_the_ceiling_of_two_threads_is_twice_that_of_one(result):
-    result["settings"]["threads"] = 2
+    result["settings"]["threads"] = result["contenders"]["native"]["threads"] = 2
     assert Grid(result, "1x28x28", 10).fraction("native", 1) == pytest.approx(0.25)
+
+
+def test_one_thread_beside_two_is_compared_with_them_and_not_with_peers(result):
+    for contender in result["contenders"].values():
+        contender["threads"] = 2
+    result["settings"]["threads"] = 2
+    single = {"label": "native[1 thread]", "threads": 1}
+    result["contenders"]["native[1 thread]"] = result["contenders"]["native"] | single
+    result["cells"].append(cell("native[1 thread]", 16, 460.0, isa="avx2", fma_ceiling_flops_per_second=80e9))
+    table = {row[0]: row[1:] for row in rows(Grid(result, "1x28x28", 10))}
+    assert table["native vs native[1 thread]"] == ["-", "1.84x"]
+    assert table["native[1 thread]"] == ["-", "460"]
+    assert [name for name in table if name.startswith("native[1 thread]")] == ["native[1 thread]"]
+    assert table["native vs best peer"] == ["3.0x", "4.0x"]
 
 
 def test_notes_name_what_is_missing_wrong_or_doubtful(result):

@@ -29,8 +29,10 @@ REWRITTEN: dict[str, Callable[[], Contender]] = {
 """Peers that run the graph of :mod:`fastmalade.bench.rewritten`."""
 
 
-def select(names: Sequence[str], isas: Sequence[str] = ()) -> list[Contender]:
+def select(names: Sequence[str], isas: Sequence[str] = (), threads: int = 1) -> list[Contender]:
     """The native contender, once per instruction set asked for, and the peers of these names.
+
+    In a run of several threads the native contender comes on one thread as well.
 
     "all" stands for every peer, "rewritten" for every rewritten one, "none" for no peer.
 
@@ -44,4 +46,7 @@ def select(names: Sequence[str], isas: Sequence[str] = ()) -> list[Contender]:
         if name not in known and name not in groups:
             raise ValueError(f"peers: expected any of {', '.join([*groups, *known])}, got {name!r}")
         chosen.update(dict.fromkeys(groups.get(name, [name])))
-    return [*([Native(isa) for isa in isas] or [Native()]), *(known[name]() for name in chosen)]
+    native = [Native(isa) for isa in isas] or [Native()]
+    if threads > 1:
+        native += [Native(isa, threads=1) for isa in isas or (None,)]
+    return [*native, *(known[name]() for name in chosen)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ ISA_VARIABLE = "FASTMALADE_CPU_ISA"
 
 
 class Native(Contender):
-    """The native chain, with the widest instruction set or with the one given."""
+    """The native chain, with the widest instruction set and all threads of the run, or with those given."""
 
     name = "native"
     title = "native"
@@ -24,13 +26,17 @@ class Native(Contender):
     tolerance = 1e-6
     is_peer = False
 
-    def __init__(self, isa: str | None = None) -> None:
+    def __init__(self, isa: str | None = None, *, threads: int | None = None) -> None:
         self.isa = isa
+        self.threads = threads
 
     @property
     def key(self) -> str:
-        """ "native", or "native[isa]" where an instruction set was asked for."""
-        return self.name if self.isa is None else f"{self.name}[{self.isa}]"
+        """ "native", or "native[isa]" or "native[1 thread]" where those were asked for."""
+        asked = [self.isa] if self.isa is not None else []
+        if self.threads is not None:
+            asked.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        return f"{self.name}[{', '.join(asked)}]" if asked else self.name
 
     @property
     def label(self) -> str:
@@ -55,7 +61,7 @@ class Native(Contender):
 
         def run(images: np.ndarray) -> np.ndarray:
             self._force_isa()
-            with torch.no_grad():
+            with self._on_threads(), torch.no_grad():
                 return purifier(torch.from_numpy(images)).numpy()
 
         return run
@@ -68,9 +74,23 @@ class Native(Contender):
         def run(images: np.ndarray) -> np.ndarray:
             self._force_isa()
             x = torch.from_numpy(images).requires_grad_()
-            return torch.autograd.grad(purifier(x), x, seed)[0].numpy()
+            with self._on_threads():
+                return torch.autograd.grad(purifier(x), x, seed)[0].numpy()
 
         return run
+
+    @contextmanager
+    def _on_threads(self) -> Iterator[None]:
+        # Half a microsecond where it changes anything, beside the 80 of the fastest call.
+        before = torch.get_num_threads()
+        if self.threads is None or self.threads == before:
+            yield
+            return
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _force_isa(self) -> None:
         # The backend reads the variable at each call, and several native contenders may take turns.
