@@ -1,14 +1,12 @@
 """The native CPU backend: tensors in, tensors out, over the extension module ``fastmalade._cpu``.
 
-The extension takes addresses and sizes and is imported on first use, so that importing this file never fails.
-The instruction set is the widest one that was built and that the processor has; the environment variable
-FASTMALADE_CPU_ISA, read at each call, forces one. Threads follow ``torch.get_num_threads()``.
+The extension takes addresses and sizes. Threads follow ``torch.get_num_threads()``; instruction sets are those of
+:mod:`fastmalade.backends.cpu_extension`.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -17,57 +15,17 @@ import torch
 from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor, is_plain, like
-from fastmalade.backends.extensions import BackendUnavailableError, import_extension
+from fastmalade.backends.cpu_extension import isa_in_use as isa_in_use
+from fastmalade.backends.cpu_extension import isas_built as isas_built
+from fastmalade.backends.cpu_extension import isas_supported as isas_supported
+from fastmalade.backends.cpu_extension import load as load
+from fastmalade.backends.cpu_extension import unavailable_reason as unavailable_reason
 from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
 
 EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 """DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call."""
 DEFAULT_THREAD_BYTES = 8 * 2**20
 """Working memory of a gradient that each thread may take where no budget is given and ten steps need no more."""
-
-_extension: ModuleType | None = None
-_supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of isas_supported, and whose it is
-
-
-def unavailable_reason() -> str | None:
-    """None if the extension loads on this machine, else why it does not."""
-    try:
-        load()
-    except BackendUnavailableError as error:
-        return str(error)
-    return None
-
-
-def isas_built() -> list[str]:
-    """Instruction sets in this build, most portable first; BackendUnavailableError without the extension."""
-    return list(load().isas_built())
-
-
-def isas_supported() -> list[str]:
-    """Those of ``isas_built()`` that this processor and operating system run."""
-    global _supported
-    extension = load()
-    if _supported[0] is not extension:
-        _supported = (extension, list(extension.isas_supported()))
-    return list(_supported[1])
-
-
-def isa_in_use() -> str:
-    """The instruction set the next call uses: "baseline", "avx2" or "avx512".
-
-    Raises BackendUnavailableError where FASTMALADE_CPU_ISA names one that this build or this processor lacks.
-    """
-    supported = isas_supported()
-    forced = os.environ.get("FASTMALADE_CPU_ISA")
-    if not forced:
-        return supported[-1]
-    if forced in supported:
-        return forced
-    built = isas_built()
-    lack = "this processor lacks it" if forced in built else f"this build has {', '.join(built)}"
-    raise BackendUnavailableError(
-        f"FASTMALADE_CPU_ISA: expected one of {', '.join(supported)} on this machine, got {forced!r} ({lack})"
-    )
 
 
 def langevin_chain(
@@ -387,14 +345,6 @@ def _noise_call(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> tu
         "step": step, "threads": torch.get_num_threads(),
     }  # fmt: skip
     return call, ids
-
-
-def load() -> ModuleType:
-    """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
-    global _extension
-    if _extension is None:
-        _extension = import_extension("cpu", "the native CPU extension")
-    return _extension
 
 
 def _model(

@@ -2,63 +2,25 @@
 
 All N steps of a chain are one launch on the current stream of the tensors' device (behind one that packs the weights),
 and so is its gradient. Arithmetic is float32, or by ``precision`` in part that of tensor cores. The extension takes
-addresses, sizes and a stream handle and is imported on first use, so that importing this file never fails. Speed: not
-yet measured on a GPU.
+addresses, sizes and a stream handle. Speed: not yet measured on a GPU.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
-from fastmalade.backends.extensions import BackendUnavailableError, import_extension
+from fastmalade.backends.cuda_extension import architectures as architectures
+from fastmalade.backends.cuda_extension import load
+from fastmalade.backends.cuda_extension import unavailable_reason as unavailable_reason
 
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
-
-_extension: ModuleType | None = None
-_usable: set[tuple[int, int]] = set()  # (id of the extension, device) that were found to work: that does not change
-
-
-def unavailable_reason(device: int | None = None) -> str | None:
-    """None if a chain can run on CUDA device ``device`` (the first where None), else why not.
-
-    Told apart: the extension was not built, the driver is missing, there is no device, this build has no code for it.
-    """
-    try:
-        extension = _load()
-    except BackendUnavailableError as error:
-        return str(error)
-    index = device or 0
-    if (id(extension), index) in _usable:
-        return None
-    count, why = extension.device_count()
-    if count < 0:
-        return f"no working CUDA driver on this machine ({why})"
-    if count == 0:
-        return "the CUDA driver finds no GPU on this machine"
-    if index >= count:
-        return f"expected a CUDA device from 0 to {count - 1}, got {index}"
-    facts = extension.device(index)
-    if facts["missing_code"]:
-        capability = ".".join(map(str, facts["capability"]))
-        return (
-            f"this build has code for {extension.architectures}, not for the {facts['name']} of capability "
-            f"{capability} ({facts['missing_code']})"
-        )
-    _usable.add((id(extension), index))
-    return None
-
-
-def architectures() -> str:
-    """What the extension was compiled for, as "sm_80, sm_90, compute_90"; BackendUnavailableError without it."""
-    return str(_load().architectures)
 
 
 def supports(shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool, device: int = 0) -> str | None:
@@ -86,7 +48,7 @@ def plan(
     """
     sizes = [*shape, *hidden_channels]
     checked_precision(precision)
-    return dict(_load().choice(device, sizes, batch, gradient, form, images, cluster, precision))
+    return dict(load().choice(device, sizes, batch, gradient, form, images, cluster, precision))
 
 
 def langevin_chain(
@@ -200,7 +162,7 @@ def chain_gradient(
                                     precision=precision)  # fmt: skip
             keep, source = _noise(x[part], n_steps, seed, sample_ids[part], given)
             workspace, call = _gradient_call(states[0], arrays, sizes, form, images, cluster, precision)
-            _load().chain_gradient(
+            load().chain_gradient(
                 **call, states=states.data_ptr(), step_sizes=step_sizes, noise_scales=noise_scales, lows=lows,
                 highs=highs, cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(),
                 noise_gradient=0, precision=precision, **source,
@@ -222,7 +184,7 @@ def autoencoder_vjp(
     if x.shape[0]:
         # One step of size 1 without noise or bounds is r(x) itself; its state is x.
         keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
-        _load().chain_gradient(
+        load().chain_gradient(
             **call, states=x.data_ptr(), step_sizes=[1.0], noise_scales=[0.0], lows=[-math.inf], highs=[math.inf],
             cotangent=cotangent.data_ptr(), gradient=out.data_ptr(), noise_gradient=0, seed=0, seed_pointer=0,
             sample_ids=0, noise=0,
@@ -242,7 +204,7 @@ def reconstruction_error_gradient(
     out = torch.empty_like(x)
     if x.shape[0]:
         keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
-        _load().reconstruction_error_gradient(**call, x=x.data_ptr(), gradient=out.data_ptr())
+        load().reconstruction_error_gradient(**call, x=x.data_ptr(), gradient=out.data_ptr())
         del keep
     return out
 
@@ -252,7 +214,7 @@ def _gradient_call(
 ) -> tuple[Tensor, dict[str, Any]]:
     """What every launch of the gradient kernel takes, and the workspace, which has to live until it is launched."""
     with torch.cuda.device(x.device):
-        launched = _load().choice(_index(x), sizes, x.shape[0], True, form, images, cluster, precision)
+        launched = load().choice(_index(x), sizes, x.shape[0], True, form, images, cluster, precision)
         workspace = x.new_empty(launched["packed_floats"])
         return workspace, {
             "device": _index(x), "stream": _stream(), "form": form, "images": images, "cluster": cluster,
@@ -280,7 +242,7 @@ def langevin_update(
     ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise it is to the bit; ``noise``, of the shape of
     ``x``, in place of the drawn one. Where d is 0 no noise is drawn. Returns float32 of the shape of ``x``.
     """
-    extension = _load()
+    extension = load()
     _check_device(x)
     x = checked_tensor("x", x, torch.float32, x.shape, x.device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
@@ -314,7 +276,7 @@ def philox_words(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: 
 
 
 def _draw(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int, *, words: bool) -> Tensor:
-    extension = _load()
+    extension = load()
     _check_device(sample_ids)
     ids = checked_tensor("sample_ids", sample_ids, torch.int64, (None,), sample_ids.device)
     if n_elements < 0:
@@ -338,7 +300,7 @@ def _launch_chain(
     out: Tensor, form: str, images: int, cluster: int, *, trajectory: bool = False, reconstruct_only: bool = False,
     precision: str = "fp32",
 ) -> None:  # fmt: skip
-    extension = _load()
+    extension = load()
     with torch.cuda.device(x.device):
         launched = extension.choice(_index(x), sizes, x.shape[0], False, form, images, cluster, precision)
         # Torch's allocator hands memory on in the order of the stream, so the kernels are done with it by then.
@@ -401,17 +363,9 @@ def _check_device(x: Tensor) -> None:
 
 def _model(x: Tensor, weights: Sequence[Tensor], precision: str = "fp32") -> tuple[Tensor, list[Tensor], list[int]]:
     """x and the ten weights, contiguous, and the sizes (channels, height, width, hidden1, hidden2) they agree on."""
-    _load()
+    load()
     _check_device(x)
     checked_precision(precision)
     x = checked_tensor("x", x, torch.float32, IMAGES, x.device)
     arrays, sizes = checked_model(weights, x)
     return x, arrays, sizes
-
-
-def _load() -> ModuleType:
-    """The extension module, or BackendUnavailableError with the reason it cannot be loaded."""
-    global _extension
-    if _extension is None:
-        _extension = import_extension("cuda", "the CUDA extension")
-    return _extension

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmalade
 from fastmalade import observers
-from fastmalade.backends import cpu, extensions
+from fastmalade.backends import cpu_extension, extensions
 
 A, D = [0.5, 0.4, 0.3], [0.2, 0.0, 0.1]
 
@@ -157,7 +157,7 @@ def test_the_extension_may_be_away(make_autoencoder, make_images, monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(cpu, "_extension", None)
+    monkeypatch.setattr(cpu_extension, "_extension", None)
     monkeypatch.setattr(extensions.importlib, "import_module", missing)
     model = fastmalade.Purifier(make_autoencoder().requires_grad_(False), fastmalade.ChainConfig(n_steps=1))
     assert model.purify(make_images(1, 1, 8, 8)).shape == (1, 1, 8, 8)

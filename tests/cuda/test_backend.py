@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from fastmalade.backends import cuda, extensions
+from fastmalade.backends import cuda, cuda_extension, extensions
 from fastmalade.backends.extensions import BackendUnavailableError
 
 DIGIT = [1, 28, 28, 10, 25]
@@ -51,8 +51,8 @@ def test_the_reasons_are_told_apart(monkeypatch, tmp_path) -> None:
         (fake(1, missing="cudaErrorNoKernelImageForDevice"), "code for sm_90, not for the G of capability 7.5"),
         (fake(1), None),
     ):
-        monkeypatch.setattr(cuda, "_extension", extension)
-        monkeypatch.setattr(cuda, "_usable", set())
+        monkeypatch.setattr(cuda_extension, "_extension", extension)
+        monkeypatch.setattr(cuda_extension, "_usable", set())
         reason = cuda.unavailable_reason()
         assert (reason is None) if expected is None else (expected in reason)
     assert "from 0 to 0, got 3" in cuda.unavailable_reason(3)
@@ -62,7 +62,7 @@ def test_a_build_without_it_says_why(monkeypatch, tmp_path) -> None:
     def missing(name: str, *rest: object) -> ModuleType:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(cuda, "_extension", None)
+    monkeypatch.setattr(cuda_extension, "_extension", None)
     monkeypatch.setattr(extensions.importlib, "import_module", missing)
     monkeypatch.setattr(extensions, "__file__", str(tmp_path / "fastmalade" / "backends" / "extensions.py"))
     (tmp_path / "fastmalade").mkdir()

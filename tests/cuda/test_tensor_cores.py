@@ -13,7 +13,7 @@ from test_emulated_chain import DIGIT, INFINITY, drawn, images, settings
 
 import fastmalade
 from fastmalade import backends, ops
-from fastmalade.backends import cuda
+from fastmalade.backends import cuda, cuda_extension
 
 HIDDEN = (10, 25)
 REDUCED = ("tf32x3", "tf32")
@@ -169,7 +169,7 @@ def test_one_form_whatever_the_batch(emulation) -> None:
 @pytest.fixture
 def on_emulation(emulation, monkeypatch) -> emulated.Emulation:
     """The backend "cuda" of the package over the emulation, for tensors on the CPU."""
-    monkeypatch.setattr(cuda, "_extension", emulated.Extension(emulation))
+    monkeypatch.setattr(cuda_extension, "_extension", emulated.Extension(emulation))
     monkeypatch.setattr(cuda, "_check_device", lambda x: None)
     monkeypatch.setattr(cuda, "_stream", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

@@ -11,7 +11,7 @@ import reference64
 import torch
 
 from fastmalade import backends
-from fastmalade.backends import BackendUnavailableError, cpu, extensions
+from fastmalade.backends import BackendUnavailableError, cpu, cpu_extension, extensions
 
 WEIGHTS = reference64.random_weights(1, 3, 4)
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_instruction_set_the_processor_lacks(native, monkeypatch: pytest.MonkeyP
         def isas_supported(self) -> list[str]:
             return ["baseline"]
 
-    monkeypatch.setattr(cpu, "_extension", Poorer())
+    monkeypatch.setattr(cpu_extension, "_extension", Poorer())
     monkeypatch.setenv("FASTMALADE_CPU_ISA", "avx2")
     with pytest.raises(BackendUnavailableError, match=r"got 'avx2' \(this processor lacks it\)"):
         cpu.isa_in_use()
@@ -202,7 +202,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.delenv("FASTMALADE_BACKEND", raising=False)
-    monkeypatch.setattr(cpu, "_extension", None)
+    monkeypatch.setattr(cpu_extension, "_extension", None)
     monkeypatch.setattr(extensions.importlib, "import_module", missing)
     reason = cpu.unavailable_reason()
     assert reason is not None
