@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from fastmalade.progress import progress_bar
 
 SEED = 0
 TRANSFERRED = (("fgsm", 0.1), ("fgsm", 0.3), ("pgd", 0.1), ("pgd", 0.2), ("pgd", 0.3))
+TRANSFER_COLUMNS = {"clean": ("none", 0.0)} | {f"{name} {epsilon:g}": (name, epsilon) for name, epsilon in TRANSFERRED}
 STEP_SIZE = 0.01
 ADAPTIVE_EPSILON, COUNTER_EPSILON = 0.3, 0.1
 BATCH = 100
@@ -73,6 +74,7 @@ def measure(
     adaptive: int,
     steps: int,
     earlier: Mapping[str, Entry],
+    columns: Container[str] | None = None,
     cache: Path | None = None,
 ) -> Iterator[tuple[str, Entry]]:
     """Counts of one column after the other, each as often as it grows.
@@ -84,16 +86,16 @@ def measure(
         adaptive: so many of the first images meet the adaptive attacks.
         steps: of the adaptive attacks.
         earlier: entries by column, of the first images in their "n"; the rest is measured.
+        columns: those to measure; all where None.
         cache: folder for attacked images and checkpoints.
 
     Yields:
         A column's name and its entry so far: correct answers out of how many images, in how many seconds.
     """
     nothing: Entry = {"correct": 0, "n": 0, "seconds": 0.0}
-    for attack, epsilon in (("none", 0.0), *TRANSFERRED):
-        column = "clean" if attack == "none" else f"{attack} {epsilon:g}"
+    for column, (attack, epsilon) in TRANSFER_COLUMNS.items():
         entry = earlier.get(column, nothing)
-        if entry["n"] >= len(images):
+        if entry["n"] >= len(images) or not (columns is None or column in columns):
             continue
         if attack == "none":
             shown = images
@@ -111,7 +113,7 @@ def measure(
     model = DefendedClassifier(defense, classifier, gradient=defense.gradient).eval()
     for column, adaptive_attack in adaptive_attacks(defense, steps).items():
         entry = earlier.get(column, nothing)
-        if entry["n"] >= adaptive:
+        if entry["n"] >= adaptive or not (columns is None or column in columns):
             continue
         part = slice(entry["n"], adaptive)
         checkpoint = None
@@ -140,6 +142,7 @@ def _grown(entry: Entry, correct: int, n: int, started: float) -> Entry:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--defenses", default="", help="names, comma-separated; all by default")
+    parser.add_argument("--columns", default="", help="columns of the table, comma-separated; all by default")
     parser.add_argument("--images", type=int, default=1000, help="digits for the attacks on the bare classifier")
     parser.add_argument("--adaptive-images", type=int, default=1000, help="so many of them for the adaptive attacks")
     parser.add_argument("--steps", type=int, default=40, help="steps of the adaptive attacks, of 0.01 each")
@@ -163,6 +166,10 @@ def main() -> None:
     unknown = sorted(set(wanted) - set(available))
     if unknown:
         parser.error(f"--defenses: expected any of {', '.join(available)}, got {', '.join(unknown)}")
+    columns = [column for column in arguments.columns.split(",") if column]
+    known = {column for defense in available.values() for column in (*TRANSFER_COLUMNS, *adaptive_attacks(defense, 1))}
+    if not known.issuperset(columns):
+        parser.error(f"--columns: expected any of {', '.join(sorted(known))}, got {', '.join(columns)}")
     images, labels = (part[: arguments.images] for part in load_mnist("test", find_data_dir(arguments.data)))
     classifier = in_channels_last(load_classifier("mnist-c"))
     with progress_bar() as bar:
@@ -179,6 +186,7 @@ def main() -> None:
                 adaptive=min(arguments.adaptive_images, len(images)),
                 steps=arguments.steps,
                 earlier=dict(entries),
+                columns=columns or None,
                 cache=arguments.cache,
             ):
                 entries[column] = entry

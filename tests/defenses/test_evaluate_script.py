@@ -50,6 +50,21 @@ def test_columns_and_counts(make_defense, digits, fit_softmax, tmp_path):
     )  # fmt: skip
     assert list(rest) == ADAPTIVE[1:]
     assert rest[ADAPTIVE[1]]["correct"] == found[ADAPTIVE[1]]["correct"]
+    asked = ["fgsm 0.3", ADAPTIVE[0]]
+    some = dict(
+        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2, earlier={}, columns=asked,
+                cache=tmp_path / "cache")
+    )  # fmt: skip
+    assert list(some) == asked
+
+
+def test_an_unknown_column_is_refused(monkeypatch, capsys, tmp_path):
+    output = tmp_path / "found.json"
+    monkeypatch.setattr("sys.argv", ["evaluate_defenses.py", "--columns", "clean,pgd 9", "--output", str(output)])
+    with pytest.raises(SystemExit):
+        load("evaluate_defenses").main()
+    assert "--columns: expected any of clean, counter A 0.1" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_a_run_of_fewer_images_goes_on_to_the_same_counts(make_defense, digits, fit_softmax, tmp_path, monkeypatch):
