@@ -243,7 +243,7 @@ void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayou
                 Vec sum[2][2];  // [parity of the row][parity of the column]
 #pragma GCC unroll 4
                 for (int n = 0; n < 4; ++n) sum[n / 2][n % 2] = start[row_class + n / 2][n % 2];
-                // Taps 2 k + parity of row parity `parity` read the row of even pixels k - 1 below the pair.
+                // Tap ky = 2 k - parity of the pair's row of that parity reads the even pixels k - 1 rows further down.
                 const auto add_row = [&](const float* row, const float* taps, int k) __attribute__((always_inline)) {
                     const Vec before = load(row - 1), here = load(row), next = load(row + 1);
 #pragma GCC unroll 2
