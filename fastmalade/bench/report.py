@@ -99,10 +99,11 @@ def rows(grid: Grid) -> list[list[str]]:
         [grid.label(key), *(_time(grid.median(key, batch), grid.cell(key, batch)) for batch in grid.batches)]
         for key in grid.contenders
     ]
-    has_rewritten = any(grid.result["contenders"][key]["rewritten"] for key in grid.contenders)
+    described = [grid.result["contenders"][key] for key in grid.contenders]
+    kinds = {peer["rewritten"] for peer in described if peer["peer"]}
     for key in grid.native():
         for rewritten, name in ((False, "best peer"), (True, "best rewritten peer")):
-            if rewritten and not has_rewritten:
+            if rewritten not in kinds:
                 continue
             ratios = [grid.ratio(key, batch, rewritten=rewritten) for batch in grid.batches]
             table.append([f"{key} vs {name}", *("-" if r is None else f"{r:.1f}x" for r in ratios)])

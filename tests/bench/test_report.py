@@ -78,6 +78,11 @@ def test_rows_have_medians_ratios_and_fractions(result):
     assert grid.fraction("native", 1) == pytest.approx(0.5)
 
 
+def test_without_peers_there_are_no_ratios(result):
+    result["cells"] = [part for part in result["cells"] if part["contender"] == "native"]
+    assert [row[0] for row in rows(Grid(result, "1x28x28", 10))] == ["native", "native, part of the FMA ceiling"]
+
+
 def test_what_was_not_measured_says_so(result):
     for part in result["cells"]:
         part.pop("fma_ceiling_flops_per_second", None)
