@@ -12,16 +12,12 @@ FASTMALADE_INLINE Vec updated_element(Vec x, Vec r, const UpdateArguments& u) {
     return fma(broadcast(u.step_size), r - x, x);
 }
 
-FASTMALADE_INLINE Vec clamped_element(Vec v, const UpdateArguments& u) {
-    return at_most(at_least(v, u.low), u.high);
-}
-
 // Elements n .. n+LANES-1 with their noise, or the `left` first of them.
 template <bool NOISY>
 FASTMALADE_INLINE void update_vector(const UpdateArguments& u, int64_t n, int64_t left, Vec z) {
     Vec v = updated_element(load_some(u.x + n, left), load_some(u.reconstruction + n, left), u);
     if (NOISY) v = fma(broadcast(u.noise_scale), z, v);
-    store_some(u.out + n, clamped_element(v, u), left);
+    store_some(u.out + n, clamped(v, u.low, u.high), left);
 }
 
 void langevin_update(const UpdateArguments& u, int64_t image, int64_t first, int64_t count) {

@@ -22,9 +22,6 @@ FASTMALADE_INLINE Vec updated(Vec x, Vec r, const Update& u) {
     return u.residual_only ? r : fma(broadcast(u.step_size), r - x, x);
 }
 
-// A NaN state stays NaN.
-FASTMALADE_INLINE Vec clamped(Vec v, const Update& u) { return at_most(at_least(v, u.low), u.high); }
-
 // What the gradient of a step needs of its end, in the layout of the state; null where nothing is kept.
 struct KeptEnd {
     float* reconstruction;  // r(x)
@@ -171,7 +168,7 @@ void finish_step(const AutoencoderShape& s, const float* packed, const PackedLay
                     Vec v = updated(load(x + n * LANES), load(r + n * LANES), update);
                     if (noisy) v = fma(broadcast(update.noise_scale), load(noise_row + n * LANES), v);
                     if (KEEP) store(kept.inside + (element + n) * LANES, inside(v, update));
-                    store(x + n * LANES, clamped(v, update));
+                    store(x + n * LANES, clamped(v, update.low, update.high));
                 }
             }
         }
@@ -292,7 +289,7 @@ void finish_step(const AutoencoderShape& s, const float* sums, float* state, con
             store(kept.reconstruction + n, r);
             if (!update.residual_only) store(kept.inside + n, inside(v, update));
         }
-        if (!update.residual_only) v = clamped(v, update);
+        if (!update.residual_only) v = clamped(v, update.low, update.high);
         store(state + n, v);
     }
 }
