@@ -1,5 +1,5 @@
 # Everything below works from a fresh clone: it makes .venv, installs what it needs and runs.
-#   make demo    make test    make lint    make sanitize    make emulate    make wheel    make clean    make distclean
+#   make demo    make test    make lint    make format    make sanitize    make emulate    make wheel    make clean    make distclean
 #   make gpu-check    on a machine with a GPU, offline and without .venv
 # PYTHON chooses the interpreter of .venv; DEMO_ARGS, PYTEST_ARGS and GPU_CHECK_ARGS are passed on.
 
@@ -11,11 +11,12 @@ PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+NATIVE_FILES := '*.h' '*.cpp' '*.cu' '*.cuh'
 NATIVE := $(shell find csrc kernels -type f -not -name '*.py[co]')
 INSTALLED_FROM := pyproject.toml setup.py constraints.txt $(NATIVE)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sanitize emulate gpu-check wheel clean distclean
+.PHONY: demo test lint format sanitize emulate gpu-check wheel clean distclean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/fastmalade demo $(DEMO_ARGS)
@@ -26,7 +27,12 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files $(NATIVE_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	git ls-files $(NATIVE_FILES) | xargs $(BIN)/clang-format -i
 
 sanitize: $(VENV)/.installed-test
 	$(BIN)/python tools/check_native.py address thread

@@ -32,10 +32,10 @@ std::vector<Isa> isas() {
     list.push_back({&cpu::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
 #if defined(FASTMALADE_WITH_AVX512)
-    list.push_back({&cpu::avx512::kernels,
-                    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+    list.push_back({&cpu::avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                                               __builtin_cpu_supports("avx512bw") &&
+                                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
+                                               __builtin_cpu_supports("fma")});
 #endif
     return list;
 }
@@ -91,7 +91,8 @@ T* pointer(const char* what, uintptr_t address, bool needed) {
 }
 
 // Runs `work` without the interpreter lock. Not pybind11's guard: where the interpreter is shutting down, taking the
-// lock back ends a daemon thread by unwinding its stack, which may pass through a function but not through a destructor.
+// lock back ends a daemon thread by unwinding its stack, which may pass through a function but not through a
+// destructor.
 template <class F>
 void without_interpreter_lock(F work) {
     PyThreadState* state = PyEval_SaveThread();
@@ -115,7 +116,8 @@ const int64_t* sample_ids_or_default(uintptr_t address, int64_t batch, std::vect
 
 // sizes: (channels, height, width, hidden1, hidden2)
 AutoencoderShape check_shape(const std::vector<int64_t>& sizes) {
-    if (sizes.size() != 5) fail("shape", "5 sizes (channels, height, width, hidden1, hidden2)", std::to_string(sizes.size()));
+    if (sizes.size() != 5)
+        fail("shape", "5 sizes (channels, height, width, hidden1, hidden2)", std::to_string(sizes.size()));
     const AutoencoderShape s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
     check_least("channels", s.channels, 1);
     check_least("hidden1", s.hidden1, 1);
@@ -182,8 +184,8 @@ struct Settings {
     ChainArguments arguments(int64_t batch, const float* x, uint64_t seed, const int64_t* sample_ids,
                              const float* noise, float* out, bool trajectory) const {
         check_least("batch", batch, 0);
-        return ChainArguments{batch, (int64_t)a.size(), x, a.data(), d.data(), low.data(), high.data(), seed, sample_ids,
-                              noise, out, trajectory};
+        return ChainArguments{batch, (int64_t)a.size(), x,     a.data(), d.data(),  low.data(), high.data(),
+                              seed,  sample_ids,        noise, out,      trajectory};
     }
 };
 

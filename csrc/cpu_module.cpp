@@ -22,8 +22,8 @@ namespace {
 // x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0 for 0 .. batch-1, out: as
 // ChainArguments::out.
 void langevin_chain(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings, uint64_t seed,
-                    uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, int threads) {
+                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings,
+                    uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
     const AutoencoderShape shape = check_shape(sizes);
@@ -48,15 +48,14 @@ void autoencoder_forward(const std::string& isa, const std::string& form, int64_
     check_least("threads", threads, 1);
     const float* images = pointer<const float>("x", x, batch > 0);
     float* result = pointer<float>("out", out, batch > 0);
-    without_interpreter_lock([&] {
-        cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads);
-    });
+    without_interpreter_lock(
+        [&] { cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads); });
 }
 
-// actions: (kind, step, which) of every action, one after the other. Simulates the program, so that no kernel is ever asked
-// for a step, checkpoint or record that is not there.
-std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbers, int64_t n_steps, int64_t checkpoints,
-                                               int64_t records) {
+// actions: (kind, step, which) of every action, one after the other. Simulates the program, so that no kernel is ever
+// asked for a step, checkpoint or record that is not there.
+std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbers, int64_t n_steps,
+                                               int64_t checkpoints, int64_t records) {
     using cpu::GradientAction;
     if (numbers.size() % 3 != 0) fail("actions", "three numbers each", std::to_string(numbers.size()) + " numbers");
     std::vector<GradientAction> actions;
@@ -71,11 +70,13 @@ std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbe
         const int64_t step = action.step, which = action.which;
         switch (action.kind) {
             case GradientAction::load:
-                check(which >= 0 && which <= checkpoints && saved[(size_t)which] == step, "a checkpoint of that step", n);
+                check(which >= 0 && which <= checkpoints && saved[(size_t)which] == step, "a checkpoint of that step",
+                      n);
                 state = step;
                 break;
             case GradientAction::save:
-                check(which >= 1 && which <= checkpoints && state == step, "a checkpoint number and the state's step", n);
+                check(which >= 1 && which <= checkpoints && state == step, "a checkpoint number and the state's step",
+                      n);
                 saved[(size_t)which] = step;
                 break;
             case GradientAction::advance:
@@ -91,8 +92,7 @@ std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbe
                 check(recorded == step && recorded_steps == which && step + which == reversed, "the recorded steps", n);
                 reversed = step;
                 break;
-            default:
-                check(false, "a kind from 0 to 4", n);
+            default: check(false, "a kind from 0 to 4", n);
         }
         actions.push_back(action);
     }
@@ -102,8 +102,8 @@ std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbe
 
 // x, cotangent, gradient: (batch, C, H, W); the rest as langevin_chain.
 void chain_gradient(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings, uint64_t seed,
-                    uintptr_t sample_ids, uintptr_t noise, uintptr_t cotangent, uintptr_t gradient,
+                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings,
+                    uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t cotangent, uintptr_t gradient,
                     const std::vector<int64_t>& actions, int64_t checkpoints, int64_t records, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
@@ -115,9 +115,9 @@ void chain_gradient(const std::string& isa, const std::string& form, int64_t bat
     const std::vector<cpu::GradientAction> program =
         check_actions(actions, (int64_t)settings.a.size(), checkpoints, records);
     std::vector<int64_t> own_ids;
-    const ChainArguments arguments = settings.arguments(
-        batch, pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
-        pointer<const float>("noise", noise, false), nullptr, false);
+    const ChainArguments arguments = settings.arguments(batch, pointer<const float>("x", x, batch > 0), seed,
+                                                        sample_ids_or_default(sample_ids, batch, own_ids),
+                                                        pointer<const float>("noise", noise, false), nullptr, false);
     const cpu::GradientArguments back{pointer<const float>("cotangent", cotangent, batch > 0),
                                       pointer<float>("gradient", gradient, batch > 0),
                                       program.data(),
@@ -147,10 +147,11 @@ void autoencoder_gradient(const std::string& isa, const std::string& form, int64
 }
 
 // As langevin_chain, without a trajectory.
-std::unique_ptr<RecordedCall> recorded_chain(
-    const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const std::shared_ptr<Settings>& settings,
-    uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t out, int threads) {
+std::unique_ptr<RecordedCall> recorded_chain(const std::string& isa, const std::string& form, int64_t batch,
+                                             const std::vector<int64_t>& sizes,
+                                             const std::vector<uintptr_t>& weight_addresses, uintptr_t x,
+                                             const std::shared_ptr<Settings>& settings, uint64_t seed,
+                                             uintptr_t sample_ids, uintptr_t noise, uintptr_t out, int threads) {
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("threads", threads, 1);
@@ -196,9 +197,8 @@ void standard_normal(const std::string& isa, uint64_t seed, uintptr_t sample_ids
     const bool any = batch > 0 && elements > 0;
     const int64_t* ids = pointer<const int64_t>("sample_ids", sample_ids, any);
     float* result = pointer<float>("z", z, any);
-    without_interpreter_lock([&] {
-        cpu::standard_normal(kernels, seed, ids, batch, (uint32_t)step, elements, result, threads);
-    });
+    without_interpreter_lock(
+        [&] { cpu::standard_normal(kernels, seed, ids, batch, (uint32_t)step, elements, result, threads); });
 }
 
 // words: (batch, 4 counters), sample_ids: (batch,)
@@ -212,9 +212,8 @@ void philox_words(const std::string& isa, uint64_t seed, uintptr_t sample_ids, i
     const bool any = batch > 0 && counters > 0;
     const int64_t* ids = pointer<const int64_t>("sample_ids", sample_ids, any);
     int64_t* result = pointer<int64_t>("words", words, any);
-    without_interpreter_lock([&] {
-        cpu::philox_words(kernels, seed, ids, batch, (uint32_t)step, counters, result, threads);
-    });
+    without_interpreter_lock(
+        [&] { cpu::philox_words(kernels, seed, ids, batch, (uint32_t)step, counters, result, threads); });
 }
 
 // x, y: (n,)
@@ -228,8 +227,8 @@ void tanh_of_array(const std::string& isa, uintptr_t x, int64_t n, uintptr_t y) 
 
 // x, reconstruction, noise or 0, out: (batch, elements), sample_ids: (batch,) or 0 for 0 .. batch-1
 void langevin_update(const std::string& isa, int64_t batch, int64_t elements, uintptr_t x, uintptr_t reconstruction,
-                     double step_size, double noise_scale, double low, double high, uint64_t seed,
-                     uintptr_t sample_ids, int64_t step, uintptr_t noise, uintptr_t out, int threads) {
+                     double step_size, double noise_scale, double low, double high, uint64_t seed, uintptr_t sample_ids,
+                     int64_t step, uintptr_t noise, uintptr_t out, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     check_step(step);
     check_least("batch", batch, 0);
@@ -337,10 +336,11 @@ PYBIND11_MODULE(_cpu, m) {
         .value("refused", PlainResult::refused)
         .value("finite", PlainResult::finite)
         .value("diverged", PlainResult::diverged);
-    py::class_<PlainRecording>(m, "PlainRecording", "A chain with its activations kept, and the weights that it ran with");
-    m.def("plain_recorded_chain", &plain_recorded_chain, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("out"),
-          py::arg("modules"), py::arg("settings"), py::arg("seed"), py::arg("sample_ids"), py::arg("threads"),
-          py::arg("any_backend"), py::arg("most_bytes"));
+    py::class_<PlainRecording>(m, "PlainRecording",
+                               "A chain with its activations kept, and the weights that it ran with");
+    m.def("plain_recorded_chain", &plain_recorded_chain, py::arg("table"), py::arg("types"), py::arg("x"),
+          py::arg("out"), py::arg("modules"), py::arg("settings"), py::arg("seed"), py::arg("sample_ids"),
+          py::arg("threads"), py::arg("any_backend"), py::arg("most_bytes"));
     m.def("plain_chain_reverse", &plain_chain_reverse, py::arg("recording"), py::arg("table"), py::arg("types"),
           py::arg("cotangent"), py::arg("gradient"), py::arg("threads"));
     m.def("plain_chain", &plain_chain, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("out"),

@@ -269,8 +269,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("chain_gradient", &chain_gradient, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
           arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("states"), arg("step_sizes"),
           arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
-          arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"),
-          arg("precision") = "fp32");
+          arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"), arg("precision") = "fp32");
     m.def("reconstruction_error_gradient", &error_gradient, arg("device"), arg("stream"), arg("form"), arg("images"),
           arg("cluster"), arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("gradient"));
     m.def("langevin_update", &update, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("x"),

@@ -65,8 +65,8 @@ struct Model {
     uintptr_t weights[10];
 };
 
-// Fills `model` from images (B, C, H, W) that were read and from the ten weights that `weight(n)` gives, where every one
-// of them is a plain array of the right shape; else false.
+// Fills `model` from images (B, C, H, W) that were read and from the ten weights that `weight(n)` gives, where every
+// one of them is a plain array of the right shape; else false.
 template <class Weight>
 bool read_weights(const Table& table, const Tensor& images, Weight weight, Model* model) {
     Tensor array;
@@ -77,8 +77,8 @@ bool read_weights(const Table& table, const Tensor& images, Weight weight, Model
         if (!read_plain(table, weight(n), is_bias ? 1 : 4, &array)) return false;
         if (n == 0) hidden1 = array.shape[0];
         if (n == 2) hidden2 = array.shape[0];
-        const int64_t expected[10][4] = {{hidden1, channels, 5, 5}, {hidden1}, {hidden2, hidden1, 5, 5}, {hidden2},
-                                         {hidden2, hidden1, 9, 9}, {hidden1}, {hidden1, channels, 1, 1}, {channels},
+        const int64_t expected[10][4] = {{hidden1, channels, 5, 5},  {hidden1}, {hidden2, hidden1, 5, 5},  {hidden2},
+                                         {hidden2, hidden1, 9, 9},   {hidden1}, {hidden1, channels, 1, 1}, {channels},
                                          {channels, channels, 5, 5}, {channels}};
         for (int32_t axis = 0; axis < array.ndim; ++axis) {
             if (array.shape[axis] != expected[n][axis]) return false;
@@ -90,8 +90,8 @@ bool read_weights(const Table& table, const Tensor& images, Weight weight, Model
     return true;
 }
 
-// x and the ten weights of a call as (address of x, sizes, addresses of the weights), where every one is a plain array of
-// the right shape; else None, and the caller finds out which is not. capsule: holds the table
+// x and the ten weights of a call as (address of x, sizes, addresses of the weights), where every one is a plain array
+// of the right shape; else None, and the caller finds out which is not. capsule: holds the table
 inline pybind11::object read_model(const pybind11::capsule& capsule, pybind11::handle x,
                                    const pybind11::sequence& weights) {
     namespace py = pybind11;

@@ -1,6 +1,7 @@
-// The chain for the ordinary case, a plain float32 tensor through the autoencoder of this package: one call that finds the
-// weights, checks everything and computes. On one image Python would take half as long for that as the kernels for all
-// steps. Whatever is out of the ordinary is refused, without an error: the caller goes the long way, which says what it is.
+// The chain for the ordinary case, a plain float32 tensor through the autoencoder of this package: one call that finds
+// the weights, checks everything and computes. On one image Python would take half as long for that as the kernels for
+// all steps. Whatever is out of the ordinary is refused, without an error: the caller goes the long way, which says
+// what it is.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -43,8 +44,8 @@ class Parameters {
 public:
     // modules: `_modules` of an Autoencoder
     explicit Parameters(PyObject* modules) {
-        static PyObject* const layers[] = {interned("conv1"), interned("conv2"), interned("deconv1"), interned("deconv2"),
-                                           interned("conv3")};
+        static PyObject* const layers[] = {interned("conv1"), interned("conv2"), interned("deconv1"),
+                                           interned("deconv2"), interned("conv3")};
         static PyObject* const kinds[] = {interned("weight"), interned("bias")};
         static PyObject* const parameters = interned("_parameters");
         complete_ = PyDict_Check(modules);
@@ -98,7 +99,8 @@ struct PlainCall {
 using fastmalade::exchange::Table;
 
 // Fills `call` but for the kernels; false where an array is not plain or not of the right shape.
-inline bool find_arrays(const Table& table, py::handle in, py::handle out, const Parameters& parameters, PlainCall* call) {
+inline bool find_arrays(const Table& table, py::handle in, py::handle out, const Parameters& parameters,
+                        PlainCall* call) {
     fastmalade::exchange::Tensor images, result;
     fastmalade::exchange::Model model;
     if (!read_plain(table, in, 4, &images)) return false;
@@ -141,9 +143,10 @@ inline PlainCall find_plain_call(const py::capsule& capsule, const py::tuple& ty
     return call;
 }
 
-// capsule: holds the exchange table; types: the classes that tensors may be of; x, out: (B, C, H, W) tensors; modules: of the
-// Autoencoder; sample_ids: (B,) or 0. `any_backend`: the environment may name another; `recorded`: autograd records
-// what happens to weights that require a gradient; `checked`: x must lie in [0, 1], and the result is looked through.
+// capsule: holds the exchange table; types: the classes that tensors may be of; x, out: (B, C, H, W) tensors; modules:
+// of the Autoencoder; sample_ids: (B,) or 0. `any_backend`: the environment may name another; `recorded`: autograd
+// records what happens to weights that require a gradient; `checked`: x must lie in [0, 1], and the result is looked
+// through.
 PlainResult plain_chain(const py::capsule& capsule, const py::tuple& types, py::handle x, py::handle out,
                         py::handle modules, const Settings& settings, uint64_t seed, uintptr_t sample_ids, int threads,
                         bool any_backend, bool recorded, bool checked) {
@@ -184,7 +187,8 @@ struct PlainRecording {
           parameters(the_parameters) {}
 };
 
-// As plain_chain, recorded; None where that is refused, which it also is where activations would take more than `most_bytes`.
+// As plain_chain, recorded; None where that is refused, which it also is where activations would take more than
+// `most_bytes`.
 std::unique_ptr<PlainRecording> plain_recorded_chain(const py::capsule& capsule, const py::tuple& types, py::handle x,
                                                      py::handle out, py::handle modules,
                                                      const std::shared_ptr<Settings>& settings, uint64_t seed,
@@ -204,13 +208,14 @@ std::unique_ptr<PlainRecording> plain_recorded_chain(const py::capsule& capsule,
     return recording;
 }
 
-// cotangent, gradient: (B, C, H, W) tensors. False where the cotangent is not plain; an error where a weight has been written
-// to since.
+// cotangent, gradient: (B, C, H, W) tensors. False where the cotangent is not plain; an error where a weight has been
+// written to since.
 bool plain_chain_reverse(const PlainRecording& recording, const py::capsule& capsule, const py::tuple& types,
                          py::handle cotangent, py::handle gradient, int threads) {
     if (versions(recording.parameters) != recording.versions_then) {
-        throw std::runtime_error("langevin_chain: expected the autoencoder's weights of the forward pass, got weights that "
-                                 "were modified in place since");
+        throw std::runtime_error(
+            "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that "
+            "were modified in place since");
     }
     const Table* const table = fastmalade::exchange::table_of(capsule);
     const cpu::KeptChain& kept = recording.call.kept;

@@ -17,8 +17,7 @@ struct RecordedCall {
 
     RecordedCall(std::shared_ptr<const Settings> the_settings, int64_t batch, const cpu::Kernels& kernels,
                  const AutoencoderShape& shape, cpu::Form form, int threads)
-        : settings(std::move(the_settings)),
-          kept(kernels, shape, batch, (int64_t)settings->a.size(), form, threads) {}
+        : settings(std::move(the_settings)), kept(kernels, shape, batch, (int64_t)settings->a.size(), form, threads) {}
 
     // For chain_reverse, which needs the settings alone.
     ChainArguments reverse_arguments() const {

@@ -77,9 +77,9 @@ void check_noise() {
         bool equal = true;
         for (size_t b = 0; b < 3; ++b) {
             for (int64_t k = 0; k < counters; ++k) {
-                const PhiloxWords w = philox4x32(
-                    PhiloxWords{{(uint32_t)k, 7, (uint32_t)ids[b], (uint32_t)((uint64_t)ids[b] >> 32)}},
-                    (uint32_t)seed, (uint32_t)(seed >> 32));
+                const PhiloxWords w =
+                    philox4x32(PhiloxWords{{(uint32_t)k, 7, (uint32_t)ids[b], (uint32_t)((uint64_t)ids[b] >> 32)}},
+                               (uint32_t)seed, (uint32_t)(seed >> 32));
                 for (int j = 0; j < 4; ++j) equal &= words[b * (size_t)counters * 4 + (size_t)(4 * k + j)] == w.w[j];
             }
         }
@@ -97,11 +97,11 @@ void check_noise() {
 void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights, const ChainArguments& chain) {
     using cpu::GradientAction;
     const std::vector<float> cotangent = values(chain.batch * s.pixels(), 1.0f, 13);
-    const GradientAction whole[] = {{GradientAction::load, 0, 0}, {GradientAction::record, 0, 2},
-                                    {GradientAction::reverse, 0, 2}};
-    const GradientAction again[] = {{GradientAction::load, 0, 0},    {GradientAction::advance, 0, 1},
-                                    {GradientAction::record, 1, 1},  {GradientAction::reverse, 1, 1},
-                                    {GradientAction::load, 0, 0},    {GradientAction::record, 0, 1},
+    const GradientAction whole[] = {
+        {GradientAction::load, 0, 0}, {GradientAction::record, 0, 2}, {GradientAction::reverse, 0, 2}};
+    const GradientAction again[] = {{GradientAction::load, 0, 0},   {GradientAction::advance, 0, 1},
+                                    {GradientAction::record, 1, 1}, {GradientAction::reverse, 1, 1},
+                                    {GradientAction::load, 0, 0},   {GradientAction::record, 0, 1},
                                     {GradientAction::reverse, 0, 1}};
     const GradientAction kept[] = {{GradientAction::load, 0, 0},    {GradientAction::advance, 0, 1},
                                    {GradientAction::save, 1, 1},    {GradientAction::advance, 1, 1},
@@ -111,10 +111,10 @@ void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights
     std::vector<float> first;
     for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::quad, cpu::Form::latency, cpu::Form::automatic}) {
         std::vector<float> gradient(cotangent.size(), std::numeric_limits<float>::quiet_NaN());
-        for (const cpu::GradientArguments& g : {
-                 cpu::GradientArguments{cotangent.data(), gradient.data(), whole, 3, 0, 2},
-                 cpu::GradientArguments{cotangent.data(), gradient.data(), again, 7, 0, 1},
-                 cpu::GradientArguments{cotangent.data(), gradient.data(), kept, 10, 1, 1}}) {
+        for (const cpu::GradientArguments& g :
+             {cpu::GradientArguments{cotangent.data(), gradient.data(), whole, 3, 0, 2},
+              cpu::GradientArguments{cotangent.data(), gradient.data(), again, 7, 0, 1},
+              cpu::GradientArguments{cotangent.data(), gradient.data(), kept, 10, 1, 1}}) {
             cpu::chain_gradient(kernels(), s, weights, chain, g, form, 2);
             if (first.empty()) first = gradient;
             expect(same_bits(first, gradient), "the gradient depends on the form or on what is kept");
@@ -132,12 +132,11 @@ void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights
 
 void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     const int64_t pixels = s.pixels(), n_steps = 2;
-    const std::vector<float> w[10] = {
-        values(s.hidden1 * s.channels * 25, 0.4f, 1), values(s.hidden1, 0.2f, 2),
-        values(s.hidden2 * s.hidden1 * 25, 0.2f, 3), values(s.hidden2, 0.2f, 4),
-        values(s.hidden2 * s.hidden1 * 81, 0.2f, 5), values(s.hidden1, 0.2f, 6),
-        values(s.hidden1 * s.channels, 0.5f, 7),     values(s.channels, 0.5f, 8),
-        values(s.channels * s.channels * 25, 0.3f, 9), values(s.channels, 0.3f, 10)};
+    const std::vector<float> w[10] = {values(s.hidden1 * s.channels * 25, 0.4f, 1),  values(s.hidden1, 0.2f, 2),
+                                      values(s.hidden2 * s.hidden1 * 25, 0.2f, 3),   values(s.hidden2, 0.2f, 4),
+                                      values(s.hidden2 * s.hidden1 * 81, 0.2f, 5),   values(s.hidden1, 0.2f, 6),
+                                      values(s.hidden1 * s.channels, 0.5f, 7),       values(s.channels, 0.5f, 8),
+                                      values(s.channels * s.channels * 25, 0.3f, 9), values(s.channels, 0.3f, 10)};
     const AutoencoderWeights weights{w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(),
                                      w[5].data(), w[6].data(), w[7].data(), w[8].data(), w[9].data()};
     const std::vector<float> x = values(batch * pixels, 1.0f, 11), noise = values(n_steps * batch * pixels, 2.0f, 12);
@@ -148,8 +147,10 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::quad, cpu::Form::latency, cpu::Form::automatic}) {
         for (const int threads : {1, 2, 3}) {
             std::vector<float> out((size_t)((n_steps + 1) * batch * pixels), std::numeric_limits<float>::quiet_NaN());
-            const ChainArguments arguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42,
-                                           ids.data(), given_noise ? noise.data() : nullptr, out.data(), true};
+            const ChainArguments arguments{
+                batch,      n_steps,     x.data(), a.data(),   d.data(),
+                low.data(), high.data(), 42,       ids.data(), given_noise ? noise.data() : nullptr,
+                out.data(), true};
             cpu::langevin_chain(kernels(), s, weights, arguments, form, threads);
             if (first.empty()) first = out;
             expect(same_bits(first, out), "the chain depends on form or threads");
@@ -161,8 +162,9 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     cpu::autoencoder_forward(kernels(), s, weights, batch, x.data(), reconstruction.data(), cpu::Form::automatic, 2);
     for (const float value : reconstruction) expect(std::fabs(value) <= 1.0f, "r(x) is not within [-1, 1]");
     print_bits(reconstruction);
-    check_gradient(s, weights, ChainArguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42,
-                                              ids.data(), given_noise ? noise.data() : nullptr, nullptr, false});
+    check_gradient(s, weights,
+                   ChainArguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42, ids.data(),
+                                  given_noise ? noise.data() : nullptr, nullptr, false});
 }
 
 // The update of one step against the noise and the arithmetic of the other kernels, cut in every way.
@@ -178,8 +180,8 @@ void check_update() {
         for (const float* noise : {(const float*)nullptr, (const float*)z.data()}) {
             for (const int threads : {1, 2, 3}) {
                 std::vector<float> out(x.size(), std::numeric_limits<float>::quiet_NaN());
-                const cpu::UpdateArguments arguments{batch, elements, x.data(), r.data(), 0.3f, 0.2f, -0.5f, 0.5f, 5,
-                                                     ids.data(), 3, noise, out.data()};
+                const cpu::UpdateArguments arguments{batch, elements, x.data(),   r.data(), 0.3f,  0.2f,      -0.5f,
+                                                     0.5f,  5,        ids.data(), 3,        noise, out.data()};
                 cpu::langevin_update(kernels(), arguments, threads);
                 if (first.empty()) first = out;
                 expect(same_bits(first, out), "the update depends on threads or on where its noise comes from");
@@ -204,20 +206,22 @@ void check_update() {
 // Callers with and without company, on the pool that all share.
 void check_concurrent_callers(const AutoencoderShape* shapes, int64_t count) {
     std::vector<std::thread> callers;
-    for (int64_t n = 0; n < 6; ++n) callers.emplace_back([shapes, count, n] {
-        std::vector<float> z(400);
-        const int64_t ids[4] = {1, 2, 3, 4};
-        for (int round = 0; round < 50; ++round) {
-            cpu::standard_normal(kernels(), 9, ids, 4, 0, 100, z.data(), 1 + (int)n % 3);
-        }
-        check_chain(shapes[n % count], 9, false);
-    });
+    for (int64_t n = 0; n < 6; ++n)
+        callers.emplace_back([shapes, count, n] {
+            std::vector<float> z(400);
+            const int64_t ids[4] = {1, 2, 3, 4};
+            for (int round = 0; round < 50; ++round) {
+                cpu::standard_normal(kernels(), 9, ids, 4, 0, 100, z.data(), 1 + (int)n % 3);
+            }
+            check_chain(shapes[n % count], 9, false);
+        });
     for (std::thread& caller : callers) caller.join();
     const cpu::PoolInfo pool = cpu::pool_info();
     expect(pool.workers <= std::max<int64_t>(pool.cpus, std::thread::hardware_concurrency()) - 1,
            "more workers than CPUs beside a caller");
     const cpu::PackedCacheInfo cache = cpu::packed_cache_info();
-    expect(cache.hits > 0 && cache.misses > 0 && cache.entries <= cache.most_entries, "the packed models are not shared");
+    expect(cache.hits > 0 && cache.misses > 0 && cache.entries <= cache.most_entries,
+           "the packed models are not shared");
 }
 
 }  // namespace
@@ -225,7 +229,7 @@ void check_concurrent_callers(const AutoencoderShape* shapes, int64_t count) {
 int main(int argc, char** argv) {
     dump = argc > 1 && std::strcmp(argv[1], "dump") == 0;
     check_noise();
-    const AutoencoderShape shapes[] = {{1, 4, 4, 1, 1},  {1, 28, 28, 10, 25}, {2, 8, 12, 7, 17}, {3, 4, 20, 2, 33},
+    const AutoencoderShape shapes[] = {{1, 4, 4, 1, 1},   {1, 28, 28, 10, 25}, {2, 8, 12, 7, 17}, {3, 4, 20, 2, 33},
                                        {3, 20, 4, 16, 3}, {1, 8, 36, 5, 11},   {2, 12, 44, 3, 6}};
     for (const AutoencoderShape& shape : shapes) {
         for (const int64_t batch : {0, 1, 7, 17}) {

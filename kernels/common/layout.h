@@ -34,18 +34,18 @@ struct AutoencoderWeights {
 
 // One call of the Langevin chain: x <- clamp(x + a_t (r(x) - x) + d_t z_t), t = 0 .. n_steps-1.
 struct ChainArguments {
-    int64_t batch;               // B
-    int64_t n_steps;             // N
-    const float* x;              // (B, C, H, W)
-    const float* step_sizes;     // (N,)  a_t, multiplies the residual
-    const float* noise_scales;   // (N,)  d_t, multiplies the noise; no noise is drawn where it is 0
-    const float* lows;           // (N,)  lower clamp bound, -inf for none
-    const float* highs;          // (N,)  upper clamp bound, +inf for none
-    uint64_t seed;               // Philox key
-    const int64_t* sample_ids;   // (B,)  read as unsigned 64-bit
-    const float* noise;          // (N, B, C, H, W), or null: z_t comes from Philox
-    float* out;                  // (B, C, H, W), or (N + 1, B, C, H, W) where trajectory
-    bool trajectory;             // store every state, entry 0 being x
+    int64_t batch;              // B
+    int64_t n_steps;            // N
+    const float* x;             // (B, C, H, W)
+    const float* step_sizes;    // (N,)  a_t, multiplies the residual
+    const float* noise_scales;  // (N,)  d_t, multiplies the noise; no noise is drawn where it is 0
+    const float* lows;          // (N,)  lower clamp bound, -inf for none
+    const float* highs;         // (N,)  upper clamp bound, +inf for none
+    uint64_t seed;              // Philox key
+    const int64_t* sample_ids;  // (B,)  read as unsigned 64-bit
+    const float* noise;         // (N, B, C, H, W), or null: z_t comes from Philox
+    float* out;                 // (B, C, H, W), or (N + 1, B, C, H, W) where trajectory
+    bool trajectory;            // store every state, entry 0 being x
 };
 
 }  // namespace fastmalade

@@ -40,8 +40,6 @@ FASTMALADE_HOST_DEVICE PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0
 }
 
 // u(w) = ((w >> 9) + 0.5) 2^-23: exact in float32, never 0 and never 1.
-FASTMALADE_HOST_DEVICE float philox_uniform(uint32_t word) {
-    return ((float)(word >> 9) + 0.5f) * 0x1p-23f;
-}
+FASTMALADE_HOST_DEVICE float philox_uniform(uint32_t word) { return ((float)(word >> 9) + 0.5f) * 0x1p-23f; }
 
 }  // namespace fastmalade

@@ -21,7 +21,8 @@ public:
         std::memset(mask.sets_, 0, sizeof mask.sets_);
         mask.known_ = sched_getaffinity(0, sizeof mask.sets_, mask.sets_) == 0;
         // The standard library's count reads a file of the system at each call: ten microseconds.
-        mask.count_ = mask.known_ ? CPU_COUNT_S(sizeof mask.sets_, mask.sets_) : (int)std::thread::hardware_concurrency();
+        mask.count_ =
+            mask.known_ ? CPU_COUNT_S(sizeof mask.sets_, mask.sets_) : (int)std::thread::hardware_concurrency();
         if (mask.count_ < 1) mask.count_ = 1;
         return mask;
     }

@@ -10,9 +10,9 @@ namespace {
 // SSE takes up to 8 for the multiplication and the addition after it. Fourteen sums and two factors fill 16 registers.
 int64_t multiply_adds(int64_t rounds, float* sink) {
     constexpr int SUMS = 14, UNROLLED = 8;
-    // v <- v a + b tends to 2 from anywhere: no overflow, no denormal numbers. Sums and factors come from memory that the
-    // compiler may not look through, so that it can neither compute nor merge them.
-    volatile float start[SUMS + 2] = {1.0f, 1.1f, 1.2f, 1.3f, 1.4f, 1.5f, 1.6f, 1.7f,
+    // v <- v a + b tends to 2 from anywhere: no overflow, no denormal numbers. Sums and factors come from memory that
+    // the compiler may not look through, so that it can neither compute nor merge them.
+    volatile float start[SUMS + 2] = {1.0f, 1.1f, 1.2f, 1.3f, 1.4f, 1.5f, 1.6f,  1.7f,
                                       1.8f, 1.9f, 2.0f, 2.1f, 2.2f, 2.3f, 0.75f, 0.5f};
     const Vec a = broadcast(start[SUMS]), b = broadcast(start[SUMS + 1]);
     Vec v[SUMS];

@@ -1,6 +1,6 @@
-// The chain's vector-Jacobian product: steps are run again and recorded, then taken back one by one. Which states are kept
-// and which run again is the caller's program (GradientAction); every program gives the same bits, because a step that is
-// run again is the same step.
+// The chain's vector-Jacobian product: steps are run again and recorded, then taken back one by one. Which states are
+// kept and which run again is the caller's program (GradientAction); every program gives the same bits, because a step
+// that is run again is the same step.
 #pragma once
 
 #include "cpu/images.h"
@@ -30,13 +30,18 @@ GradientMemory gradient_memory(const AutoencoderShape& s) {
     return GradientMemory{part.records, part.state_floats, part.record.floats};
 }
 
-// One group or image on its way there and back. Records lie in the scratch memory or elsewhere: they are named by address.
+// One group or image on its way there and back. Records lie in the scratch memory or elsewhere: they are named by
+// address.
 template <class Form>
 class Gradient {
 public:
     Gradient(const AutoencoderShape& s, const float* packed, const float* transposes, int64_t first, int64_t count,
              int64_t kept_states, float* scratch)
-        : s_(s), transposes_(transposes), layout_(s), part_(s, kept_states), images_(s, packed, first, count, scratch),
+        : s_(s),
+          transposes_(transposes),
+          layout_(s),
+          part_(s, kept_states),
+          images_(s, packed, first, count, scratch),
           scratch_(scratch) {}
 
     const Images<Form>& images() const { return images_; }
@@ -150,9 +155,7 @@ void chain_gradient(const AutoencoderShape& s, const float* packed, const float*
                     way.copy_state(way.checkpoint(action.which - 1), way.state());
                 }
                 break;
-            case GradientAction::save:
-                way.copy_state(way.state(), way.checkpoint(action.which - 1));
-                break;
+            case GradientAction::save: way.copy_state(way.state(), way.checkpoint(action.which - 1)); break;
             case GradientAction::advance:
                 for (int64_t k = 0; k < action.which; ++k) way.advance(c, action.step + k);
                 break;
@@ -168,8 +171,8 @@ void chain_gradient(const AutoencoderShape& s, const float* packed, const float*
 
 // The chain with every step recorded, records: (N, record); out as ChainArguments says, no trajectory.
 template <class Form>
-void recorded_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first, int64_t count,
-                    float* scratch, float* records) {
+void recorded_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first,
+                    int64_t count, float* scratch, float* records) {
     const Gradient<Form> way(s, packed, nullptr, first, count, 0, scratch);
     way.images().read(c.x, way.state());
     for (int64_t t = 0; t < c.n_steps; ++t) way.record_step(c, t, records + t * way.record_floats());

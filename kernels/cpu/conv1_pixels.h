@@ -1,8 +1,9 @@
 // Conv1 of one image with neighbouring output columns in the lanes of a vector, for the latency form.
 //
-// Ten output channels leave six of sixteen lanes empty where channels lie in the lanes (cpu/convolution.h); fourteen columns
-// leave two. The sums add the same products in the same order, so the bits are the same: which way is taken depends on
-// the shape alone, and only for its speed. Results are transposed in registers into the channel vectors that conv2 reads.
+// Ten output channels leave six of sixteen lanes empty where channels lie in the lanes (cpu/convolution.h); fourteen
+// columns leave two. The sums add the same products in the same order, so the bits are the same: which way is taken
+// depends on the shape alone, and only for its speed. Results are transposed in registers into the channel vectors that
+// conv2 reads.
 #pragma once
 
 #include "cpu/elementary.h"
@@ -39,14 +40,15 @@ inline void separate_columns(const AutoencoderShape& s, const float* image, floa
 struct PixelTile {
     const float *even, *odd;  // row of the first in-range tap in channel 0, first column of the tile
     int64_t in_channels, channel_stride, row_stride, rows;
-    const float* weights;  // first of the output channels, first in-range tap of input channel 0
+    const float* weights;                  // first of the output channels, first in-range tap of input channel 0
     int64_t channel_weights, tap_weights;  // floats from one input channel, and from one tap, to the next
     const float* bias;
-    VecInt first, last;  // lanes of the first vector that hold column 0, of the last one that hold the row's last column
+    VecInt first,
+        last;  // lanes of the first vector that hold column 0, of the last one that hold the row's last column
 };
 
-// Sums before tanh. Not inlined, or sums are pushed out of registers by the loops around. Taps that fall outside the row are computed with whatever lies there and then not selected.
-// out: [CHANNELS][2 * LANES]
+// Sums before tanh. Not inlined, or sums are pushed out of registers by the loops around. Taps that fall outside the
+// row are computed with whatever lies there and then not selected. out: [CHANNELS][2 * LANES]
 template <int CHANNELS, int VECTORS>
 __attribute__((noinline)) void pixel_sums(const PixelTile& t, float* out) {
     Vec sum[CHANNELS][VECTORS];
@@ -96,8 +98,8 @@ void pixel_sums_of(const PixelTile& t, int64_t channels, float* out) {
     if constexpr (CHANNELS > 1) pixel_sums_of<VECTORS, CHANNELS - 1>(t, channels, out);
 }
 
-// rows: [hidden1, rounded up to LANES][2 * LANES], zero from hidden1 on; out: first of the tile's columns in unit 0, units
-// `unit_stride` apart
+// rows: [hidden1, rounded up to LANES][2 * LANES], zero from hidden1 on; out: first of the tile's columns in unit 0,
+// units `unit_stride` apart
 __attribute__((noinline)) inline void store_pixels(const AutoencoderShape& s, float* rows, int64_t count, float* out,
                                                    int64_t unit_stride) {
     const int64_t vectors = count > LANES ? 2 : 1;
@@ -121,8 +123,8 @@ __attribute__((noinline)) inline void store_pixels(const AutoencoderShape& s, fl
 
 // weights, bias: packed for the latency form; columns: of separate_columns; rows: working memory of store_pixels;
 // out: [unit of hidden1][H/2][W/2][LANES]
-inline void conv1_pixels(const AutoencoderShape& s, const float* weights, const float* bias, const float* columns, float* rows,
-                         float* out) {
+inline void conv1_pixels(const AutoencoderShape& s, const float* weights, const float* bias, const float* columns,
+                         float* rows, float* out) {
     const int64_t height = s.height / 2, width = s.width / 2;
     const Blocks<Latency> blocks(s.hidden1);
     PixelTile t;

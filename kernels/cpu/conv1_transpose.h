@@ -1,4 +1,5 @@
-// conv1's transpose, the last on the way back: from the half-size planes to the image, and the step's own gradient added.
+// conv1's transpose, the last on the way back: from the half-size planes to the image, and the step's own gradient
+// added.
 #pragma once
 
 #include "cpu/stages.h"
@@ -14,11 +15,13 @@ struct WholeBorder {
 };
 struct LaneBorder {
     VecInt missing;
-    inline __attribute__((always_inline)) Vec choose(Vec without, Vec with) const { return select(missing, without, with); }
+    inline __attribute__((always_inline)) Vec choose(Vec without, Vec with) const {
+        return select(missing, without, with);
+    }
 };
 
-// conv1 seen from the image: columns 4b .. 4b+3 of one image row receive from columns 2b-1 .. 2b+2 of one half-size row.
-// half: those four; w: the five taps of one ky.
+// conv1 seen from the image: columns 4b .. 4b+3 of one image row receive from columns 2b-1 .. 2b+2 of one half-size
+// row. half: those four; w: the five taps of one ky.
 template <class LeftBorder, class RightBorder>
 FASTMALADE_INLINE void add_half_row(Vec sum[4], const Vec half[4], const float* w, LeftBorder left, RightBorder right) {
     sum[0] = fma(broadcast(w[0]), half[2], sum[0]);
@@ -57,17 +60,20 @@ FASTMALADE_INLINE void add_half_rows(Vec upper[4], Vec lower[4], const Autoencod
 
 // in: [hidden1][H/2][W/2][LANES]; g: [C][H][W][LANES] <- own g + what comes through the autoencoder
 template <bool LEFT_BORDER, bool RIGHT_BORDER>
-FASTMALADE_INLINE void conv1_transpose_tile(const AutoencoderShape& s, const float* w, const float* in, int64_t h, int64_t b,
-                                            float own, float* g) {
+FASTMALADE_INLINE void conv1_transpose_tile(const AutoencoderShape& s, const float* w, const float* in, int64_t h,
+                                            int64_t b, float own, float* g) {
     const int64_t columns = s.width / 2;
     Vec upper[4] = {}, lower[4] = {};
-    add_half_rows(upper, lower, s, h, w, [&](int64_t o, int64_t row, Vec half[4]) {
-        const float* from = in + ((o * (s.height / 2) + row) * columns + 2 * b - 1) * LANES;
+    add_half_rows(
+        upper, lower, s, h, w,
+        [&](int64_t o, int64_t row, Vec half[4]) {
+            const float* from = in + ((o * (s.height / 2) + row) * columns + 2 * b - 1) * LANES;
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-            half[j] = (LEFT_BORDER && j == 0) || (RIGHT_BORDER && j == 3) ? Vec{} : load(from + j * LANES);
-        }
-    }, WholeBorder<LEFT_BORDER>(), WholeBorder<RIGHT_BORDER>());
+            for (int j = 0; j < 4; ++j) {
+                half[j] = (LEFT_BORDER && j == 0) || (RIGHT_BORDER && j == 3) ? Vec{} : load(from + j * LANES);
+            }
+        },
+        WholeBorder<LEFT_BORDER>(), WholeBorder<RIGHT_BORDER>());
     float* to = g + (2 * h * s.width + 4 * b) * LANES;
     for (int j = 0; j < 4; ++j, to += LANES) {
         float* below = to + s.width * LANES;
@@ -100,8 +106,8 @@ inline void conv1_transpose(const AutoencoderShape& s, const float* packed, cons
     }
 }
 
-// The same for one image: in: PhasePlanes, g: [C][H][W], back: working memory of as many floats. A vector is LANES groups of
-// four columns.
+// The same for one image: in: PhasePlanes, g: [C][H][W], back: working memory of as many floats. A vector is LANES
+// groups of four columns.
 inline void conv1_transpose_image(const AutoencoderShape& s, const float* weights, const float* in, float own, float* g,
                                   float* back) {
     const PhasePlanes planes(s.height / 4, s.width / 4);
@@ -112,14 +118,18 @@ inline void conv1_transpose_image(const AutoencoderShape& s, const float* weight
             for (int64_t b = 0; b < quads; b += LANES) {
                 const VecInt column = lane_indices() + (int32_t)b;
                 Vec sums[2][4] = {};
-                add_half_rows(sums[0], sums[1], s, h, w, [&](int64_t o, int64_t row, Vec half[4]) {
-                    const float* even = in + (row % 2 * 2 * s.hidden1 + o) * planes.plane + row / 2 * planes.row + b;
-                    const float* odd = even + s.hidden1 * planes.plane;
-                    half[0] = load(odd - 1);
-                    half[1] = load(even);
-                    half[2] = load(odd);
-                    half[3] = load(even + 1);
-                }, LaneBorder{column == 0}, LaneBorder{column == (int32_t)(quads - 1)});
+                add_half_rows(
+                    sums[0], sums[1], s, h, w,
+                    [&](int64_t o, int64_t row, Vec half[4]) {
+                        const float* even =
+                            in + (row % 2 * 2 * s.hidden1 + o) * planes.plane + row / 2 * planes.row + b;
+                        const float* odd = even + s.hidden1 * planes.plane;
+                        half[0] = load(odd - 1);
+                        half[1] = load(even);
+                        half[2] = load(odd);
+                        half[3] = load(even + 1);
+                    },
+                    LaneBorder{column == 0}, LaneBorder{column == (int32_t)(quads - 1)});
                 float* to = back + ((c * s.height + 2 * h) * quads + b) * 4;
                 const int64_t floats = 4 * (quads - b);
                 Vec upper[4], lower[4];

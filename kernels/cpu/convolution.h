@@ -11,8 +11,8 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// Position q along an axis reads, at tap j, input q * stride - left + (direction > 0 ? j : columns - 1 - j). A transposed
-// convolution walks its input backwards as its kernel index rises.
+// Position q along an axis reads, at tap j, input q * stride - left + (direction > 0 ? j : columns - 1 - j). A
+// transposed convolution walks its input backwards as its kernel index rises.
 struct ConvolutionStride2 {  // 5 taps, padding 2
     static constexpr int stride = 2, direction = 1, columns = 5, left = 2;
 };
@@ -25,13 +25,13 @@ struct TransposedOdd {  // output 2q+1: taps 1, 3, 5, 7 read inputs q+2 .. q-1
 
 // One convolution, or one phase of a transposed one. Sizes in pixels, strides in floats.
 struct Convolution {
-    const float* in;       // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/forms.h
+    const float* in;  // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/forms.h
     int64_t in_channels, in_height, in_width;
     const float* weights;  // packed, cpu/forms.h
     const float* bias;     // packed
     int64_t row_taps;
-    float* out;            // pixel of position (0, 0) in channel 0
-    int64_t out_channels, out_width;  // positions in a row
+    float* out;                                         // pixel of position (0, 0) in channel 0
+    int64_t out_channels, out_width;                    // positions in a row
     int64_t out_unit_stride, out_row_stride, out_step;  // a unit is what one accumulator holds, Form::unit channels
     // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][LANES].
     int64_t image_stride;
@@ -101,7 +101,8 @@ void tile(const Tile& t) {
 #pragma GCC unroll 8
                 for (int p = 0; p < POSITIONS; ++p) {
                     const int column = p * Axis::stride + reversed;
-                    if (column >= LEFT && column < window - RIGHT) a[p] = Form::activation(in + (column - LEFT) * Form::pixel);
+                    if (column >= LEFT && column < window - RIGHT)
+                        a[p] = Form::activation(in + (column - LEFT) * Form::pixel);
                 }
 #pragma GCC unroll 8
                 for (int u = 0; u < UNITS; ++u) {
@@ -151,8 +152,9 @@ void border_position(const Tile& t, int first_tap, int last_tap) {
     store_outputs<Form>(t, UNITS, 1, sums);
 }
 
-// The compiled tile for these missing columns, or false. Borders are compiled where it pays: for the convolutions, at the
-// block sizes of the shipped model. Transposed ones come here only where a transform would not pay (cpu/spectral.h).
+// The compiled tile for these missing columns, or false. Borders are compiled where it pays: for the convolutions, at
+// the block sizes of the shipped model. Transposed ones come here only where a transform would not pay
+// (cpu/spectral.h).
 template <class Form, class Axis, int UNITS, int POSITIONS>
 bool compiled_tile(const Tile& t, int64_t left, int64_t right) {
     if (left == 0 && right == 0) return tile<Form, Axis, UNITS, POSITIONS, 0, 0>(t), true;

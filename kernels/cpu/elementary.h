@@ -101,10 +101,10 @@ struct PhiloxKeys {
     }
 };
 
-// Philox4x32-10 on COUNT times LANES counters, all under one key (common/philox.h has the scalar form and the contract).
-// Even and odd words are kept apart in the low halves of 64-bit elements over all rounds: the multiplication reads low
-// halves alone, so whatever gathers in the high halves is left there. A round waits for the one before it: with two
-// vectors of counters the processor has other work meanwhile.
+// Philox4x32-10 on COUNT times LANES counters, all under one key (common/philox.h has the scalar form and the
+// contract). Even and odd words are kept apart in the low halves of 64-bit elements over all rounds: the multiplication
+// reads low halves alone, so whatever gathers in the high halves is left there. A round waits for the one before it:
+// with two vectors of counters the processor has other work meanwhile.
 template <int COUNT>
 FASTMALADE_INLINE void philox(WordVectors counters[COUNT], const PhiloxKeys& keys) {
     VecLong words[2 * COUNT][4];
@@ -135,8 +135,8 @@ FASTMALADE_INLINE void philox(WordVectors counters[COUNT], const PhiloxKeys& key
     }
 }
 
-// Elements 4k .. 4k+3 from the words of counter k, one sample or one k in each lane: radius and angle of two pairs. Both
-// radii come first, so that one's long chain of operations runs beside the other's.
+// Elements 4k .. 4k+3 from the words of counter k, one sample or one k in each lane: radius and angle of two pairs.
+// Both radii come first, so that one's long chain of operations runs beside the other's.
 FASTMALADE_INLINE void box_muller(const WordVectors& words, Vec z[4]) {
     const Vec radius0 = radius_of(words.w[0]), radius1 = radius_of(words.w[2]);
     around_circle(radius0, words.w[1], &z[0], &z[1]);

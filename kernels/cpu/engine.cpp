@@ -101,10 +101,11 @@ void run_plan(const Kernels& kernels, PackedModel& model, bool transposes, const
     });
 }
 
-// The same for a batch, cut for the threads that the call may get, or a small one would be cut for threads that do not come.
+// The same for a batch, cut for the threads that the call may get, or a small one would be cut for threads that do not
+// come.
 template <class ScratchFloats, class Run>
-void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights, bool transposes,
-               int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
+void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
+               bool transposes, int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
     if (batch <= 0) return;
     const int workers = usable_threads(threads);
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
@@ -115,33 +116,32 @@ void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const Auto
 
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, Form form, int threads) {
-    run_batch(kernels, shape, weights, false, arguments.batch, form, threads,
-              [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
-              [&](const Task& t) {
-                  t.form.langevin_chain(shape, t.model.layers, arguments, t.first, t.count, t.scratch);
-              });
+    run_batch(
+        kernels, shape, weights, false, arguments.batch, form, threads,
+        [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
+        [&](const Task& t) { t.form.langevin_chain(shape, t.model.layers, arguments, t.first, t.count, t.scratch); });
 }
 
 void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                          int64_t batch, const float* x, float* out, Form form, int threads) {
-    run_batch(kernels, shape, weights, false, batch, form, threads,
-              [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
-              [&](const Task& t) {
-                  t.form.autoencoder_forward(shape, t.model.layers, x, out, t.first, t.count, t.scratch);
-              });
+    run_batch(
+        kernels, shape, weights, false, batch, form, threads,
+        [&](const FormKernels& chosen) { return chosen.scratch_floats(shape); },
+        [&](const Task& t) { t.form.autoencoder_forward(shape, t.model.layers, x, out, t.first, t.count, t.scratch); });
 }
 
 void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads) {
-    run_batch(kernels, shape, weights, true, arguments.batch, form, threads,
-              [&](const FormKernels& chosen) {
-                  const GradientMemory memory = chosen.gradient_memory(shape);
-                  return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
-              },
-              [&](const Task& t) {
-                  t.form.chain_gradient(shape, t.model.layers, t.model.transposes, arguments, gradient, t.first, t.count,
-                                        t.scratch);
-              });
+    run_batch(
+        kernels, shape, weights, true, arguments.batch, form, threads,
+        [&](const FormKernels& chosen) {
+            const GradientMemory memory = chosen.gradient_memory(shape);
+            return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
+        },
+        [&](const Task& t) {
+            t.form.chain_gradient(shape, t.model.layers, t.model.transposes, arguments, gradient, t.first, t.count,
+                                  t.scratch);
+        });
 }
 
 KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_shape, int64_t images, int64_t steps,
@@ -177,36 +177,39 @@ int64_t KeptChain::bytes() const { return buffer_bytes(records_floats(plan.all_t
 void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments, int threads) {
     if (kept.batch <= 0) return;
     kept.model = packed_model(kept.kernels, kept.shape, weights);
-    run_plan(kept.kernels, *kept.model, false, kept.plan, usable_threads(threads),
-             [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
-             [&](const Task& t) {
-                 t.form.recorded_chain(kept.shape, t.model.layers, arguments, t.first, t.count, t.scratch,
-                                       kept.records(t.number));
-             });
+    run_plan(
+        kept.kernels, *kept.model, false, kept.plan, usable_threads(threads),
+        [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
+        [&](const Task& t) {
+            t.form.recorded_chain(kept.shape, t.model.layers, arguments, t.first, t.count, t.scratch,
+                                  kept.records(t.number));
+        });
 }
 
 void chain_reverse(const KeptChain& kept, const ChainArguments& arguments, const float* cotangent, float* gradient,
                    int threads) {
     if (!kept.model) return;
-    run_plan(kept.kernels, *kept.model, true, kept.plan, usable_threads(threads),
-             [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
-             [&](const Task& t) {
-                 t.form.chain_reverse(kept.shape, t.model.transposes, arguments, cotangent, gradient, t.first, t.count,
-                                      t.scratch, kept.records(t.number));
-             });
+    run_plan(
+        kept.kernels, *kept.model, true, kept.plan, usable_threads(threads),
+        [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
+        [&](const Task& t) {
+            t.form.chain_reverse(kept.shape, t.model.transposes, arguments, cotangent, gradient, t.first, t.count,
+                                 t.scratch, kept.records(t.number));
+        });
 }
 
 void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                           const JacobianArguments& arguments, Form form, int threads) {
-    run_batch(kernels, shape, weights, true, arguments.batch, form, threads,
-              [&](const FormKernels& chosen) {
-                  const GradientMemory memory = chosen.gradient_memory(shape);
-                  return memory.fixed + memory.record;
-              },
-              [&](const Task& t) {
-                  t.form.autoencoder_gradient(shape, t.model.layers, t.model.transposes, arguments, t.first, t.count,
-                                              t.scratch);
-              });
+    run_batch(
+        kernels, shape, weights, true, arguments.batch, form, threads,
+        [&](const FormKernels& chosen) {
+            const GradientMemory memory = chosen.gradient_memory(shape);
+            return memory.fixed + memory.record;
+        },
+        [&](const Task& t) {
+            t.form.autoencoder_gradient(shape, t.model.layers, t.model.transposes, arguments, t.first, t.count,
+                                        t.scratch);
+        });
 }
 
 GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape) {

@@ -2,7 +2,8 @@
 //
 // Throughput: one image in each lane. A pixel of an activation is one vector, a weight is one broadcast float.
 // Latency:    one image, and a vector holds LANES output channels. A weight is one vector, an activation one broadcast.
-// Quad:       four images, and LANES / 4 output channels of each: batches that would leave most lanes of the first empty,
+// Quad:       four images, and LANES / 4 output channels of each: batches that would leave most lanes of the first
+// empty,
 //             and read every weight of the second once for each image.
 // All run the same tile code (cpu/convolution.h), so every output adds the same products in the same order whatever
 // the form, the batch or the position in it: bias first, then input channel, ky, kx ascending, in-range taps only.
@@ -74,8 +75,8 @@ struct FromImage : Form {
 };
 
 // The planar forms' transposed layer: a plane for each image, phase and channel of it, [images][4 hidden1][height][row]
-// floats of the quarter-size grid. Whole vectors are stored: a row that one vector holds is as long as that, a longer one has
-// a margin, since a tile of it may start anywhere.
+// floats of the quarter-size grid. Whole vectors are stored: a row that one vector holds is as long as that, a longer
+// one has a margin, since a tile of it may start anywhere.
 struct PhasePlanes {
     int64_t row, plane;
     PhasePlanes(int64_t height, int64_t width) : row(width <= LANES ? LANES : width + LANES), plane(height * row) {}

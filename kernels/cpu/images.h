@@ -1,4 +1,5 @@
-// The images of one kernel call and what is done with them: one in every lane (throughput), or a few one by one (planar).
+// The images of one kernel call and what is done with them: one in every lane (throughput), or a few one by one
+// (planar).
 #pragma once
 
 #include "cpu/stages.h"
@@ -65,13 +66,14 @@ private:
         for (int64_t i = 0; i < Form::images; ++i) {
             const int64_t image = i * s.pixels();
             last_sums(s, packed, at, to.even + image / 4, scratch + part.sums);
-            const KeptEnd kept_image = {KEEP ? kept.reconstruction + image : nullptr, KEEP ? kept.inside + image : nullptr};
+            const KeptEnd kept_image = {KEEP ? kept.reconstruction + image : nullptr,
+                                        KEEP ? kept.inside + image : nullptr};
             finish_step<KEEP>(s, scratch + part.sums, scratch + part.state + image, update, noise(i), kept_image);
         }
     }
 
-    // The margins are read beside the even pixels, or beside the columns of conv1, and then not selected: they only have to
-    // be initialised. Channels of conv1's last vector that the layer lacks are zero.
+    // The margins are read beside the even pixels, or beside the columns of conv1, and then not selected: they only
+    // have to be initialised. Channels of conv1's last vector that the layer lacks are zero.
     static void clear_margins(const Scratch<Form>& part, float* scratch) {
         constexpr int64_t margin = Scratch<Form>::margin;
         for (int64_t n = 0; n < margin; ++n) scratch[part.even - margin + n] = scratch[part.sums - margin + n] = 0.0f;
@@ -92,7 +94,8 @@ struct Images<Throughput> {
     Images(const AutoencoderShape& shape, const float* packed_model, int64_t first_image, int64_t images, float* memory)
         : s(shape), packed(packed_model), at(shape), first(first_image), count(images), scratch(memory) {}
 
-    // batch: (B, pixels) -> state [pixels][LANES]; lanes beyond the last image repeat it, so that they hold nothing odd.
+    // batch: (B, pixels) -> state [pixels][LANES]; lanes beyond the last image repeat it, so that they hold nothing
+    // odd.
     void read(const float* batch, float* state) const {
         const float* images = batch + first * s.pixels();
         for (int64_t n = 0; n < s.pixels(); ++n) {
@@ -123,14 +126,13 @@ struct Images<Throughput> {
             noise.id_high[l] = (uint32_t)(id >> 32);
         }
         autoencoder_body(s, packed, at, to, part, scratch);
-        finish_step<KEEP>(s, packed, at, to.even, scratch + part.state, step_update(c, t), noise,
-                          scratch + part.sums, kept);
+        finish_step<KEEP>(s, packed, at, to.even, scratch + part.state, step_update(c, t), noise, scratch + part.sums,
+                          kept);
     }
 
     // state <- r(state)
     template <bool KEEP>
-    void reconstruct(const Scratch<Throughput>& part, const Activations& to,
-              const KeptEnd& kept) const {
+    void reconstruct(const Scratch<Throughput>& part, const Activations& to, const KeptEnd& kept) const {
         autoencoder_body(s, packed, at, to, part, scratch);
         finish_step<KEEP>(s, packed, at, to.even, scratch + part.state, reconstruction_only, GroupNoise{},
                           scratch + part.sums, kept);

@@ -29,21 +29,22 @@ struct GradientAction {
 };
 
 struct GradientArguments {
-    const float* cotangent;          // (B, C, H, W)  gradient with respect to the chain's result
-    float* gradient;                 // (B, C, H, W)  with respect to x
-    const GradientAction* actions;   // (n_actions,)
+    const float* cotangent;         // (B, C, H, W)  gradient with respect to the chain's result
+    float* gradient;                // (B, C, H, W)  with respect to x
+    const GradientAction* actions;  // (n_actions,)
     int64_t n_actions;
-    int64_t checkpoints, records;    // most that exist at once, x not counted
+    int64_t checkpoints, records;  // most that exist at once, x not counted
 };
 
-// One product with the Jacobian of r, in place of a chain's: out = scale (J_r^T g) + own g, at x, with g the cotangent or,
-// where that is null, 2 (x - r(x)). So 1 and 0 give the autoencoder's own product, -1 and 1 the gradient of |x - r(x)|^2.
+// One product with the Jacobian of r, in place of a chain's: out = scale (J_r^T g) + own g, at x, with g the cotangent
+// or, where that is null, 2 (x - r(x)). So 1 and 0 give the autoencoder's own product, -1 and 1 the gradient of |x -
+// r(x)|^2.
 struct JacobianArguments {
     int64_t batch;
     const float* x;          // (B, C, H, W)
     const float* cotangent;  // (B, C, H, W), or null
     float scale, own;
-    float* out;              // (B, C, H, W)
+    float* out;  // (B, C, H, W)
 };
 
 // What a vector holds: one image in each lane, some channels of four images, or channels of one (cpu/forms.h).
@@ -60,7 +61,8 @@ struct FormKernels {
     void (*pack_transposes)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
     // Working memory of one call: it depends on the image's shape, never on the batch or the number of steps.
     int64_t (*scratch_floats)(const AutoencoderShape& shape);
-    // All steps of images first .. first+count-1 of the batch. scratch: (scratch_floats,), 64-byte aligned, any content.
+    // All steps of images first .. first+count-1 of the batch. scratch: (scratch_floats,), 64-byte aligned, any
+    // content.
     void (*langevin_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
                            int64_t first, int64_t count, float* scratch);
     // One stage of one step of the chain by itself, for benchmarks: 0 .. stages-1, see stage_names.
@@ -69,13 +71,13 @@ struct FormKernels {
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
                                 int64_t first, int64_t count, float* scratch);
     GradientMemory (*gradient_memory)(const AutoencoderShape& shape);
-    // Vector-Jacobian product of the chain with respect to x, for the noise of the forward pass. arguments.out is not used.
-    // scratch: (fixed + checkpoints * state + records * record,)
+    // Vector-Jacobian product of the chain with respect to x, for the noise of the forward pass. arguments.out is not
+    // used. scratch: (fixed + checkpoints * state + records * record,)
     void (*chain_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
                            const ChainArguments& arguments, const GradientArguments& gradient, int64_t first,
                            int64_t count, float* scratch);
-    // The chain with the activations of all steps kept, and the way back over them. records: (N * record,), 64-byte aligned;
-    // scratch: (fixed,)
+    // The chain with the activations of all steps kept, and the way back over them. records: (N * record,), 64-byte
+    // aligned; scratch: (fixed,)
     void (*recorded_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
                            int64_t first, int64_t count, float* scratch, float* records);
     void (*chain_reverse)(const AutoencoderShape& shape, const float* transposes, const ChainArguments& arguments,
@@ -93,11 +95,11 @@ struct UpdateArguments {
     const float* x;               // (B, elements)
     const float* reconstruction;  // (B, elements)  r(x)
     float step_size, noise_scale, low, high;
-    uint64_t seed;                // Philox key
-    const int64_t* sample_ids;    // (B,)  read as unsigned 64-bit
-    uint32_t step;                // t
-    const float* noise;           // (B, elements), or null: z comes from Philox
-    float* out;                   // (B, elements)
+    uint64_t seed;              // Philox key
+    const int64_t* sample_ids;  // (B,)  read as unsigned 64-bit
+    uint32_t step;              // t
+    const float* noise;         // (B, elements), or null: z comes from Philox
+    float* out;                 // (B, elements)
 };
 
 constexpr int stages = 5;
@@ -106,8 +108,8 @@ constexpr const char* stage_names[stages] = {"conv1", "conv2", "deconv1", "decon
 struct Kernels {
     const char* isa;
     int64_t lanes;
-    // About how long one call takes in each form, full or not, in units of one single image: decides what a small batch is cut
-    // into.
+    // About how long one call takes in each form, full or not, in units of one single image: decides what a small batch
+    // is cut into.
     double call_time[form_count];
     // Models packed for two shapes are alike where this number is.
     int64_t (*packing)(const AutoencoderShape& shape);
@@ -125,8 +127,14 @@ struct Kernels {
     int64_t (*multiply_adds)(int64_t rounds, float* sink);
 };
 
-namespace baseline { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
 
 }  // namespace fastmalade::cpu

@@ -14,8 +14,8 @@ namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
 template <class Form>
-void langevin_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first, int64_t count,
-                    float* scratch) {
+void langevin_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first,
+                    int64_t count, float* scratch) {
     const Scratch<Form> part(s);
     const Images<Form> images(s, packed, first, count, scratch);
     float* state = scratch + part.state;
@@ -79,13 +79,19 @@ int64_t packing(const AutoencoderShape& s) {
 }
 
 template <class Form>
-int64_t packed_floats(const AutoencoderShape& s) { return PackedLayout<Form>(s).floats; }
+int64_t packed_floats(const AutoencoderShape& s) {
+    return PackedLayout<Form>(s).floats;
+}
 
 template <class Form>
-int64_t transpose_floats(const AutoencoderShape& s) { return TransposeLayout<Form>(s).floats; }
+int64_t transpose_floats(const AutoencoderShape& s) {
+    return TransposeLayout<Form>(s).floats;
+}
 
 template <class Form>
-int64_t scratch_floats(const AutoencoderShape& s) { return Scratch<Form>(s).floats; }
+int64_t scratch_floats(const AutoencoderShape& s) {
+    return Scratch<Form>(s).floats;
+}
 
 void tanh_of_array(const float* x, int64_t n, float* y) {
     for (int64_t i = 0; i < n; i += LANES) store_some(y + i, tanh(load_some(x + i, n - i)), n - i);
@@ -93,18 +99,26 @@ void tanh_of_array(const float* x, int64_t n, float* y) {
 
 template <class Form>
 constexpr FormKernels form_kernels() {
-    return {Form::images,     packed_floats<Form>,  pack_model<Form>,         transpose_floats<Form>,
-            pack_transposes<Form>, scratch_floats<Form>, langevin_chain<Form>, run_stage<Form>,
-            autoencoder_forward<Form>, gradient_memory<Form>, chain_gradient<Form>, recorded_chain<Form>,
-            chain_reverse<Form>, autoencoder_gradient<Form>};
+    return {Form::images,           packed_floats<Form>,       pack_model<Form>,
+            transpose_floats<Form>, pack_transposes<Form>,     scratch_floats<Form>,
+            langevin_chain<Form>,   run_stage<Form>,           autoencoder_forward<Form>,
+            gradient_memory<Form>,  chain_gradient<Form>,      recorded_chain<Form>,
+            chain_reverse<Form>,    autoencoder_gradient<Form>};
 }
 
 }  // namespace
 
 extern const Kernels kernels = {
-    FASTMALADE_STRING(FASTMALADE_ISA), LANES, {LANES * 0.6, LANES > 4 ? 3.1 : LANES * 0.6, 1.0}, packing,
+    FASTMALADE_STRING(FASTMALADE_ISA),
+    LANES,
+    {LANES * 0.6, LANES > 4 ? 3.1 : LANES * 0.6, 1.0},
+    packing,
     {form_kernels<Throughput>(), form_kernels<Quad>(), form_kernels<Latency>()},
-    philox_words, standard_normal, tanh_of_array, langevin_update, multiply_adds,
+    philox_words,
+    standard_normal,
+    tanh_of_array,
+    langevin_update,
+    multiply_adds,
 };
 
 }  // namespace fastmalade::cpu::FASTMALADE_ISA

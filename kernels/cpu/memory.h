@@ -68,8 +68,8 @@ inline Scratch& thread_scratch() {
     return scratch;
 }
 
-// Memory whose owner may end on any thread, handed on to the next owner that this thread makes: what one gradient leaves the
-// next one takes, without the system taking the pages back in between. One block for each thread.
+// Memory whose owner may end on any thread, handed on to the next owner that this thread makes: what one gradient
+// leaves the next one takes, without the system taking the pages back in between. One block for each thread.
 class HandedOn {
 public:
     static constexpr int64_t kMostKeptBytes = 16 << 20;

@@ -28,9 +28,9 @@ FASTMALADE_INLINE WordVectors counters_of_sample(int64_t first, uint32_t step, u
                         broadcast_word((uint32_t)sample_id), broadcast_word((uint32_t)(sample_id >> 32))}};
 }
 
-// Normal deviates in two passes: first the words of Philox for all counters of the run, in the place of the deviates, then
-// Box and Muller. Each pass by itself is short enough for the processor to look beyond one element into the next ones.
-// counter_of: index of a vector of counters to its WordVectors. words: [count][4][LANES]
+// Normal deviates in two passes: first the words of Philox for all counters of the run, in the place of the deviates,
+// then Box and Muller. Each pass by itself is short enough for the processor to look beyond one element into the next
+// ones. counter_of: index of a vector of counters to its WordVectors. words: [count][4][LANES]
 template <class CounterOf>
 FASTMALADE_INLINE void draw_words(int64_t count, const PhiloxKeys& keys, const CounterOf& counter_of, float* words) {
     int64_t n = 0;
@@ -65,7 +65,8 @@ struct GroupNoise {
     inline __attribute__((always_inline)) void draw(int64_t first, int64_t elements, float* z) const {
         if (given) {
             for (int64_t n = 0; n < elements; ++n) {
-                for (int l = 0; l < LANES; ++l) z[n * LANES + l] = given[(l < count ? l : count - 1) * pixels + first + n];
+                for (int l = 0; l < LANES; ++l)
+                    z[n * LANES + l] = given[(l < count ? l : count - 1) * pixels + first + n];
             }
             return;
         }
@@ -82,7 +83,8 @@ struct GroupNoise {
 };
 
 // Elements 4 LANES k .. 4 LANES k + 4 LANES - 1 of one sample in the order of memory.
-FASTMALADE_INLINE void deviates_of_sample(int64_t k, uint32_t step, uint64_t sample_id, const PhiloxKeys& keys, Vec z[4]) {
+FASTMALADE_INLINE void deviates_of_sample(int64_t k, uint32_t step, uint64_t sample_id, const PhiloxKeys& keys,
+                                          Vec z[4]) {
     WordVectors one[1] = {counters_of_sample(k * LANES, step, sample_id)};
     philox<1>(one, keys);
     Vec deviates[4];

@@ -76,7 +76,8 @@ public:
 
     PackedCacheInfo info() {
         const std::lock_guard<std::mutex> lock(mutex_);
-        return PackedCacheInfo{(int64_t)entries_.size(), (int64_t)kMostEntries, bytes(), kMostEntryBytes, hits_, misses_};
+        return PackedCacheInfo{
+            (int64_t)entries_.size(), (int64_t)kMostEntries, bytes(), kMostEntryBytes, hits_, misses_};
     }
 
 private:
@@ -114,9 +115,7 @@ PackedCache& cache() {
 }  // namespace
 
 PackedModel::PackedModel(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights)
-    : kernels_(kernels),
-      shape_(shape),
-      most_bytes_([&] {
+    : kernels_(kernels), shape_(shape), most_bytes_([&] {
           int64_t raw = 0;
           for (const Array& array : arrays(shape, weights)) raw += array.count;
           int64_t bytes = raw * (int64_t)sizeof(float);

@@ -44,8 +44,8 @@ private:
     PackedForm packed_[form_count];
 };
 
-// The model from the cache, or a new one, which is then kept if it is not too large. An entry that a call holds lives on
-// until that call ends, whatever the cache does with it.
+// The model from the cache, or a new one, which is then kept if it is not too large. An entry that a call holds lives
+// on until that call ends, whatever the cache does with it.
 std::shared_ptr<PackedModel> packed_model(const Kernels& kernels, const AutoencoderShape& shape,
                                           const AutoencoderWeights& weights);
 

@@ -1,4 +1,5 @@
-// The weights as the kernels read them: every convolution in the order of its loops, transforms and constants precomputed.
+// The weights as the kernels read them: every convolution in the order of its loops, transforms and constants
+// precomputed.
 #pragma once
 
 #include "common/layout.h"
@@ -15,8 +16,8 @@ struct PackedLayout {
     int64_t conv1, conv1_bias, conv2, conv2_bias;
     int conv2_size, deconv1_size;  // of the transforms, or 0: direct sums (cpu/spectral_layout.h)
     int64_t conv2_spectrum, deconv1_spectrum;
-    int64_t deconv1[4];  // by output phase 2 (y mod 2) + (x mod 2): the taps of that parity alone
-    int64_t deconv1_bias;  // with a transform once per phase
+    int64_t deconv1[4];             // by output phase 2 (y mod 2) + (x mod 2): the taps of that parity alone
+    int64_t deconv1_bias;           // with a transform once per phase
     int64_t deconv2, deconv2_bias;  // [channel][hidden1], [channel]
     int64_t conv3;                  // [out channel][in channel][5][5]
     int64_t conv3_start;            // [row class][column class][out channel], cpu/tail.h
@@ -78,7 +79,8 @@ void pack_bias(int64_t channels, int64_t copies, const float* bias, float* packe
 
 // The last convolution reads an image whose pixels off the even rows and columns hold the constant tanh(bias) of the
 // transposed convolution before it. Those taps, and the bias, are one number per output channel and border case: the
-// start of the sum over the even pixels. Cases along one axis: first, second, inner even, inner odd, last but one, last.
+// start of the sum over the even pixels. Cases along one axis: first, second, inner even, inner odd, last but one,
+// last.
 template <class Form>
 void pack_conv3_start(const AutoencoderShape& s, const AutoencoderWeights& w, float* packed) {
     const int64_t lowest_tap[6] = {2, 1, 0, 0, 0, 0}, highest_tap[6] = {4, 4, 4, 4, 3, 2};
@@ -92,7 +94,8 @@ void pack_conv3_start(const AutoencoderShape& s, const AutoencoderWeights& w, fl
                         for (int64_t kx = lowest_tap[column_class]; kx <= highest_tap[column_class]; ++kx) {
                             // Cases alternate even, odd: a tap of the same parity as its output reads an even pixel.
                             const bool even_pixel = (row_class + ky) % 2 == 0 && (column_class + kx) % 2 == 0;
-                            if (!even_pixel) sum += w.conv3_weight[((out * s.channels + in) * 5 + ky) * 5 + kx] * constant;
+                            if (!even_pixel)
+                                sum += w.conv3_weight[((out * s.channels + in) * 5 + ky) * 5 + kx] * constant;
                         }
                     }
                 }
@@ -105,29 +108,41 @@ void pack_conv3_start(const AutoencoderShape& s, const AutoencoderWeights& w, fl
 template <class Form>
 void pack_model(const AutoencoderShape& s, const AutoencoderWeights& w, float* packed) {
     const PackedLayout<Form> at(s);
-    pack_taps<Form>(s.hidden1, s.channels, 5, 5, [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
-        return w.conv1_weight[((o * s.channels + i) * 5 + ky) * 5 + kx]; }, packed + at.conv1);
-    pack_spectrum<Form>(conv2_plan(s), [&](int64_t i, int64_t o, Taps taps) { conv2_taps(s, w.conv2_weight, i, o, taps); },
-                        packed + at.conv2_spectrum);
+    pack_taps<Form>(
+        s.hidden1, s.channels, 5, 5,
+        [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
+            return w.conv1_weight[((o * s.channels + i) * 5 + ky) * 5 + kx];
+        },
+        packed + at.conv1);
+    pack_spectrum<Form>(
+        conv2_plan(s), [&](int64_t i, int64_t o, Taps taps) { conv2_taps(s, w.conv2_weight, i, o, taps); },
+        packed + at.conv2_spectrum);
     if (at.conv2_size == 0) {
-        pack_taps<Form>(s.hidden2, s.hidden1, 5, 5, [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
-            return w.conv2_weight[((o * s.hidden1 + i) * 5 + ky) * 5 + kx]; }, packed + at.conv2);
+        pack_taps<Form>(
+            s.hidden2, s.hidden1, 5, 5,
+            [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
+                return w.conv2_weight[((o * s.hidden1 + i) * 5 + ky) * 5 + kx];
+            },
+            packed + at.conv2);
     }
-    pack_spectrum<Form>(deconv1_plan(s),
-                        [&](int64_t i, int64_t o, Taps taps) { deconv1_taps(s, w.deconv1_weight, i, o, taps); },
-                        packed + at.deconv1_spectrum);
+    pack_spectrum<Form>(
+        deconv1_plan(s), [&](int64_t i, int64_t o, Taps taps) { deconv1_taps(s, w.deconv1_weight, i, o, taps); },
+        packed + at.deconv1_spectrum);
     for (int64_t phase = 0; phase < 4 && at.deconv1_size == 0; ++phase) {
         const int64_t odd_row = phase / 2, odd_column = phase % 2;
-        pack_taps<Form>(s.hidden1, s.hidden2, 5 - odd_row, 5 - odd_column,
-                        [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
-            return w.deconv1_weight[((i * s.hidden1 + o) * 9 + 2 * ky + odd_row) * 9 + 2 * kx + odd_column]; },
+        pack_taps<Form>(
+            s.hidden1, s.hidden2, 5 - odd_row, 5 - odd_column,
+            [&](int64_t o, int64_t i, int64_t ky, int64_t kx) {
+                return w.deconv1_weight[((i * s.hidden1 + o) * 9 + 2 * ky + odd_row) * 9 + 2 * kx + odd_column];
+            },
             packed + at.deconv1[phase]);
     }
     pack_bias<Form>(s.hidden1, 1, w.conv1_bias, packed + at.conv1_bias);
     pack_bias<Form>(s.hidden2, 1, w.conv2_bias, packed + at.conv2_bias);
     pack_bias<Form>(s.hidden1, at.deconv1_size ? 4 : 1, w.deconv1_bias, packed + at.deconv1_bias);
     for (int64_t c = 0; c < s.channels; ++c) {
-        for (int64_t i = 0; i < s.hidden1; ++i) packed[at.deconv2 + c * s.hidden1 + i] = w.deconv2_weight[i * s.channels + c];
+        for (int64_t i = 0; i < s.hidden1; ++i)
+            packed[at.deconv2 + c * s.hidden1 + i] = w.deconv2_weight[i * s.channels + c];
         packed[at.deconv2_bias + c] = w.deconv2_bias[c];
     }
     for (int64_t n = 0; n < s.channels * s.channels * 25; ++n) packed[at.conv3 + n] = w.conv3_weight[n];
@@ -171,16 +186,22 @@ void pack_transposes(const AutoencoderShape& s, const AutoencoderWeights& w, flo
         }
     }
     for (int64_t n = 0; n < s.hidden1 * s.channels; ++n) packed[at.deconv2 + n] = w.deconv2_weight[n];
-    pack_spectrum<Form>(deconv1_transpose_plan(s), [&](int64_t i, int64_t o, Taps half_turn) {
-        Taps taps = {};
-        deconv1_taps(s, w.deconv1_weight, o, i, taps);
-        turned(taps, half_turn);
-    }, packed + at.deconv1_spectrum);
-    pack_spectrum<Form>(conv2_transpose_plan(s), [&](int64_t i, int64_t o, Taps half_turn) {
-        Taps taps = {};
-        conv2_taps(s, w.conv2_weight, o, i, taps);
-        turned(taps, half_turn);
-    }, packed + at.conv2_spectrum);
+    pack_spectrum<Form>(
+        deconv1_transpose_plan(s),
+        [&](int64_t i, int64_t o, Taps half_turn) {
+            Taps taps = {};
+            deconv1_taps(s, w.deconv1_weight, o, i, taps);
+            turned(taps, half_turn);
+        },
+        packed + at.deconv1_spectrum);
+    pack_spectrum<Form>(
+        conv2_transpose_plan(s),
+        [&](int64_t i, int64_t o, Taps half_turn) {
+            Taps taps = {};
+            conv2_taps(s, w.conv2_weight, o, i, taps);
+            turned(taps, half_turn);
+        },
+        packed + at.conv2_spectrum);
     for (int64_t c = 0; c < s.channels; ++c) {
         for (int64_t o = 0; o < s.hidden1; ++o) {
             for (int64_t tap = 0; tap < 25; ++tap) {

@@ -158,7 +158,8 @@ private:
     // The oldest call that has tasks left and may have one more thread.
     Call* joinable() const {
         for (Call* call : calls_) {
-            if (call->workers.load(std::memory_order_relaxed) >= call->most_workers || call->tasks.exhausted()) continue;
+            if (call->workers.load(std::memory_order_relaxed) >= call->most_workers || call->tasks.exhausted())
+                continue;
             if (at_work_beside(*call) < call->mask.count()) return call;
         }
         return nullptr;
@@ -212,8 +213,9 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_;  // workers: epoch_ has changed
     std::condition_variable left_;  // callers: a call has lost its last worker
-    std::atomic<uint64_t> epoch_{0};  // changes with every reason to look for a call; read without the lock while spinning
-    std::vector<Call*> calls_;        // at work, oldest first
+    std::atomic<uint64_t> epoch_{
+        0};                     // changes with every reason to look for a call; read without the lock while spinning
+    std::vector<Call*> calls_;  // at work, oldest first
     int64_t workers_ = 0, sleeping_ = 0;
     int64_t cpus_ = std::thread::hardware_concurrency(), granted_ = std::numeric_limits<int64_t>::max();
     int64_t total_calls_ = 0, joins_ = 0, most_at_work_ = 0;
@@ -242,9 +244,7 @@ void run_tasks(int64_t count, int threads, Work work, void* context) {
     pool().run(call, std::max(threads, 1));
 }
 
-int usable_threads(int threads) {
-    return threads > 1 ? std::min(threads, CpuMask::current().count()) : 1;
-}
+int usable_threads(int threads) { return threads > 1 ? std::min(threads, CpuMask::current().count()) : 1; }
 
 PoolInfo pool_info() {
     PoolInfo info = pool().info();

@@ -61,8 +61,8 @@ private:
 // What the threads of a call do; must not throw. context: as given to run_tasks
 using Work = void (*)(void* context, TaskSource& tasks);
 
-// Calls work(context, tasks) on the calling thread and on up to threads - 1 workers, and returns when all have returned.
-// Never on more threads than tasks, nor on more than the CPUs that the calling thread may use.
+// Calls work(context, tasks) on the calling thread and on up to threads - 1 workers, and returns when all have
+// returned. Never on more threads than tasks, nor on more than the CPUs that the calling thread may use.
 void run_tasks(int64_t count, int threads, Work work, void* context);
 
 // The threads that a call from here can have at most, of the `threads` allowed.

@@ -1,18 +1,18 @@
 // The two middle layers, nine tenths of the arithmetic, as products of discrete Fourier transforms.
 //
-// By parity of rows and columns, the 9x9 transposed convolution of stride 2 is four stride-1 convolutions of at most 5x5
-// taps over one input, and the 5x5 convolution of stride 2 is the sum of four of at most 3x3 taps over the phases of its
-// input. Both are thus one stride-1 convolution on a quarter-size grid, of taps that reach `margin` (2 or 1) to each side.
-// A cyclic convolution of size N x N computes a tile of it. A grid of N - margin rows or fewer needs one tile: the zeros
-// behind its end are also those in front of its start. A larger one is cut into tiles of N - 2 margin outputs, each from a
-// window with `margin` pixels of its neighbours on every side.
+// By parity of rows and columns, the 9x9 transposed convolution of stride 2 is four stride-1 convolutions of at most
+// 5x5 taps over one input, and the 5x5 convolution of stride 2 is the sum of four of at most 3x3 taps over the phases
+// of its input. Both are thus one stride-1 convolution on a quarter-size grid, of taps that reach `margin` (2 or 1) to
+// each side. A cyclic convolution of size N x N computes a tile of it. A grid of N - margin rows or fewer needs one
+// tile: the zeros behind its end are also those in front of its start. A larger one is cut into tiles of N - 2 margin
+// outputs, each from a window with `margin` pixels of its neighbours on every side.
 //
-// At 28x28 this takes a third of the arithmetic of direct sums for the transposed layer and two thirds for the other, and
-// unlike transforms with real points (Winograd's) it is about as accurate as the sum itself, because all its factors are
-// cosines. docs/performance.md has the counts and errors.
+// At 28x28 this takes a third of the arithmetic of direct sums for the transposed layer and two thirds for the other,
+// and unlike transforms with real points (Winograd's) it is about as accurate as the sum itself, because all its
+// factors are cosines. docs/performance.md has the counts and errors.
 //
-// The gradient of a layer takes the transposed sums: the same transforms, taps turned by half a turn and inputs and outputs
-// in each other's place. The transpose of one layer has the shape of the other, with its own margin.
+// The gradient of a layer takes the transposed sums: the same transforms, taps turned by half a turn and inputs and
+// outputs in each other's place. The transpose of one layer has the shape of the other, with its own margin.
 //
 // The real transform is kept in its real form: N numbers for N pixels along each axis, cosine and sine parts. A pair
 // (ky, kx), (ky, -kx) of complex bins is the sum and difference of four products of those.
@@ -26,18 +26,18 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// One layer. A unit is a vector: of one channel in LANES images (throughput), of LANES channels of one image (latency) or of
-// something between. The input comes in `groups` grids (four phases, or one), of the same channels each.
+// One layer. A unit is a vector: of one channel in LANES images (throughput), of LANES channels of one image (latency)
+// or of something between. The input comes in `groups` grids (four phases, or one), of the same channels each.
 struct SpectralLayer {
-    const float* in[4];    // by group, vector of grid position (0, 0) in unit 0
-    int64_t groups, in_channels, in_units;  // channels and units of each group
+    const float* in[4];                              // by group, vector of grid position (0, 0) in unit 0
+    int64_t groups, in_channels, in_units;           // channels and units of each group
     int64_t in_unit_stride, in_row_stride, in_step;  // in floats
-    int64_t height, width;  // of the grid
-    const float* weights;  // pack_spectral
-    const float* bias;     // [output], padded to whole vectors; null for the transpose of a layer
+    int64_t height, width;                           // of the grid
+    const float* weights;                            // pack_spectral
+    const float* bias;  // [output], padded to whole vectors; null for the transpose of a layer
     int64_t out_channels, out_units;
-    float* spectrum;       // [N * N][group][in unit][LANES]
-    float* products;       // [N * N][out unit][LANES]
+    float* spectrum;  // [N * N][group][in unit][LANES]
+    float* products;  // [N * N][out unit][LANES]
 };
 
 // x: the N numbers p[j * step], zero where j is outside from .. to-1. Usually all but the last MARGIN are inside.
@@ -54,7 +54,8 @@ FASTMALADE_INLINE void load_line(Vec* x, const float* p, int64_t step, int64_t f
 
 // Transforms one unit of the window whose pixel (0, 0) is grid position (top, left), zeros outside the grid.
 template <int N, int MARGIN>
-__attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t group, int64_t unit, int64_t top, int64_t left) {
+__attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t group, int64_t unit, int64_t top,
+                                            int64_t left) {
     using B = Bins<N>;
     constexpr int pairs = Line<N>::pairs, last = N / 2;
     const float* in = s.in[group] + unit * s.in_unit_stride + top * s.in_row_stride + left * s.in_step;
@@ -165,7 +166,8 @@ FASTMALADE_INLINE void multiply_real(const SpectralLayer& s, const float* in, co
 }
 
 template <class Form, int UNITS>
-FASTMALADE_INLINE void multiply_block(const SpectralLayer& s, bool complex, const float* in, const float* w, float* out) {
+FASTMALADE_INLINE void multiply_block(const SpectralLayer& s, bool complex, const float* in, const float* w,
+                                      float* out) {
     if (complex) {
         multiply_complex<Form, UNITS>(s, in, w, out);
     } else {
@@ -198,8 +200,8 @@ __attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
     }
 }
 
-// Gives put(row, its columns) for rows first .. first+rows-1 of the cyclic result and likewise columns, both counted from
-// 0: tanh(bias + sum) of a LAYER, the bare sum of a layer's transpose.
+// Gives put(row, its columns) for rows first .. first+rows-1 of the cyclic result and likewise columns, both counted
+// from 0: tanh(bias + sum) of a LAYER, the bare sum of a layer's transpose.
 template <int N, bool LAYER, class Put>
 FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bias, int64_t first, int64_t rows,
                                     int64_t columns, Put put) {
@@ -235,7 +237,8 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
         const float* twin = in + B::twin(kx, 1) * plane;
 #pragma GCC unroll 16
         for (int ky = 1; ky <= pairs; ++ky, twin += 4 * plane) {
-            const Vec re = load(twin), im = load(twin + plane), re2 = load(twin + 2 * plane), im2 = load(twin + 3 * plane);
+            const Vec re = load(twin), im = load(twin + plane), re2 = load(twin + 2 * plane),
+                      im2 = load(twin + 3 * plane);
             c.cosine[ky] = re + re2;
             s_line.sine[ky] = re2 - re;
             c.sine[ky] = im + im2;
@@ -270,13 +273,13 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
 FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
 
 // Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][LANES].
-// Planar forms: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at `activation`, which
-// lies as the output does.
+// Planar forms: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at
+// `activation`, which lies as the output does.
 template <class Form, bool LAYER>
 struct PhasedOutput {
     static constexpr bool layer = LAYER;
     float* out;
-    const float* activation;  // null for a layer
+    const float* activation;         // null for a layer
     int64_t hidden1, height, width;  // of the grid
 
     // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
@@ -336,13 +339,12 @@ struct GridOutput {
 };
 
 template <class Form, int N, class Output>
-__attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, int64_t column, int64_t first, int64_t rows,
-                                           int64_t columns, const Output& output) {
+__attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, int64_t column, int64_t first,
+                                           int64_t rows, int64_t columns, const Output& output) {
     for (int64_t unit = 0; unit < s.out_units; ++unit) {
         const Vec bias = Output::layer ? Form::weight(s.bias + unit * Form::unit) : Vec{};
-        output.write(unit, row, column, columns, [&](auto put) {
-            inverse_unit<N, Output::layer>(s, unit, bias, first, rows, columns, put);
-        });
+        output.write(unit, row, column, columns,
+                     [&](auto put) { inverse_unit<N, Output::layer>(s, unit, bias, first, rows, columns, put); });
     }
 }
 

@@ -26,8 +26,8 @@ constexpr double cosine_of_turn(int m, int n) {
 constexpr double sine_of_turn(int m, int n) { return cosine_of_turn(4 * m - n, 4 * n); }
 
 // Numbering of the bins. Real bins come first, one number each; then the complex ones, two numbers each. Columns kx = 0
-// (and N/2) hold a real bin at ky = 0 (and N/2) and complex ones between; columns kx = 1 .. pairs hold one complex bin at
-// ky = 0 (and N/2) and two, for kx and -kx, between.
+// (and N/2) hold a real bin at ky = 0 (and N/2) and complex ones between; columns kx = 1 .. pairs hold one complex bin
+// at ky = 0 (and N/2) and two, for kx and -kx, between.
 template <int N>
 struct Bins {
     static constexpr int pairs = (N - 1) / 2, real_lines = N % 2 == 0 ? 2 : 1;
@@ -109,8 +109,8 @@ inline SpectralPlan deconv1_transpose_plan(const AutoencoderShape& s) {
     return SpectralPlan{transform_size(s.height / 4, s.width / 4, 2), 4 * s.hidden1, s.hidden2};
 }
 
-// Taps of one pair (input, output) of the stride-1 convolution, phases counted as channels: taps[2 + y][2 + x] multiplies
-// the input y rows below and x columns right of the output. Zero where nothing is written.
+// Taps of one pair (input, output) of the stride-1 convolution, phases counted as channels: taps[2 + y][2 + x]
+// multiplies the input y rows below and x columns right of the output. Zero where nothing is written.
 typedef double Taps[5][5];
 
 // Output q reads input 2 (q - 1 + j) + odd through tap 2j + odd; inputs are counted phase by phase.
@@ -143,8 +143,8 @@ inline void turned(const Taps taps, Taps half_turn) {
 }
 
 // Spectrum of the 5 x 5 taps of one phase and one pair of channels, from offset -2 to 2, in the numbering of Bins.
-// An output is the correlation of the window with the taps, so its transform is X times conj(transform of the taps); the
-// scale makes up for the inverse's missing 1 / N^2 and for the conjugate half that is not stored.
+// An output is the correlation of the window with the taps, so its transform is X times conj(transform of the taps);
+// the scale makes up for the inverse's missing 1 / N^2 and for the conjugate half that is not stored.
 template <int N>
 void taps_spectrum(const double taps[5][5], float numbers[N * N]) {
     using B = Bins<N>;
@@ -191,8 +191,8 @@ inline int64_t spectral_floats(const SpectralPlan& plan) {
     return plan.size * plan.size * plan.inputs * Blocks<Form>(plan.outputs).units * Form::unit;
 }
 
-// packed: per bin [block][input][unit of the block][re, im or re alone][Form::unit]. taps_of(input, output, taps) fills in
-// the taps of one pair.
+// packed: per bin [block][input][unit of the block][re, im or re alone][Form::unit]. taps_of(input, output, taps) fills
+// in the taps of one pair.
 template <class Form, int N, class TapsOf>
 void pack_bins(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
     const Blocks<Form> blocks(plan.outputs);

@@ -13,10 +13,12 @@ namespace {
 
 // Vectors that hold `channels` channels of one pixel.
 template <class Form>
-inline int64_t vectors_of(int64_t channels) { return (channels + Form::unit - 1) / Form::unit; }
+inline int64_t vectors_of(int64_t channels) {
+    return (channels + Form::unit - 1) / Form::unit;
+}
 
-// Places in a block of working memory, in floats from its start. Each begins on a cache line and has margins on both sides,
-// which let a vector begin one float before a row and end a vector's length after it.
+// Places in a block of working memory, in floats from its start. Each begins on a cache line and has margins on both
+// sides, which let a vector begin one float before a row and end a vector's length after it.
 struct Places {
     static constexpr int64_t margin = 16;
     int64_t floats = margin;  // of the block
@@ -29,8 +31,8 @@ struct Places {
     static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 };
 
-// Where one step's activations go. `half` and `upsampled` may be the same place: conv2 has read conv1's output by the time
-// deconv1 writes its own.
+// Where one step's activations go. `half` and `upsampled` may be the same place: conv2 has read conv1's output by the
+// time deconv1 writes its own.
 struct Activations {
     float* half;       // conv1's: [vector of hidden1][H/2][W/2][LANES]
     float* quarter;    // conv2's: [vector of hidden2][H/4][W/4][LANES]
@@ -41,8 +43,8 @@ struct Activations {
 // Working memory of one call, in floats from its start.
 template <class Form>
 struct Scratch : Places {
-    // State and even pixels: [C][H][W][LANES] in the throughput form, [images][C][H][W] in the planar ones. Conv1 and conv2
-    // write vectors in all.
+    // State and even pixels: [C][H][W][LANES] in the throughput form, [images][C][H][W] in the planar ones. Conv1 and
+    // conv2 write vectors in all.
     static constexpr int64_t images = Form::images;  // floats of a pixel, in either order
     static constexpr bool planar = Form::planar;
     int64_t state, spread, rows, half, quarter, even, sums, noise, spectrum, products;
@@ -77,8 +79,20 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
                     float* half) {
     const int64_t height = s.height / 4, width = s.width / 4;
     const PhasePlanes planes(height, width);
-    Convolution deconv1 = {quarter, s.hidden2, height, width, nullptr, packed + at.deconv1_bias, 0, nullptr, s.hidden1,
-                           width, 4 * height * width * LANES, 4 * width * LANES, 2 * LANES, 0};
+    Convolution deconv1 = {quarter,
+                           s.hidden2,
+                           height,
+                           width,
+                           nullptr,
+                           packed + at.deconv1_bias,
+                           0,
+                           nullptr,
+                           s.hidden1,
+                           width,
+                           4 * height * width * LANES,
+                           4 * width * LANES,
+                           2 * LANES,
+                           0};
     if (Form::planar) {
         deconv1.out_unit_stride = planes.plane * Form::unit;
         deconv1.out_row_stride = planes.row;
@@ -89,8 +103,8 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
         for (int phase = 0; phase < 4; ++phase) {
             deconv1.weights = packed + at.deconv1[phase];
             deconv1.row_taps = 5 - phase / 2;
-            deconv1.out = half + (Form::planar ? phase * s.hidden1 * planes.plane
-                                               : (phase / 2 * 2 * width + phase % 2) * LANES);
+            deconv1.out =
+                half + (Form::planar ? phase * s.hidden1 * planes.plane : (phase / 2 * 2 * width + phase % 2) * LANES);
             if (phase % 2 == 0) {
                 convolve_row<Form, TransposedEven>(deconv1, q);
             } else {
@@ -106,10 +120,21 @@ void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<
     float* quarter = to.quarter;
     if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, to.upsampled);
     const int64_t height = s.height / 4, width = s.width / 4;
-    const SpectralLayer layer = {{quarter}, 1, s.hidden2, vectors_of<Form>(s.hidden2), height * width * LANES,
-                                 width * LANES, LANES, height, width, packed + at.deconv1_spectrum,
-                                 packed + at.deconv1_bias, 4 * s.hidden1, vectors_of<Form>(4 * s.hidden1),
-                                 scratch + part.spectrum, scratch + part.products};
+    const SpectralLayer layer = {{quarter},
+                                 1,
+                                 s.hidden2,
+                                 vectors_of<Form>(s.hidden2),
+                                 height * width * LANES,
+                                 width * LANES,
+                                 LANES,
+                                 height,
+                                 width,
+                                 packed + at.deconv1_spectrum,
+                                 packed + at.deconv1_bias,
+                                 4 * s.hidden1,
+                                 vectors_of<Form>(4 * s.hidden1),
+                                 scratch + part.spectrum,
+                                 scratch + part.products};
     const PhasedOutput<Form, true> output = {to.upsampled, nullptr, s.hidden1, height, width};
     switch (at.deconv1_size) {
         case 9: return spectral_convolution<Form, 9, 2>(layer, output);
@@ -130,9 +155,13 @@ void spread_images(int64_t pixels, const float* state, float* spread) {
 }
 
 template <class Form>
-struct ImageForm { typedef FromImage<Form> type; };
+struct ImageForm {
+    typedef FromImage<Form> type;
+};
 template <>
-struct ImageForm<Throughput> { typedef Throughput type; };
+struct ImageForm<Throughput> {
+    typedef Throughput type;
+};
 
 template <class Form>
 void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
@@ -145,14 +174,14 @@ void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
     if constexpr (Form::images == 1) {
         if (conv1_by_pixels(s)) {
             separate_columns(s, images, scratch + part.spread);
-            return conv1_pixels(s, packed + at.conv1, packed + at.conv1_bias, scratch + part.spread, scratch + part.rows,
-                                to.half);
+            return conv1_pixels(s, packed + at.conv1, packed + at.conv1_bias, scratch + part.spread,
+                                scratch + part.rows, to.half);
         }
     }
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
-    const Convolution layer = {images, s.channels, s.height, s.width, packed + at.conv1,
-                               packed + at.conv1_bias, 5, to.half, s.hidden1, half_w,
-                               half_h * half_w * LANES, half_w * LANES, LANES, 0};
+    const Convolution layer = {images, s.channels, s.height,  s.width, packed + at.conv1,       packed + at.conv1_bias,
+                               5,      to.half,    s.hidden1, half_w,  half_h * half_w * LANES, half_w * LANES,
+                               LANES,  0};
     for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
 }
 
@@ -160,8 +189,19 @@ template <class Form>
 void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* half,
                   float* quarter) {
     const int64_t quarter_h = s.height / 4, quarter_w = s.width / 4;
-    const Convolution layer = {half, s.hidden1, s.height / 2, s.width / 2, packed + at.conv2, packed + at.conv2_bias, 5,
-                               quarter, s.hidden2, quarter_w, quarter_h * quarter_w * LANES, quarter_w * LANES, LANES,
+    const Convolution layer = {half,
+                               s.hidden1,
+                               s.height / 2,
+                               s.width / 2,
+                               packed + at.conv2,
+                               packed + at.conv2_bias,
+                               5,
+                               quarter,
+                               s.hidden2,
+                               quarter_w,
+                               quarter_h * quarter_w * LANES,
+                               quarter_w * LANES,
+                               LANES,
                                0};
     for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(layer, q);
 }
@@ -172,10 +212,21 @@ void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
     const float* half = to.half;
     if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, to.quarter);
     const int64_t row = s.width / 2 * LANES;
-    const SpectralLayer layer = {{half, half + LANES, half + row, half + row + LANES}, 4, s.hidden1,
-                                 vectors_of<Form>(s.hidden1), s.height / 2 * row, 2 * row, 2 * LANES, s.height / 4,
-                                 s.width / 4, packed + at.conv2_spectrum, packed + at.conv2_bias, s.hidden2,
-                                 vectors_of<Form>(s.hidden2), scratch + part.spectrum, scratch + part.products};
+    const SpectralLayer layer = {{half, half + LANES, half + row, half + row + LANES},
+                                 4,
+                                 s.hidden1,
+                                 vectors_of<Form>(s.hidden1),
+                                 s.height / 2 * row,
+                                 2 * row,
+                                 2 * LANES,
+                                 s.height / 4,
+                                 s.width / 4,
+                                 packed + at.conv2_spectrum,
+                                 packed + at.conv2_bias,
+                                 s.hidden2,
+                                 vectors_of<Form>(s.hidden2),
+                                 scratch + part.spectrum,
+                                 scratch + part.products};
     const GridOutput<true> output = {to.quarter, nullptr, s.height / 4, s.width / 4};
     switch (at.conv2_size) {
         case 8: return spectral_convolution<Form, 8, 1>(layer, output);

@@ -1,4 +1,5 @@
-// The last two layers and the Langevin step that follows them: in the throughput form, and for one image of a planar form.
+// The last two layers and the Langevin step that follows them: in the throughput form, and for one image of a planar
+// form.
 //
 // The 1x1 transposed convolution of stride 2 is computed on the even pixels only ([channel][H/2][W/2]); every other
 // pixel of its output is the constant tanh(bias). The last convolution starts each sum from the precomputed share of
@@ -57,8 +58,8 @@ FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packe
 }
 
 // Adds the even pixels' share to the sums of four neighbouring output pixels 4k .. 4k+3 of one row, in OUT channels.
-// in: even pixel of column 2k, first in-range row, channel 0. weights: (out channel, in channel, 5, 5) from the first of
-// the OUT channels on.
+// in: even pixel of column 2k, first in-range row, channel 0. weights: (out channel, in channel, 5, 5) from the first
+// of the OUT channels on.
 template <int OUT, bool LEFT_BORDER, bool RIGHT_BORDER>
 FASTMALADE_INLINE void add_even_pixels(Vec sum[OUT][4], const float* in, int64_t channels, int64_t channel_stride,
                                        int64_t row_stride, const float* weights, int64_t first_tap, int64_t last_tap) {
@@ -186,8 +187,8 @@ void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLay
         const float* image = in + n / s.channels * planes.image(s.hidden1);
         const float* weights = packed + at.deconv2 + c * s.hidden1;
         const Vec bias = broadcast(packed[at.deconv2_bias + c]);
-        // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin: of two rows the
-        // upper one is stored first, and rows are done from right to left.
+        // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin: of two rows
+        // the upper one is stored first, and rows are done from right to left.
         float* rows = out + n * height * 4 * width;
         for (int64_t column = (width - 1) / LANES * LANES; column >= 0; column -= LANES) {
             for (int64_t row = 0; row < height; ++row) {
@@ -230,9 +231,9 @@ void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayou
             for (int row = 0; row < 6; ++row) {
                 for (int parity = 0; parity < 2; ++parity) {
                     const float* of_class = starts + (row * 6 + parity) * s.channels;
-                    start[row][parity] = select(first, broadcast(of_class[0]),
-                                                select(last, broadcast(of_class[4 * s.channels]),
-                                                       broadcast(of_class[2 * s.channels])));
+                    start[row][parity] =
+                        select(first, broadcast(of_class[0]),
+                               select(last, broadcast(of_class[4 * s.channels]), broadcast(of_class[2 * s.channels])));
                 }
             }
             for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -275,7 +276,8 @@ void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayou
     }
 }
 
-// sums, noise: [C * H * W], whole vectors of them; state likewise, updated in place. noise is null where none is wanted.
+// sums, noise: [C * H * W], whole vectors of them; state likewise, updated in place. noise is null where none is
+// wanted.
 template <bool KEEP>
 void finish_step(const AutoencoderShape& s, const float* sums, float* state, const Update& given, const float* noise,
                  const KeptEnd& kept) {

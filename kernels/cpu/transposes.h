@@ -1,6 +1,6 @@
-// The transposes of the autoencoder's stages: from the gradient with respect to a stage's output to that with respect to
-// its input. In order conv3, deconv2, deconv1, conv2, conv1, each with the slope of the tanh that it comes to. Every sum
-// has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits.
+// The transposes of the autoencoder's stages: from the gradient with respect to a stage's output to that with respect
+// to its input. In order conv3, deconv2, deconv1, conv2, conv1, each with the slope of the tanh that it comes to. Every
+// sum has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits.
 #pragma once
 
 #include "cpu/conv1_transpose.h"
@@ -10,8 +10,8 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// One step's way back: gradient <- own gradient + J_r^T (scale gradient), the gradient first stopped where the step's clamp
-// acted, if it is `bounded`.
+// One step's way back: gradient <- own gradient + J_r^T (scale gradient), the gradient first stopped where the step's
+// clamp acted, if it is `bounded`.
 struct Back {
     float scale, own;
     bool bounded;
@@ -33,8 +33,8 @@ inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Th
 }
 
 template <int IMAGES>
-void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMAGES>>& at, const float* record, float* g,
-                float* out) {
+void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMAGES>>& at, const float* record,
+                float* g, float* out) {
     const SplitRow split(s.width);
     const auto stopped_slope = [&](int64_t n) {
         Vec v = load(g + n);
@@ -67,8 +67,8 @@ struct StridedRows {
     }
 };
 
-// conv3 seen from the even pixels: a convolution of stride 2 with the taps turned. Two neighbouring even pixels at once.
-// in: column 2q - 2 of the first row; weights: [out channel][5][5]
+// conv3 seen from the even pixels: a convolution of stride 2 with the taps turned. Two neighbouring even pixels at
+// once. in: column 2q - 2 of the first row; weights: [out channel][5][5]
 template <bool LEFT_BORDER, bool RIGHT_BORDER>
 FASTMALADE_INLINE void add_inner_gradients(Vec sum[2], const float* in, int64_t channels, int64_t channel_stride,
                                            int64_t row_stride, const float* weights, const StridedRows& taps) {
@@ -234,7 +234,8 @@ void phased_input(const AutoencoderShape& s, const float* half, Group<IMAGES>, S
 
 template <class Form>
 void deconv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at,
-                       const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part, float* scratch) {
+                       const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part,
+                       float* scratch) {
     SpectralLayer layer = {};
     phased_input(s, scratch + part.half, Form(), &layer);
     layer.height = s.height / 4;
@@ -254,12 +255,24 @@ void deconv1_transpose(const AutoencoderShape& s, const float* packed, const Tra
 
 template <class Form>
 void conv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at,
-                     const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part, float* scratch) {
+                     const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part,
+                     float* scratch) {
     const int64_t height = s.height / 4, width = s.width / 4;
-    const SpectralLayer layer = {{scratch + part.quarter}, 1, s.hidden2, vectors_of<Form>(s.hidden2),
-                                 height * width * LANES, width * LANES, LANES, height, width,
-                                 packed + at.conv2_spectrum, nullptr, 4 * s.hidden1, vectors_of<Form>(4 * s.hidden1),
-                                 scratch + part.spectrum, scratch + part.products};
+    const SpectralLayer layer = {{scratch + part.quarter},
+                                 1,
+                                 s.hidden2,
+                                 vectors_of<Form>(s.hidden2),
+                                 height * width * LANES,
+                                 width * LANES,
+                                 LANES,
+                                 height,
+                                 width,
+                                 packed + at.conv2_spectrum,
+                                 nullptr,
+                                 4 * s.hidden1,
+                                 vectors_of<Form>(4 * s.hidden1),
+                                 scratch + part.spectrum,
+                                 scratch + part.products};
     const PhasedOutput<Form, false> output = {scratch + part.first, record + kept.half, s.hidden1, height, width};
     switch (conv2_transpose_plan(s).size) {
         case 8: return spectral_convolution<Form, 8, 1>(layer, output);

@@ -59,9 +59,7 @@ FASTMALADE_INLINE VecWord broadcast_word(uint32_t s) { return s + (VecWord){}; }
 FASTMALADE_INLINE VecInt bits(Vec v) { return (VecInt)v; }
 FASTMALADE_INLINE Vec from_bits(VecInt v) { return (Vec)v; }
 FASTMALADE_INLINE Vec to_float(VecInt v) { return __builtin_convertvector(v, Vec); }
-FASTMALADE_INLINE Vec select(VecInt mask, Vec where_set, Vec where_clear) {
-    return mask ? where_set : where_clear;
-}
+FASTMALADE_INLINE Vec select(VecInt mask, Vec where_set, Vec where_clear) { return mask ? where_set : where_clear; }
 
 // The bound where v is beyond it, else v; NaN stays NaN.
 FASTMALADE_INLINE Vec at_most(Vec v, float bound) {
@@ -121,7 +119,8 @@ FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
 #if FASTMALADE_LANES == 16
-        const __m512 r0 = (__m512)rows[k], r1 = (__m512)rows[k + 4], r2 = (__m512)rows[k + 8], r3 = (__m512)rows[k + 12];
+        const __m512 r0 = (__m512)rows[k], r1 = (__m512)rows[k + 4], r2 = (__m512)rows[k + 8],
+                     r3 = (__m512)rows[k + 12];
         const __m512 a = _mm512_maskz_shuffle_f32x4(0xffff, r0, r1, 0x88);  // blocks 0, 2 of both
         const __m512 b = _mm512_maskz_shuffle_f32x4(0xffff, r0, r1, 0xdd);  // blocks 1, 3
         const __m512 c = _mm512_maskz_shuffle_f32x4(0xffff, r2, r3, 0x88);
@@ -154,7 +153,7 @@ template <int COUNT>
 FASTMALADE_INLINE Vec repeat(const float* p) {
     static_assert(4 * COUNT == LANES, "written for four images");
 #if defined(__AVX512F__) && FASTMALADE_LANES == 16
-    return (Vec)_mm512_maskz_broadcast_f32x4(0xffff, (__m128)*(const FourAt*)p);
+    return (Vec)_mm512_maskz_broadcast_f32x4(0xffff, (__m128) * (const FourAt*)p);
 #elif FASTMALADE_LANES == 16
     const FourAt four = *(const FourAt*)p;
     return __builtin_shufflevector(four, four, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
@@ -276,8 +275,8 @@ FASTMALADE_INLINE VecLong multiply_low_halves(VecLong a, VecLong b) {
 #endif
 }
 
-// Low halves of `even` and `odd`, each element of `odd` after its neighbour in `even`: little-endian, so that word 2i is
-// the low half of 64-bit element i.
+// Low halves of `even` and `odd`, each element of `odd` after its neighbour in `even`: little-endian, so that word 2i
+// is the low half of 64-bit element i.
 FASTMALADE_INLINE VecWord interleave_low_halves(VecLong even, VecLong odd) {
     return (VecWord)((even & 0xffffffffull) | (odd << 32));
 }

@@ -79,9 +79,8 @@ void check_tensor(const AutoencoderShape& s, const DeviceFacts& device, FormName
                                     name_of(form));
     }
     if (!is_digits(s)) {
-        throw std::invalid_argument(
-            "precision: expected fp32 for this shape (" + name +
-            " takes images of 1x28x28 with hidden channels 10 and 25), got " + name);
+        throw std::invalid_argument("precision: expected fp32 for this shape (" + name +
+                                    " takes images of 1x28x28 with hidden channels 10 and 25), got " + name);
     }
     if (!device.has_tf32) {
         throw std::invalid_argument(
@@ -148,10 +147,9 @@ Choice choose(const AutoencoderShape& s, int64_t batch, bool gradient, const Dev
         check_tensor(s, device, form, images, cluster, precision);
         const Choice c = plan_tensor(s, precision, device);
         if (c.shared_bytes > device.shared_bytes) {
-            throw std::invalid_argument("precision: expected fp32 on a device with " +
-                                        std::to_string(device.shared_bytes) +
-                                        " bytes of shared memory a block, got one that needs " +
-                                        std::to_string(c.shared_bytes));
+            throw std::invalid_argument(
+                "precision: expected fp32 on a device with " + std::to_string(device.shared_bytes) +
+                " bytes of shared memory a block, got one that needs " + std::to_string(c.shared_bytes));
         }
         if (!gradient) return with_grid(c, batch, device);
         // In float32, for which the sizes of the form tensor mean nothing.

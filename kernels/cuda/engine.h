@@ -22,8 +22,8 @@ const char* name_of(FormName form);
 
 struct DeviceFacts {
     int multiprocessors;
-    int shared_bytes;  // most that one block may ask for
-    int most_cluster;  // blocks of one cluster; 1 where there are no clusters
+    int shared_bytes;      // most that one block may ask for
+    int most_cluster;      // blocks of one cluster; 1 where there are no clusters
     bool has_tf32 = true;  // tensor cores that take TF32, and code for them in this build
 };
 

@@ -9,7 +9,8 @@
 //   split      the same where there are no clusters, or they cannot hold the shape: blocks share an image through
 //              device memory
 //
-// One more, of reduced precision, is in tensor_chain.cuh. All of these do the same operations in the same order for every output, so they give the same bits.
+// One more, of reduced precision, is in tensor_chain.cuh. All of these do the same operations in the same order for
+// every output, so they give the same bits.
 #pragma once
 
 #include "cuda/block.cuh"

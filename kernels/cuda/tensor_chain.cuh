@@ -47,8 +47,8 @@ FASTMALADE_DEVICE void load_fragments(Operand<PRECISION> (&a)[TILES][4], const f
     }
 }
 
-// Adds all taps of P neighbouring positions of row y, from FIRST on: sum[position][16 rows of M]. plane: the layer's input,
-// CHANNELS x HEIGHT x WIDTH, of which row STRIDE y + tap - 2 is read. weights: the layer's fragments.
+// Adds all taps of P neighbouring positions of row y, from FIRST on: sum[position][16 rows of M]. plane: the layer's
+// input, CHANNELS x HEIGHT x WIDTH, of which row STRIDE y + tap - 2 is read. weights: the layer's fragments.
 template <int STRIDE, int ROWS, int CHANNELS, int HEIGHT, int WIDTH, int FIRST, class Form, int P, int TILES>
 FASTMALADE_DEVICE void add_row(float (&sum)[P][TILES][4], const Block<Form>& b, const Plane& plane,
                                const float* weights, int y) {
@@ -264,8 +264,8 @@ pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
     const AnyShape any{s.channels, s.height, s.width, s.hidden1, s.hidden2};
     for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < at.floats; n += gridDim.x * blockDim.x) {
         if (n >= at.conv2 && n < at.conv2_bias) {
-            const float value = packed_fragment(
-                n - at.conv2, conv2_rows(s.hidden2), s.hidden1, [&](int row, int i, int ky, int kx) {
+            const float value =
+                packed_fragment(n - at.conv2, conv2_rows(s.hidden2), s.hidden1, [&](int row, int i, int ky, int kx) {
                     return row < s.hidden2 ? w.conv2_weight[((row * s.hidden1 + i) * 5 + ky) * 5 + kx] : 0.0f;
                 });
             packed[n] = stored<PRECISION>(value);

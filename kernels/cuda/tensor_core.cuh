@@ -89,9 +89,9 @@ FASTMALADE_DEVICE void multiply_add(float (&sum)[TILES][4], const Operand<Precis
 }
 
 // The products of two low parts are below float32's last bit and left out. Tensor cores cut off what does not fit
-// where they add, always towards zero; a sum over many blocks of K would drift. So a block starts from zero, and float32
-// additions, which round to nearest, collect the blocks (Ootomo and Yokota, "Recovering single precision accuracy from
-// Tensor Cores while surpassing the FP32 theoretical peak performance", 2022).
+// where they add, always towards zero; a sum over many blocks of K would drift. So a block starts from zero, and
+// float32 additions, which round to nearest, collect the blocks (Ootomo and Yokota, "Recovering single precision
+// accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance", 2022).
 template <int TILES>
 FASTMALADE_DEVICE void multiply_add(float (&sum)[TILES][4], const Operand<Precision::tf32x3> (&a)[TILES][4],
                                     const Operand<Precision::tf32x3> (&b)[2]) {
@@ -133,8 +133,8 @@ FASTMALADE_DEVICE void multiply_row(float (&sum)[P][TILES][4], const Operand<PRE
 
 namespace fastmalade::cuda {
 
-// x as two TF32 numbers (Dekker 1971): the upper 11 bits, rounded to nearest by float32's own addition, and what is left,
-// rounded too. On GPUs this takes half the instructions of two conversions.
+// x as two TF32 numbers (Dekker 1971): the upper 11 bits, rounded to nearest by float32's own addition, and what is
+// left, rounded too. On GPUs this takes half the instructions of two conversions.
 FASTMALADE_DEVICE Operand<Precision::tf32x3> split(float x) {
     const float shifted = x * 8193.0f;
     const float high = shifted - (shifted - x);

@@ -1,10 +1,10 @@
 // Sizes of the tensor-core form: weights in the order of mma fragments, planes without bank conflicts for them.
 //
-// conv2 and deconv1 are matrix products out of (M x K) times (K x N) blocks of 16x8 and 8x8. M are output channels, N the
-// eight images of a group at one position, K pairs of tap and input channel. Eight images are one block of N exactly,
-// and all of them read inside the image or none does: a tap that falls outside is skipped, and nothing is padded for it.
-// deconv1's four output phases are rows of one product: they read the same 5x5 neighbourhood, and 4 x 10 rows fill
-// blocks of 16 better than 10 do.
+// conv2 and deconv1 are matrix products out of (M x K) times (K x N) blocks of 16x8 and 8x8. M are output channels, N
+// the eight images of a group at one position, K pairs of tap and input channel. Eight images are one block of N
+// exactly, and all of them read inside the image or none does: a tap that falls outside is skipped, and nothing is
+// padded for it. deconv1's four output phases are rows of one product: they read the same 5x5 neighbourhood, and 4 x 10
+// rows fill blocks of 16 better than 10 do.
 #pragma once
 
 #include "cuda/engine.h"
@@ -13,9 +13,9 @@
 namespace fastmalade::cuda {
 
 constexpr int kTensorImages = 8;
-constexpr int kTaps = 25;   // 5 x 5, of a phase of deconv1 too
-constexpr int kDepth = 8;   // k of one mma
-constexpr int kReach = 2;   // taps to the left of and above a position
+constexpr int kTaps = 25;  // 5 x 5, of a phase of deconv1 too
+constexpr int kDepth = 8;  // k of one mma
+constexpr int kReach = 2;  // taps to the left of and above a position
 
 // Input channels in eights are one block of K for every tap. The taps of those left over are counted through and cut
 // into eights: 25 channels then take 79 blocks of K where padding them to 32 would take 100.
@@ -31,9 +31,7 @@ FASTMALADE_BOTH constexpr int conv2_rows(int hidden2) { return round_up(hidden2,
 // and the sum over channels that deconv2 takes needs one exchange between them.
 FASTMALADE_BOTH constexpr int deconv1_rows(int hidden1) { return 8 * divide_up(hidden1, 2); }
 
-FASTMALADE_BOTH constexpr int fragment_floats(int rows, int channels) {
-    return rows * kDepth * depth_blocks(channels);
-}
+FASTMALADE_BOTH constexpr int fragment_floats(int rows, int channels) { return rows * kDepth * depth_blocks(channels); }
 
 // As PackedLayout, with conv2 and deconv1 (deconv1[0]) as fragments: [block of K][eights of rows by two][lane][4 or 2].
 template <class Shape>

@@ -1,7 +1,7 @@
 // The kernels with one CPU thread for every CUDA thread, for ThreadSanitizer: small images, few threads, every form and
 // every barrier. `races BARRIER` leaves that barrier out, `races 0 digits` runs the fixed shape with all its threads,
-// `races BARRIER tensor` the chain on tensor cores with all of its own, `races BARRIER split` blocks that share an image
-// through device memory. Prints the sum of what came out.
+// `races BARRIER tensor` the chain on tensor cores with all of its own, `races BARRIER split` blocks that share an
+// image through device memory. Prints the sum of what came out.
 #include <cstdio>
 #include <cstdlib>
 #include <string>

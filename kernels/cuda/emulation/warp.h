@@ -1,5 +1,5 @@
-// The CPU's stand-in for what tensor_core.cuh uses of a warp. Lanes put down their operands, meet, and each computes its
-// own part of the product from everybody's.
+// The CPU's stand-in for what tensor_core.cuh uses of a warp. Lanes put down their operands, meet, and each computes
+// its own part of the product from everybody's.
 //
 // Numbers: rounding to TF32 is exact to the bit. How a tensor core adds is not documented; it is modelled by what was
 // measured on V100 to A100 (Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021), on
@@ -69,9 +69,7 @@ FASTMALADE_UNSEEN inline void put_down(const void* a, int a_words, const void* b
 }
 
 // Word `word` of another lane at the meeting that has just been.
-FASTMALADE_UNSEEN inline float of_lane(int lane, int word) {
-    return self->warp->words[self->meetings % 2][lane][word];
-}
+FASTMALADE_UNSEEN inline float of_lane(int lane, int word) { return self->warp->words[self->meetings % 2][lane][word]; }
 
 inline void meet_warp() { wait(Scope::warp); }
 
