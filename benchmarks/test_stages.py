@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 from fastmalade.bench.task import final_bounds, make_images
 
 pytest.importorskip("pytest_benchmark")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmalade import Autoencoder, Purifier
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 from fastmalade.data import embedded_digits
 
 POINTS = tuple(Fraction(p) for p in ("0", "1", "-1", "1/2", "-1/2", "2", "-2"))

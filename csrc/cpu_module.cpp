@@ -1,5 +1,5 @@
 // fastmalade._cpu: checks arguments and calls kernels/cpu. Arrays come as addresses and sizes, so that the module needs
-// neither torch nor numpy; the caller in fastmalade/backends/cpu.py owns them and has checked dtype and contiguity.
+// neither torch nor numpy; the caller in fastmalade/backends/cpu/calls.py owns them and has checked dtype and contiguity.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -322,7 +322,7 @@ int64_t lanes(const std::string& isa) { return find_kernels(isa).lanes; }
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-    m.doc() = "Native CPU kernels of fastmalade; arrays are addresses, see fastmalade/backends/cpu.py";
+    m.doc() = "Native CPU kernels of fastmalade; arrays are addresses, see fastmalade/backends/cpu/calls.py";
     m.def("isas_built", &isas_built);
     m.def("isas_supported", &isas_supported);
     m.def("lanes", &lanes, py::arg("isa"));

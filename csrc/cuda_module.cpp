@@ -1,5 +1,5 @@
 // fastmalade._cuda: checks arguments and calls kernels/cuda. Arrays come as addresses on the device and sizes, a stream
-// as its handle; the caller in fastmalade/backends/cuda.py owns them and has checked dtype, device and contiguity.
+// as its handle; the caller in fastmalade/backends/cuda/calls.py owns them and has checked dtype, device and contiguity.
 // CUDA's runtime is linked statically and neither torch nor the driver is needed to load the module.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -253,7 +253,7 @@ void normal(int device, uintptr_t stream, int64_t batch, int64_t elements, uint6
 
 PYBIND11_MODULE(_cuda, m) {
     using py::arg;
-    m.doc() = "CUDA kernels of fastmalade over addresses and sizes; see fastmalade/backends/cuda.py";
+    m.doc() = "CUDA kernels of fastmalade over addresses and sizes; see fastmalade/backends/cuda/calls.py";
     m.attr("architectures") = FASTMALADE_CUDA_ARCHITECTURES;
     m.def("device_count", &device_count);
     m.def("device", &device, arg("index"));

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from fastmalade.api import purify
 from fastmalade.backends import BackendUnavailableError
-from fastmalade.chain import langevin_chain, langevin_trajectory
-from fastmalade.defended import DefendedClassifier
-from fastmalade.defense import Defense
+from fastmalade.chain.call import langevin_chain, langevin_trajectory
+from fastmalade.chain.config import ChainConfig
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.models import Autoencoder
 from fastmalade.noise import standard_normal
 from fastmalade.pretrained import PretrainedError, load_classifier, shipped_models
-from fastmalade.purifier import Purifier
-from fastmalade.schedules import ChainConfig
 
 if TYPE_CHECKING:
     from fastmalade.attacks import eot_gradient
+    from fastmalade.chain.reconstruction import autoencoder_vjp, reconstruction_error_gradient
     from fastmalade.data import load_mnist
-    from fastmalade.gradcheck import check_gradient
-    from fastmalade.products import autoencoder_vjp, reconstruction_error_gradient
+    from fastmalade.gradcheck.check import check_gradient
     from fastmalade.training import train_autoencoder, train_classifier
 
 try:
@@ -40,11 +40,11 @@ except PackageNotFoundError:
 
 # Imported on first use: they bring in progress bars and file handling that purification does not need.
 _LAZY = {
-    "autoencoder_vjp": "fastmalade.products",
-    "check_gradient": "fastmalade.gradcheck",
+    "autoencoder_vjp": "fastmalade.chain.reconstruction",
+    "check_gradient": "fastmalade.gradcheck.check",
     "eot_gradient": "fastmalade.attacks",
     "load_mnist": "fastmalade.data",
-    "reconstruction_error_gradient": "fastmalade.products",
+    "reconstruction_error_gradient": "fastmalade.chain.reconstruction",
     "train_autoencoder": "fastmalade.training",
     "train_classifier": "fastmalade.training",
 }

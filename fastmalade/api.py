@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastmalade.defense import Defense
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.pretrained import resolve_path
-from fastmalade.purifier import Purifier
 
 
 def purify(

@@ -195,7 +195,7 @@ def _within(values: Tensor, low: float, high: float) -> bool:
     """Whether all values are at least ``low`` and at most ``high``; NaN is not. True for no values."""
     if values.numel() == 0:
         return True
-    offending = backends.cpu.first_outside(values, low, high)
+    offending = backends.cpu.calls.first_outside(values, low, high)
     if offending is not None:
         return offending < 0
     smallest, largest = torch.aminmax(values.float() if values.itemsize < 4 else values)

@@ -26,10 +26,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastmalade.backends import checked_precision
+from fastmalade.chain.config import ChainConfig
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.files import replacing
 from fastmalade.models import Autoencoder, build_classifier
-from fastmalade.purifier import Purifier
-from fastmalade.schedules import ChainConfig
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "fastmalade"

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 def progress_bar(*more: ProgressColumn, enabled: bool = True, transient: bool = False) -> Progress:
@@ -22,6 +16,17 @@ def progress_bar(*more: ProgressColumn, enabled: bool = True, transient: bool = 
         enabled: show it at all.
         transient: take it away when it is done.
     """
+    # Imported here: purification shows no bar, and should not pay for one.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from fastmalade.attacks.overpowered import CodePairs, find_pairs, judge_pairs, train_robust
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.defenses import InvertAndClassify
-from fastmalade.defenses.overpowered import CodePairs, find_pairs, judge_pairs, train_robust
 from fastmalade.evaluation import accuracy
 from fastmalade.files import replacing
 from fastmalade.models import in_channels_last

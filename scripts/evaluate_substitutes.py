@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from fastmalade import DefendedClassifier, Defense
 from fastmalade.attacks import FGSM, PGD, Attack
-from fastmalade.data import find_data_dir, load_mnist
-from fastmalade.defenses.substitute import (
+from fastmalade.attacks.substitute import (
     CombinedSubstitute,
     substitute_purifier,
     train_substitute_classifier,
     train_substitute_purifier,
 )
-from fastmalade.defenses.transfer import transfer_attack
+from fastmalade.attacks.transfer import transfer_attack
+from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.evaluation.defenses import compared_defenses, substitute_table
 from fastmalade.files import replacing
 from fastmalade.models import build_classifier, in_channels_last

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from fastmalade import Purifier, __version__
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.evaluation import ATTACK_CHUNK, accuracy, attacked, wilson_interval
+from fastmalade.evaluation.tuning import TuningResult, tune_chain
 from fastmalade.files import replacing
 from fastmalade.models import Autoencoder, in_channels_last
 from fastmalade.pretrained import load_classifier, save_classifier, save_purifier
 from fastmalade.training import TrainingReport, train_autoencoder, train_classifier
-from fastmalade.training.tuning import TuningResult, tune_chain
 
 WEIGHTS = Path(__file__).parent.parent / "fastmalade" / "weights"
 SEED = 0

@@ -188,7 +188,8 @@ def contender(case: Case, device: str = "cuda") -> Callable[[], object]:
 def _native(case: Case, x: Tensor, cotangent: Tensor, weights: list[Tensor]) -> Callable[[], Tensor]:
     import torch
 
-    from fastmalade.backends import cuda, triton
+    from fastmalade.backends.cuda import calls as cuda
+    from fastmalade.backends.triton import calls as triton
 
     backend: Any = cuda if case.contender in CUDA else triton
     infinity = float("inf")

@@ -75,7 +75,7 @@ class Row:
 def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[Launch]:
     """Every distinct launch of the backend's functions for images of one and of three channels."""
     from fastmalade.backends import arguments
-    from fastmalade.backends import triton as backend
+    from fastmalade.backends.triton import calls as backend
 
     found: dict[Launch, None] = {}
     with _recorder(lambda launch: found.setdefault(launch)):
@@ -114,7 +114,7 @@ def one_of_each(launches: list[Launch]) -> list[Launch]:
 def _recorder(note: Callable[[Launch], Any]) -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
-    from fastmalade.backends import triton as backend
+    from fastmalade.backends.triton import calls as backend
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         note(_launch(kernel, args, options))

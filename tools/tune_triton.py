@@ -4,7 +4,7 @@
 
 Stage by stage the fastest of a few tiles is kept, by the time of a chain and its gradient; the file is read by every
 process that starts afterwards, or only where FASTMALADE_TRITON_CONFIG names it (--output). Only block_m, num_warps and
-num_stages are tried: in float32 none of them changes a bit of a result (fastmalade/backends/triton_tiles.py). Not yet
+num_stages are tried: in float32 none of them changes a bit of a result (fastmalade/backends/triton/tiles.py). Not yet
 run on a GPU.
 """
 
@@ -22,8 +22,8 @@ from unittest import mock
 
 import torch
 
-from fastmalade.backends import triton_tiles
-from fastmalade.backends.triton_tiles import DEFAULTS, Tile
+from fastmalade.backends.triton import tiles as triton_tiles
+from fastmalade.backends.triton.tiles import DEFAULTS, Tile
 from fastmalade.files import replacing
 from fastmalade.progress import progress_bar
 
@@ -77,7 +77,7 @@ def _measure_on_gpu(batch: int) -> Callable[[dict[str, Tile]], float]:
     import triton.testing
 
     from fastmalade import Autoencoder
-    from fastmalade.backends import triton as backend
+    from fastmalade.backends.triton import calls as backend
 
     model = Autoencoder(generator=torch.Generator().manual_seed(0)).cuda().requires_grad_(False)
     x = torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0)).cuda()

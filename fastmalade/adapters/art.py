@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmalade.defense import Defense
-from fastmalade.noise import check_seed, fresh_seed
+from fastmalade.defenses.base import Defense
+from fastmalade.seeds import check_seed, fresh_seed
 
 try:
     from art.defences.preprocessor.preprocessor import PreprocessorPyTorch

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fastmalade.attacks import geometry
-from fastmalade.attacks.checks import check_choice, check_count, check_images, check_number, check_range
 from fastmalade.attacks.eot import (
     DEFAULT_MAX_BYTES,
     Judge,
@@ -27,10 +26,11 @@ from fastmalade.attacks.eot import (
 )
 from fastmalade.attacks.geometry import Norm
 from fastmalade.attacks.state import AttackResult, RunState, checked_path, identity_of
-from fastmalade.attacks.target import Loss, Model, Target, derive_seed, evaluation_mode
-from fastmalade.defended import GradientMode
-from fastmalade.noise import check_sample_ids, check_seed
+from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode
+from fastmalade.checks import check_choice, check_count, check_labelled_images, check_number, check_range
+from fastmalade.defenses.defended import GradientMode
 from fastmalade.progress import progress_bar
+from fastmalade.seeds import check_sample_ids, check_seed, derive_seed
 
 Noise = Literal["fresh", "fixed"]
 
@@ -165,7 +165,7 @@ class Attack(ABC):
         """
         target = Target(model, self.gradient, value_range)
         self._check_target(target)
-        check_images(images, labels)
+        check_labelled_images(images, labels)
         check_count("batch_size", batch_size, 1)
         check_range(images, target.value_range)
         images = images.detach()

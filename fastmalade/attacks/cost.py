@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES
 from fastmalade.attacks.target import Target, evaluation_mode, per_image_loss
-from fastmalade.defended import DefendedClassifier, GradientMode
+from fastmalade.defenses.defended import DefendedClassifier, GradientMode
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastmalade.attacks.checks import check_count, check_images
 from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode, noise_ids, per_image_loss
-from fastmalade.defended import GradientMode
-from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
+from fastmalade.checks import check_count, check_labelled_images
+from fastmalade.defenses.defended import GradientMode
+from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 DEFAULT_MAX_BYTES = 2**28
 Judge = Literal["majority", "mean"]
@@ -75,7 +75,7 @@ def eot_gradient(
         FloatingPointError: a gradient that is not finite.
     """
     target = Target(model, gradient)
-    check_images(x, labels)
+    check_labelled_images(x, labels)
     ids = check_sample_ids(sample_ids, len(x), x.device)
     number = fresh_seed() if seed is None else check_seed(seed)
     with evaluation_mode(model):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmalade.attacks import geometry
 from fastmalade.attacks.base import Attack
-from fastmalade.attacks.checks import check_count, check_number
+from fastmalade.checks import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from fastmalade.attacks.checks import check_choice, check_count, check_images
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, judge
-from fastmalade.attacks.target import Target, derive_seed, evaluation_mode
-from fastmalade.defended import DefendedClassifier
-from fastmalade.noise import check_seed
+from fastmalade.attacks.target import Target, evaluation_mode
+from fastmalade.checks import check_choice, check_count, check_labelled_images
+from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.seeds import check_seed, derive_seed
 
 _AUTOATTACK_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -196,7 +196,7 @@ def autoattack_rand(
         ModuleNotFoundError: pyautoattack is not installed.
     """
     target = Target(_checked(defended), defended.gradient)
-    check_images(images, labels)
+    check_labelled_images(images, labels)
     check_choice("judge_rule", judge_rule, get_args(Judge))
     for name, value in (("eot", eot), ("steps", steps), ("batch_size", batch_size), ("judge_chains", judge_chains)):
         check_count(name, value, 1)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastmalade.attacks.checks import check_number
 from fastmalade.attacks.eot import Objective
 from fastmalade.attacks.gradient_attacks import IterativeAttack
 from fastmalade.attacks.target import Target, per_image_loss, reconstruct
+from fastmalade.checks import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,24 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.defended import DefendedClassifier, GradientMode, check_stated_gradient
-from fastmalade.defense import Defense
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.defended import DefendedClassifier, GradientMode, check_stated_gradient
 
 Loss = Literal["cross_entropy", "margin"]
 Model = Callable[..., Tensor]
-
-
-def derive_seed(seed: int, *path: int) -> int:
-    """A 64-bit seed for one purpose, from the seed of an attack and where in the attack it is (restart, step, ...).
-
-    numpy's ``SeedSequence`` mixes them, so that neighbouring seeds and steps give unrelated noise.
-    """
-    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0])
 
 
 def per_image_loss(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from fastmalade.backends import cpu, cuda, triton
 from fastmalade.backends.arguments import PRECISIONS, checked_precision
+from fastmalade.backends.cpu import calls as cpu_calls
+from fastmalade.backends.cuda import calls as cuda_calls
 from fastmalade.backends.extensions import BackendUnavailableError
+from fastmalade.backends.triton import calls as triton_calls
 
 __all__ = [
     "BACKENDS",
@@ -24,17 +26,14 @@ __all__ = [
     "available",
     "check_precision",
     "checked_precision",
-    "cpu",
-    "cuda",
     "native",
     "resolve",
-    "triton",
 ]
 
 BACKENDS: tuple[str, ...] = ("torch", "cpu", "cuda", "triton")
 """Names of all backends this version knows."""
 
-_NATIVE: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
+_NATIVE: dict[str, ModuleType] = {"cpu": cpu_calls, "cuda": cuda_calls, "triton": triton_calls}
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 """What is chosen automatically for tensors of a device, the first that can compute them; "torch" where none can."""
 
@@ -98,14 +97,14 @@ def resolve(requested: str | None, *, device: torch.device, dtype: torch.dtype, 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype, model: ModelShape | None) -> str | None:
     """Why a native backend cannot serve this call, or None."""
-    expected = "cpu" if name == "cpu" or (name == "triton" and triton.interpreted()) else "cuda"
+    expected = "cpu" if name == "cpu" or (name == "triton" and triton_calls.interpreted()) else "cuda"
     on_gpu = name == "cuda" and device.type == "cuda"
-    reason = cuda.unavailable_reason(device.index) if on_gpu else _NATIVE[name].unavailable_reason()
+    reason = cuda_calls.unavailable_reason(device.index) if on_gpu else _NATIVE[name].unavailable_reason()
     if device.type != expected and (reason is None or name == "cpu"):
         return f"expected tensors on the {expected}, got {device}"
     if dtype != torch.float32:
         return f"expected dtype torch.float32, got {dtype}"
     if reason is None and on_gpu and model is not None:
         # Both ways: a chain that is to be differentiated must not change its backend on the way back.
-        return cuda.supports(*model, gradient=True, device=device.index or 0)
+        return cuda_calls.supports(*model, gradient=True, device=device.index or 0)
     return reason

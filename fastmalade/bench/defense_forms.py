@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.bench.timing import Call, interleaved
-from fastmalade.defense import Defense
 from fastmalade.defenses import MagNet
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.executor import GraphExecutor
 from fastmalade.executor.capture import Capture, CudaCapture
-from fastmalade.purifier import Purifier
 
 TOLERANCE = 2e-3
 GRAPH = "graph"

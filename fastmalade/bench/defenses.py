@@ -22,11 +22,11 @@ from fastmalade.bench.defense_forms import Place, fastest, float32_convolutions,
 from fastmalade.bench.runner import SCREENING_SECONDS, Report
 from fastmalade.bench.timing import Call, interleaved, summarise
 from fastmalade.data import embedded_digits
-from fastmalade.defense import Defense
 from fastmalade.defenses import Apudae, DeepPrior, DefenseGan, InvertAndClassify, MagNet
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.files import replacing
 from fastmalade.models.gan import GanGenerator
-from fastmalade.purifier import Purifier
 
 FORMAT = 1
 PAPER_SECONDS = {10: (0.008, 0.043), 25: (0.016, 0.070), 50: (0.028, 0.137)}

@@ -30,7 +30,7 @@ def describe() -> dict[str, Any]:
         "megahertz": _frequencies(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_bytes": _memory(),
-        "isas": backends.cpu.isas_supported() if cpu_reason is None else [],
+        "isas": backends.cpu.calls.isas_supported() if cpu_reason is None else [],
         "system": platform.system(),
         "kernel": platform.release(),
     }

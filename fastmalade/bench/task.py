@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastmalade import reference
+from fastmalade.chain.config import ChainConfig
 from fastmalade.data import embedded_digits
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.models import Autoencoder
-from fastmalade.purifier import Purifier
-from fastmalade.schedules import ChainConfig
 
 MODEL = "malade-mnist"
 LOW, HIGH = 0.0, 1.0

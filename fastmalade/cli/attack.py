@@ -67,10 +67,10 @@ def attack(
     with exit_codes(message, also=(ValueError, FloatingPointError)):
         from fastmalade.attacks import FGSM
         from fastmalade.attacks.cost import gradient_cost
-        from fastmalade.defended import DefendedClassifier
+        from fastmalade.defenses.defended import DefendedClassifier
+        from fastmalade.defenses.purifier import Purifier
         from fastmalade.models import in_channels_last
         from fastmalade.pretrained import load_classifier
-        from fastmalade.purifier import Purifier
 
         common = {
             "epsilon": epsilon,
@@ -122,7 +122,7 @@ def attack(
 def _parse(text: str, common: dict[str, Any], iterative: dict[str, Any]) -> dict[str, Any]:
     """Attacks by the name that the user gave them."""
     from fastmalade.attacks import ATTACKS
-    from fastmalade.defended import GradientMode
+    from fastmalade.defenses.defended import GradientMode
 
     runs: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):

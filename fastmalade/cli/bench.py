@@ -160,7 +160,7 @@ def _print_stages(settings: Settings, console: Console) -> None:
     with pinned(1):
         for shape in settings.shapes:
             task = make_task(shape, 1, 1)
-            for isa in settings.isas or (backends.cpu.isa_in_use(),):
+            for isa in settings.isas or (backends.cpu.calls.isa_in_use(),):
                 for form in FORMS:
                     title = f"{'x'.join(map(str, shape))}, {isa}, {form} form, one core"
                     console.print(stage_table(stage_times(task, isa, form), title))

@@ -19,8 +19,8 @@ from fastmalade.progress import progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fastmalade.defenses.purifier import Purifier
     from fastmalade.demo import AttackTable, TimingRow, WhiteboxRow
-    from fastmalade.purifier import Purifier
 
 EPSILONS = (0.1, 0.2, 0.3)
 WHITEBOX_EPSILON = 0.3
@@ -99,7 +99,7 @@ def run(scale: Scale, output: Path, seed: int) -> None:
 
     from fastmalade import backends, load_classifier
     from fastmalade.data import embedded_digits
-    from fastmalade.purifier import Purifier
+    from fastmalade.defenses.purifier import Purifier
 
     started = time.perf_counter()
     try:
@@ -264,7 +264,7 @@ def _machine() -> dict[str, Any]:
     from fastmalade import backends
 
     reason = backends.available()["cpu"]
-    isa = backends.cpu.isa_in_use() if reason is None else None
+    isa = backends.cpu.calls.isa_in_use() if reason is None else None
     return {"threads": torch.get_num_threads(), "isa": isa, "reason": reason, "torch": torch.__version__}
 
 

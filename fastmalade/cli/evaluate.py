@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastmalade.cli.errors import CliError, exit_codes
-from fastmalade.evaluation.attacks import AttackName
+from fastmalade.defenses.purifier import Purifier
+from fastmalade.evaluation.foolbox_attacks import AttackName
 from fastmalade.files import replacing
 from fastmalade.progress import progress_bar
-from fastmalade.purifier import Purifier
 
 DEFAULT_ATTACKS = "fgsm:0.1,fgsm:0.2,fgsm:0.3,pgd:0.1,pgd:0.2,pgd:0.3"
 

@@ -57,9 +57,9 @@ def collect() -> dict[str, Any]:
     }
     if reasons.get("cpu", "") is None:
         facts["cpu"] = {
-            "isas_built": backends.cpu.isas_built(),
-            "isas_supported": backends.cpu.isas_supported(),
-            "isa_in_use": _or_error(backends.cpu.isa_in_use),
+            "isas_built": backends.cpu.calls.isas_built(),
+            "isas_supported": backends.cpu.calls.isas_supported(),
+            "isa_in_use": _or_error(backends.cpu.calls.isa_in_use),
         }
     return facts
 

@@ -16,7 +16,7 @@ from fastmalade.progress import progress_bar
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastmalade.defense import Defense
+    from fastmalade.defenses.base import Defense
 
 # A search over codes or weights keeps far more for each image than a chain does.
 _CHUNK = {True: 1024, False: 64}
@@ -61,9 +61,9 @@ def purify(
     with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
         from fastmalade.backends import BACKENDS
         from fastmalade.cli.image_files import PngFolder, check_output, open_images
-        from fastmalade.defense import Defense
-        from fastmalade.noise import fresh_seed
-        from fastmalade.purifier import Purifier
+        from fastmalade.defenses.base import Defense
+        from fastmalade.defenses.purifier import Purifier
+        from fastmalade.seeds import fresh_seed
 
         check_output(source, out, force=force)
         if backend is not None and backend not in BACKENDS:

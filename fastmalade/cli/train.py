@@ -58,9 +58,9 @@ def train_autoencoder_command(
 ) -> None:
     """Train a DAE, or with --classifier an sDAE, and write a purifier that `fastmalade purify --model` takes."""
     with exit_codes(_ON_INTERRUPT, also=(ValueError,)):
+        from fastmalade.chain.config import ChainConfig
+        from fastmalade.defenses.purifier import Purifier
         from fastmalade.pretrained import load_classifier, save_purifier
-        from fastmalade.purifier import Purifier
-        from fastmalade.schedules import ChainConfig
         from fastmalade.training import train_autoencoder
 
         chain = ChainConfig(n_steps=steps, step_size=step_size, noise_scale=noise_scale)

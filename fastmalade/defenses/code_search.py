@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmalade.attacks.checks import check_count
-from fastmalade.defense import Cost, Defense, StatedGradient
-from fastmalade.defenses.flops import network_flops
+from fastmalade.checks import check_count
+from fastmalade.defenses.base import Cost, Defense, StatedGradient
 from fastmalade.defenses.optimizers import Adam, Momentum
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
+from fastmalade.models.flops import network_flops
 from fastmalade.noise import normals_like
 
 

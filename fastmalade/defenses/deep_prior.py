@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastmalade.attacks.checks import check_count
-from fastmalade.defense import Cost, Defense, StatedGradient
+from fastmalade.checks import check_count
+from fastmalade.defenses.base import Cost, Defense, StatedGradient
 from fastmalade.defenses.optimizers import Adam
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
 from fastmalade.models.prior import PriorNetwork

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fastmalade.defense import StatedGradient
+from fastmalade.defenses.base import StatedGradient
 from fastmalade.defenses.code_search import CodeSearch
 from fastmalade.defenses.optimizers import Momentum
 

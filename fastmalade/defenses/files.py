@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmalade.defense import Defense
 from fastmalade.defenses.apudae import Apudae
+from fastmalade.defenses.base import Defense
 from fastmalade.defenses.deep_prior import DeepPrior
 from fastmalade.defenses.defense_gan import DefenseGan
 from fastmalade.defenses.inc import AutoencodeAndClassify, InvertAndClassify
 from fastmalade.defenses.magnet import MagNet
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.models import Autoencoder
 from fastmalade.models.began import BeganGenerator
 from fastmalade.models.denoiser import SkipDenoiser
@@ -27,7 +28,6 @@ from fastmalade.models.gan import GanGenerator
 from fastmalade.models.prior import PriorNetwork
 from fastmalade.models.vae import VaeDecoder, VaeEncoder
 from fastmalade.pretrained import PretrainedError, load_purifier, read_tensors, resolve_path, write_tensors
-from fastmalade.purifier import Purifier
 
 DEFENSES: dict[str, type[Any]] = {
     cls.kind: cls for cls in (Apudae, AutoencodeAndClassify, DeepPrior, DefenseGan, InvertAndClassify, MagNet)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmalade.attacks.checks import check_count
-from fastmalade.defense import Cost, Defense, StatedGradient
+from fastmalade.checks import check_count, check_positive
+from fastmalade.defenses.base import Cost, Defense, StatedGradient
 from fastmalade.defenses.code_search import CodeSearch
-from fastmalade.defenses.flops import network_flops
-from fastmalade.defenses.optimizers import Adam, check_positive
+from fastmalade.defenses.optimizers import Adam
+from fastmalade.models.flops import network_flops
 
 
 class InvertAndClassify(CodeSearch):

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmalade import chain
-from fastmalade.attacks.checks import check_count
-from fastmalade.defense import Cost, Defense, StatedGradient
-from fastmalade.defenses.flops import network_flops
+from fastmalade.chain import call as chain
+from fastmalade.chain.config import ChainConfig
+from fastmalade.checks import check_count
+from fastmalade.defenses.base import Cost, Defense, StatedGradient
 from fastmalade.models import Autoencoder
-from fastmalade.schedules import ChainConfig
+from fastmalade.models.flops import network_flops
 
 _ONE_FULL_STEP = ChainConfig(n_steps=1, step_size=1.0, noise_scale=0.0, clamp="final")
 ERROR_NORMS = (1, 2)

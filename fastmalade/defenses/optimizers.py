@@ -9,11 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+from fastmalade.checks import check_positive
 
 
 @dataclass(frozen=True)

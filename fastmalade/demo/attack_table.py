@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.evaluation import AttackName, TransferRow, accuracy, attacked
-from fastmalade.purifier import Purifier
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def attack_table(
 ) -> AttackTable:
     """Attack the classifier alone, then classify the images bare and behind each purifier.
 
-    Differs from :func:`fastmalade.evaluation.transfer_table` in that it keeps the attacked images, which
+    Differs from :func:`fastmalade.evaluation.transfer` in that it keeps the attacked images, which
     the figure and the whitebox block need, and that it counts with one chain per image and the seed of the
     demonstration.
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.files import replacing
-from fastmalade.purifier import Purifier
 
 RULE = (
     "the first digit of each class, in the order of the sample, that the classifier gets right as it is and "

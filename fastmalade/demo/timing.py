@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends, reference
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.models import Autoencoder
-from fastmalade.purifier import Purifier
 
 
 @dataclass(frozen=True)

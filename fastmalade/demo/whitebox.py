@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastmalade.defended import DefendedClassifier, GradientMode
+from fastmalade.defenses.defended import DefendedClassifier, GradientMode
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.evaluation import AttackName, accuracy, attacked
-from fastmalade.purifier import Purifier
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastmalade.evaluation.accuracy import accuracy, predictions, wilson_interval
-from fastmalade.evaluation.attacks import ATTACK_CHUNK, AttackName, attacked
+from fastmalade.evaluation.foolbox_attacks import ATTACK_CHUNK, AttackName, attacked
 from fastmalade.evaluation.transfer import TransferRow, attacked_images, transfer_table
 
 __all__ = [

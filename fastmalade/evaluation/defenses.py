@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastmalade.defense import Defense
 from fastmalade.defenses import Apudae, AutoencodeAndClassify, DeepPrior, DefenseGan, InvertAndClassify, MagNet
+from fastmalade.defenses.base import Defense
 from fastmalade.evaluation.accuracy import wilson_interval
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.evaluation.accuracy import accuracy
-from fastmalade.evaluation.attacks import ATTACK_CHUNK, AttackName, attacked
+from fastmalade.evaluation.foolbox_attacks import ATTACK_CHUNK, AttackName, attacked
 from fastmalade.files import replacing
 
 Purify = Callable[[Tensor], Tensor]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fastmalade.executor.capture import Capture, CudaCapture
-from fastmalade.noise import check_sample_ids, check_seed, fresh_seed, signed64
+from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed, signed64
 
 if TYPE_CHECKING:
-    from fastmalade.defended import DefendedClassifier
-    from fastmalade.defense import Defense
-    from fastmalade.purifier import Purifier
+    from fastmalade.defenses.base import Defense
+    from fastmalade.defenses.defended import DefendedClassifier
+    from fastmalade.defenses.purifier import Purifier
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 """images (B, ...), seed bits int64 (1,), sample ids int64 (B,), all on the device -> (B, ...)."""
@@ -86,7 +86,7 @@ class GraphExecutor:
     Args:
         function: see ``Function``; launches kernels only, the same ones at every call.
         version: a value that changes whenever a captured graph is no longer the function, such as
-            :func:`fastmalade.executor.models.fingerprint`; asked at every call.
+            :func:`fastmalade.executor.chains.fingerprint`; asked at every call.
         buckets: batch sizes to capture, ascending.
         max_bytes: of device memory that all graphs together may keep; the least recently used ones are given
             up first. The graph in use is kept, whatever its size.
@@ -121,7 +121,7 @@ class GraphExecutor:
     @classmethod
     def of_purifier(cls, purifier: Purifier, **options: Any) -> GraphExecutor:
         """``purifier(images)`` without gradient; ``options`` as for the constructor."""
-        from fastmalade.executor import models
+        from fastmalade.executor import chains as models
 
         return cls(models.purifier_function(purifier), version=lambda: models.fingerprint(purifier), **options)
 
@@ -134,14 +134,14 @@ class GraphExecutor:
         Raises:
             TypeError: no Defense.
         """
-        from fastmalade.executor import models
+        from fastmalade.executor import chains as models
 
         return cls(models.defense_function(defense), version=lambda: models.fingerprint(defense), **options)
 
     @classmethod
     def of_classifier(cls, defended: DefendedClassifier, **options: Any) -> GraphExecutor:
         """``defended(images)``, defence and classifier in one graph, without gradient."""
-        from fastmalade.executor import models
+        from fastmalade.executor import chains as models
 
         return cls(models.classifier_function(defended), version=lambda: models.fingerprint(defended), **options)
 

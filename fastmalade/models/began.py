@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.models.checks import check_counts
+from fastmalade.checks import check_counts
 
 _LEVELS = 4
 _SIDE = 8

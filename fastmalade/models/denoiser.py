@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastmalade.models.checks import check_counts
+from fastmalade.checks import check_counts
 
 
 class SkipDenoiser(nn.Module):

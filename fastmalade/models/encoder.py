@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.models.checks import check_counts
+from fastmalade.checks import check_counts
 
 
 class ConvEncoder(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.models.checks import check_counts
+from fastmalade.checks import check_counts
 
 _SLOPE = 0.2
 _EPSILON = 1e-5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.models.checks import check_counts
+from fastmalade.checks import check_counts
 
 
 class VaeDecoder(nn.Module):

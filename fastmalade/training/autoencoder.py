@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmalade.checks import check_labels, check_unit_images
 from fastmalade.models import Autoencoder
-from fastmalade.training.checks import check_images, check_labels
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 
@@ -106,7 +106,7 @@ def train_autoencoder(
     Source: paper 000, eq. 5 (DAE) and eq. 8 with the sign corrected (sDAE).
     """
     chosen = AutoencoderSettings(**settings)
-    check_images(images)
+    check_unit_images(images)
     if labels is None and (classifier is not None or chosen.class_balanced):
         raise ValueError("expected labels, which a classifier and class_balanced both need; got None")
     if labels is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmalade.checks import check_unit_images
 from fastmalade.models.began import BeganDiscriminator, BeganGenerator
-from fastmalade.training.checks import check_images
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 
@@ -96,7 +96,7 @@ def train_began(
     for name, value in (("images", images), ("validation", validation)):
         if value is None:
             continue
-        check_images(value)
+        check_unit_images(value)
         if tuple(value.shape[2:]) != BeganGenerator.image_size:
             raise ValueError(f"{name}: expected shape (n, C, 64, 64), got {tuple(value.shape)}")
     with torch.random.fork_rng():

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmalade.checks import check_labels, check_unit_images
 from fastmalade.models import build_classifier, in_channels_last
-from fastmalade.training.checks import check_images, check_labels
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 
@@ -59,7 +59,7 @@ def train_classifier(
         CheckpointError: the checkpoint is of other settings.
     """
     chosen = ClassifierSettings(name=name, **settings)  # type: ignore[arg-type]
-    check_images(images)
+    check_unit_images(images)
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     check_labels(labels, len(images), classes)
     with torch.random.fork_rng():

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmalade.checks import check_unit_images
 from fastmalade.models.gan import Critic, GanGenerator
-from fastmalade.training.checks import check_images
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 
@@ -90,7 +90,7 @@ def train_gan(
     Source: Gulrajani et al. 2017, algorithm 1, without its five critic steps (see ``GanSettings.critic_rate``).
     """
     chosen = GanSettings(**settings)
-    check_images(images)
+    check_unit_images(images)
     if tuple(images.shape[2:]) != GanGenerator.image_size:
         raise ValueError(f"images: expected shape (n, C, 28, 28), got {tuple(images.shape)}")
     with torch.random.fork_rng():

@@ -16,7 +16,7 @@ struct GradientMemory {
 };
 
 // A chain's gradient goes back over steps that it has run again and recorded. What it keeps meanwhile is decided by a
-// program of actions, made in fastmalade/gradient_plan.py; the engine's caller has checked it.
+// program of actions, made in fastmalade/backends/gradient_plan.py; the engine's caller has checked it.
 struct GradientAction {
     enum Kind : int64_t {
         load,     // state <- checkpoint `which`, number 0 being x: the state before step `step`

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from fastmalade import DefendedClassifier, eot_gradient
 from fastmalade.attacks.eot import blocks, judge
-from fastmalade.attacks.target import Target, derive_seed
+from fastmalade.attacks.target import Target
+from fastmalade.seeds import derive_seed
 
 
 def by_hand(defended, x, labels, samples, seed, ids, gradient="unrolled"):

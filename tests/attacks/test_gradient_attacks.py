@@ -21,7 +21,7 @@ from fastmalade.attacks import (
     ReconstructionPGD,
     geometry,
 )
-from fastmalade.attacks.target import derive_seed
+from fastmalade.seeds import derive_seed
 
 RADII = {"linf": 0.2, "l2": 2.0, "l1": 15.0}
 SMALL = {"progress": False}

@@ -14,7 +14,7 @@ from fastmalade.bench import rewritten
 from fastmalade.bench.contenders import PEERS, REWRITTEN, Native, select
 from fastmalade.bench.task import make_images, make_task
 from fastmalade.bench.verify import VerificationError, make_cotangent, verify, verify_gradient
-from fastmalade.purifier import Purifier
+from fastmalade.defenses.purifier import Purifier
 
 QUICK = {"eager", "eager-channels-last", "eager-rewritten"}
 # OpenVINO's RandomNormalLike has a mean that is not 0; the benchmark says so and uses the other forms.

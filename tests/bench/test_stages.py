@@ -63,7 +63,7 @@ def test_ceilings(monkeypatch):
 )
 @pytest.mark.parametrize("form", ["throughput", "quad", "latency"])
 def test_the_installed_extension(task, form):
-    from fastmalade.backends import cpu
+    from fastmalade.backends.cpu import calls as cpu
 
     stages = stage_times(task, cpu.isa_in_use(), form, repeats=2)
     assert all(stage.microseconds > 0 for stage in stages)
@@ -75,6 +75,6 @@ def test_the_installed_extension(task, form):
     not hasattr(native_module(), "fma_ceiling"), reason="this build of the extension cannot measure its ceiling"
 )
 def test_the_installed_ceiling():
-    from fastmalade.backends import cpu
+    from fastmalade.backends.cpu import calls as cpu
 
     assert fma_ceiling(cpu.isa_in_use(), 0.01) > 1e8

@@ -47,13 +47,13 @@ def test_native_part(invoke):
         pytest.skip(f"the native backend cannot be used here: {backends.available()['cpu']}")
     facts = json.loads(invoke("info", "--json").stdout)
     assert facts["backend_for_float32_on_cpu"] == "cpu"
-    assert facts["cpu"]["isas_built"] == backends.cpu.isas_built()
+    assert facts["cpu"]["isas_built"] == backends.cpu.calls.isas_built()
     assert facts["cpu"]["isa_in_use"] in facts["cpu"]["isas_supported"]
     assert facts["build"]["cpu"]["built"] is True
 
 
 def test_says_why_a_backend_is_missing(invoke, monkeypatch):
-    monkeypatch.setattr(backends.cpu, "unavailable_reason", lambda: "taken away by a test")
+    monkeypatch.setattr(backends.cpu.calls, "unavailable_reason", lambda: "taken away by a test")
     assert "backend cpu: not usable: taken away by a test" in invoke("info").stdout
     facts = json.loads(invoke("info", "--json").stdout)
     assert facts["backends"]["cpu"] == {"usable": False, "reason": "taken away by a test"}

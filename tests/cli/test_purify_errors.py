@@ -190,7 +190,7 @@ def test_unknown_backend(refused, images, monkeypatch):
 
 
 def test_backend_that_cannot_be_had(refused, images, monkeypatch):
-    monkeypatch.setattr(backends.cpu, "unavailable_reason", lambda: "taken away by a test")
+    monkeypatch.setattr(backends.cpu.calls, "unavailable_reason", lambda: "taken away by a test")
     assert "taken away by a test" in refused("in.npy", "out.npy", "--backend", "cpu")
 
 

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastmalade import DefendedClassifier, Purifier, chain, check_gradient, direct, load_classifier, ops, reference
-from fastmalade.backends import cpu, cpu_plain
+from fastmalade import DefendedClassifier, Purifier, check_gradient, load_classifier, reference
+from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.cpu import plain as cpu_plain
+from fastmalade.chain import call as chain
+from fastmalade.chain import direct
+from fastmalade.chain import operators as ops
 from fastmalade.models import Autoencoder
 
 

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmalade
-from fastmalade import observers
-from fastmalade.backends import cpu_extension, extensions
+from fastmalade.backends import extensions
+from fastmalade.backends.cpu import extension as cpu_extension
+from fastmalade.chain import observers
 
 A, D = [0.5, 0.4, 0.3], [0.2, 0.0, 0.1]
 

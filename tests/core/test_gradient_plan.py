@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmalade import ChainConfig, Purifier, langevin_chain
-from fastmalade.backends import cpu
-from fastmalade.gradient_plan import DEFAULT_MAX_BYTES, Kind, Sizes, make_plan
+from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.gradient_plan import DEFAULT_MAX_BYTES, Kind, Sizes, make_plan
 
 A, D = [0.4, 0.3, 0.3, 0.2, 0.2], [0.1, 0.1, 0.0, 0.1, 0.1]
 

@@ -10,7 +10,7 @@ import torch
 
 import fastmalade
 from fastmalade import reference
-from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
+from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 
 def test_box_muller_by_definition():

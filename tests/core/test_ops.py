@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fastmalade
-from fastmalade import ops, reference
-from fastmalade.noise import check_sample_ids
+from fastmalade import reference
+from fastmalade.chain import operators as ops
+from fastmalade.seeds import check_sample_ids
 
 A, D = [0.5, 0.4, 0.3], [0.2, 0.0, 0.1]
 FREE = ([-math.inf] * 3, [math.inf] * 3)

@@ -69,5 +69,5 @@ def test_reference_words_equal_python_integers(seed, ids, step, n_elements):
 def test_native_words_equal_python_integers(seed, ids, step, n_elements):
     if backends.available()["cpu"] is not None:
         pytest.skip(str(backends.available()["cpu"]))
-    words = backends.cpu.philox_words(seed, torch.tensor([signed(i) for i in ids]), step, n_elements)
+    words = backends.cpu.calls.philox_words(seed, torch.tensor([signed(i) for i in ids]), step, n_elements)
     assert words.tolist() == [words_by_definition(seed, i, step, n_elements) for i in ids]

@@ -13,8 +13,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fastmalade
-from fastmalade import ChainConfig, Purifier, direct
-from fastmalade.backends import BackendUnavailableError, cpu, cpu_plain
+from fastmalade import ChainConfig, Purifier
+from fastmalade.backends import BackendUnavailableError
+from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.cpu import plain as cpu_plain
+from fastmalade.chain import direct
 
 CHAIN = ChainConfig(n_steps=3, step_size=0.4, noise_scale=0.1)
 

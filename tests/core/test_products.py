@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmalade import autoencoder_vjp, backends, reconstruction_error_gradient
-from fastmalade.products import reconstruct
+from fastmalade.chain.reconstruction import reconstruct
 
 
 def by_hand(model, x, cotangent):
@@ -44,7 +44,7 @@ def test_a_model_that_fits_the_chip_of_a_gpu_goes_through_its_kernels(make_autoe
 
     monkeypatch.setattr(backends, "resolve", resolve)
     for name in ("autoencoder_vjp", "autoencoder_forward", "reconstruction_error_gradient"):
-        monkeypatch.setattr(backends.cuda, name, lambda *arguments, name=name: (name, *arguments))
+        monkeypatch.setattr(backends.cuda.calls, name, lambda *arguments, name=name: (name, *arguments))
     weights = model.weights()
     assert autoencoder_vjp(model, x, -x, backend="cuda")[0] == "autoencoder_vjp"
     assert reconstruct(model, x, backend="cuda") == ("autoencoder_forward", x, weights)

@@ -9,7 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from fastmalade.backends import cuda, cuda_extension, extensions
+from fastmalade.backends import extensions
+from fastmalade.backends.cuda import calls as cuda
+from fastmalade.backends.cuda import extension as cuda_extension
 from fastmalade.backends.extensions import BackendUnavailableError
 
 DIGIT = [1, 28, 28, 10, 25]

@@ -120,7 +120,7 @@ def test_products_within_the_tolerance_rule(emulation, form, group, cluster, sha
 
     exact, single = by_autograd(torch.float64), by_autograd(torch.float32)
     choice = chosen(emulation, form, group, cluster, shape, hidden, len(x), gradient=True)
-    # As backends/cuda.py asks for it: one step of size 1 without noise or bounds.
+    # As backends/cuda/calls.py asks for it: one step of size 1 without noise or bounds.
     step = torch.tensor([[1.0], [0.0], [-INFINITY], [INFINITY]])
     product, _ = emulation.gradient(choice, x[None], weights, step, cotangent)
     reference64.assert_within_rule(product, single[0], exact[0])

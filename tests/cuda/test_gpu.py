@@ -6,7 +6,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cuda
+from fastmalade.backends.cuda import calls as cuda
 
 INFINITY = float("inf")
 SHAPES = [((1, 28, 28), (10, 25)), ((3, 32, 32), (10, 25)), ((2, 12, 8), (3, 5)), ((3, 64, 64), (10, 25))]

@@ -12,8 +12,10 @@ import torch
 from test_emulated_chain import DIGIT, INFINITY, drawn, images, settings
 
 import fastmalade
-from fastmalade import backends, ops
-from fastmalade.backends import cuda, cuda_extension
+from fastmalade import backends
+from fastmalade.backends.cuda import calls as cuda
+from fastmalade.backends.cuda import extension as cuda_extension
+from fastmalade.chain import operators as ops
 
 HIDDEN = (10, 25)
 REDUCED = ("tf32x3", "tf32")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastmalade.attacks import CounterAttackA, CounterAttackB
-from fastmalade.defenses.overpowered import CodePairs
+from fastmalade.attacks.overpowered import CodePairs
 from fastmalade.evaluation import accuracy, attacked_images
 from fastmalade.evaluation.defenses import accuracy_table, compared_defenses, substitute_table
 

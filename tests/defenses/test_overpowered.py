@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastmalade import Defense, load_classifier
-from fastmalade.defenses.overpowered import find_pairs, judge_pairs, train_robust
+from fastmalade.attacks.overpowered import find_pairs, judge_pairs, train_robust
 
 
 class _Line(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 
 from fastmalade import Defense, Purifier, load_classifier
 from fastmalade.attacks import CounterAttackA, CounterAttackB
-from fastmalade.defended import DefendedClassifier
+from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.evaluation import accuracy, wilson_interval
 from fastmalade.pretrained import read_header
 

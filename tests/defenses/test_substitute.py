@@ -10,17 +10,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastmalade import Autoencoder, ChainConfig, DefendedClassifier, Defense, Purifier
-from fastmalade.attacks import FGSM, PGD
-from fastmalade.attacks.target import derive_seed
-from fastmalade.defenses import substitute
-from fastmalade.defenses.substitute import (
+from fastmalade.attacks import FGSM, PGD, substitute
+from fastmalade.attacks.substitute import (
     CombinedSubstitute,
     augmented,
     substitute_purifier,
     train_substitute_classifier,
     train_substitute_purifier,
 )
-from fastmalade.defenses.transfer import TransferResult, transfer_attack
+from fastmalade.attacks.transfer import TransferResult, transfer_attack
+from fastmalade.seeds import derive_seed
 from fastmalade.training import CheckpointError
 
 

@@ -10,7 +10,8 @@ from fastmalade import Autoencoder, DefendedClassifier, Defense
 from fastmalade.bench.defense_forms import Place, place
 from fastmalade.bench.defenses import DefenseSettings, run
 from fastmalade.defenses import Apudae, AutoencodeAndClassify, DeepPrior, DefenseGan, InvertAndClassify, MagNet
-from fastmalade.executor import GraphExecutor, models
+from fastmalade.executor import GraphExecutor
+from fastmalade.executor import chains as models
 from fastmalade.models.gan import GanGenerator
 from fastmalade.models.prior import PriorNetwork
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fastmalade import Autoencoder, BackendUnavailableError, ChainConfig, DefendedClassifier, Purifier, backends
-from fastmalade.executor import GraphExecutor, models
+from fastmalade.executor import GraphExecutor
+from fastmalade.executor import chains as models
 
 
 class Blur(nn.Module):

@@ -108,7 +108,7 @@ def test_a_model_that_waits_for_the_device_is_explained() -> None:
 
 
 def test_purify_uses_it(purifier) -> None:
-    from fastmalade.executor import models
+    from fastmalade.executor import chains as models
 
     x = torch.rand(3, 1, 28, 28, device="cuda")
     torch.testing.assert_close(purifier.purify(x, seed=1), purifier(x, seed=1), rtol=0, atol=1e-5)

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

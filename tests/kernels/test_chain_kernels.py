@@ -6,7 +6,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 # By the transforms they lead to with 10 and 25 channels (cpu/spectral_layout.h): one tile, one larger tile, none, tiles
 # cut off at the right and below, many tiles.

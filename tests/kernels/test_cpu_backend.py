@@ -11,7 +11,9 @@ import reference64
 import torch
 
 from fastmalade import backends
-from fastmalade.backends import BackendUnavailableError, cpu, cpu_extension, extensions
+from fastmalade.backends import BackendUnavailableError, extensions
+from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.cpu import extension as cpu_extension
 
 WEIGHTS = reference64.random_weights(1, 3, 4)
 CPU = torch.device("cpu")

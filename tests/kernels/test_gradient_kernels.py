@@ -6,7 +6,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]

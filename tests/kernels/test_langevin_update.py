@@ -9,7 +9,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 SHAPES = [(1, 1, 1, 1), (7, 1, 28, 28), (33, 3, 5, 7), (1, 3, 224, 224), (2, 1, 91, 91)]
 A, D, SEED, STEP = 0.3, 0.2, 2**63 + 5, 4

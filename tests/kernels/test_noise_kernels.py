@@ -9,7 +9,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 SEED = 0x0123456789ABCDEF
 

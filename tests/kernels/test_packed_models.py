@@ -10,7 +10,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 Weights = list[torch.Tensor]
 

@@ -17,7 +17,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = reference64.random_weights(1, 3, 4)
@@ -211,7 +211,7 @@ def run_script(body: str, *, seconds: int = 120) -> subprocess.CompletedProcess:
 
 PREAMBLE = """
 import threading, torch, reference64
-from fastmalade.backends import cpu
+from fastmalade.backends.cpu import calls as cpu
 torch.set_num_threads(2)
 weights = reference64.random_weights(1, 10, 25)
 def chain(batch):

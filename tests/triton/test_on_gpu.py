@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmalade.backends import triton as backend
-from fastmalade.backends import triton_tiles
+from fastmalade.backends.triton import calls as backend
+from fastmalade.backends.triton import tiles as triton_tiles
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "kernels")]
 import reference64  # noqa: E402

@@ -7,7 +7,8 @@ import torch
 
 import fastmalade
 from fastmalade import backends
-from fastmalade.backends import BackendUnavailableError, triton
+from fastmalade.backends import BackendUnavailableError
+from fastmalade.backends.triton import calls as triton
 
 CPU = torch.device("cpu")
 

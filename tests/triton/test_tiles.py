@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fastmalade.backends import triton_tiles
-from fastmalade.backends.triton_tiles import DEFAULTS, Tile
+from fastmalade.backends.triton import tiles as triton_tiles
+from fastmalade.backends.triton.tiles import DEFAULTS, Tile
 
 
 @pytest.fixture(autouse=True)

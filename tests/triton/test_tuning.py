@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmalade.backends import triton_tiles
-from fastmalade.backends.triton_tiles import DEFAULTS
+from fastmalade.backends.triton import tiles as triton_tiles
+from fastmalade.backends.triton.tiles import DEFAULTS
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "tools")]
 import tune_triton  # noqa: E402

@@ -101,7 +101,7 @@ def _convolution(layout: str) -> Callable[..., Any]:
     def convolve(
         x: Any, weight: np.ndarray, bias: Any, stride: int, padding: tuple[int, int], dilation: int = 1
     ) -> Any:
-        kernel = weight if layout == "NCHW" else np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
+        kernel: Any = weight if layout == "NCHW" else np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
         y = lax.conv_general_dilated(
             x,
             kernel,

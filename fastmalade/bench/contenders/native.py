@@ -12,7 +12,7 @@ import torch
 from fastmalade import backends
 from fastmalade.bench.contenders.base import Chain, Contender
 from fastmalade.bench.task import Task, autoencoder_of
-from fastmalade.purifier import Purifier
+from fastmalade.defenses.purifier import Purifier
 
 ISA_VARIABLE = "FASTMALADE_CPU_ISA"
 
@@ -46,14 +46,14 @@ class Native(Contender):
     def unavailable_reason(self) -> str | None:
         """Why the extension, or the instruction set, cannot be used; None if it can."""
         reason = backends.available()["cpu"]
-        if reason is not None or self.isa is None or self.isa in backends.cpu.isas_supported():
+        if reason is not None or self.isa is None or self.isa in backends.cpu.calls.isas_supported():
             return reason
-        supported = ", ".join(backends.cpu.isas_supported())
+        supported = ", ".join(backends.cpu.calls.isas_supported())
         return f"instruction set: expected one of {supported} on this machine, got {self.isa!r}"
 
     def isa_in_use(self) -> str:
         """The instruction set that it computes with."""
-        return self.isa or backends.cpu.isa_in_use()
+        return self.isa or backends.cpu.calls.isa_in_use()
 
     def prepare(self, task: Task, form: str) -> Chain:
         """``Purifier.forward`` without gradient."""

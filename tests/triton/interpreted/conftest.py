@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmalade.backends import triton_tiles
+from fastmalade.backends.triton import tiles as triton_tiles
 
 TESTS = Path(__file__).resolve().parents[2]
 # pytest's importlib mode leaves sys.path alone; the references are a module of the kernel tests.

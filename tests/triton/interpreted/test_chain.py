@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fastmalade
-from fastmalade.backends import triton as backend
-from fastmalade.backends import triton_stages
+from fastmalade.backends.triton import calls as backend
+from fastmalade.backends.triton import stages as triton_stages
 
 INFINITY = math.inf
 SEED = 2**63 + 7

@@ -7,7 +7,7 @@ import pytest
 import reference64
 import torch
 
-from fastmalade.backends import triton as backend
+from fastmalade.backends.triton import calls as backend
 
 IDS = torch.tensor([0, 1, -1, 2**40 + 3, -(2**63)])
 

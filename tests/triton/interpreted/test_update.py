@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastmalade
 from fastmalade import backends, reference
-from fastmalade.backends import triton as backend
+from fastmalade.backends.triton import calls as backend
 
 A, D, SEED, STEP = 0.3, 0.2, 2**63 + 5, 4
 SHAPES = [(1, 1, 1, 1), (3, 1, 28, 28), (5, 3, 5, 7)]

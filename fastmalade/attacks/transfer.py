@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastmalade.attacks.base import Attack
-from fastmalade.attacks.checks import check_count
 from fastmalade.attacks.eot import judge
-from fastmalade.attacks.target import Model, Target, derive_seed, evaluation_mode
-from fastmalade.defended import DefendedClassifier
-from fastmalade.noise import check_seed
+from fastmalade.attacks.target import Model, Target, evaluation_mode
+from fastmalade.checks import check_count
+from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.progress import progress_bar
+from fastmalade.seeds import check_seed, derive_seed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def transfer_attack(
 ) -> TransferResult:
     """Attack a substitute, and judge the result by the target.
 
-    With a substitute of :func:`fastmalade.defenses.substitute.train_substitute_classifier` this is the substitute-model
+    With a substitute of :func:`fastmalade.attacks.substitute.train_substitute_classifier` this is the substitute-model
     attack, with a :class:`CombinedSubstitute` the combined attack. The paper uses FGSM, and BIM, which is
     ``PGD(..., steps=20, random_start=False)``.
 

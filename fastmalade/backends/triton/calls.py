@@ -74,7 +74,7 @@ def langevin_chain(
     out = torch.empty((n_steps + 1, *x.shape), dtype=x.dtype, device=x.device) if trajectory else torch.empty_like(x)
     if n_steps == 0 or x.numel() == 0:
         return out.copy_(x)
-    from fastmalade.backends import triton_chain
+    from fastmalade.backends.triton import chain as triton_chain
 
     def part(model: Any, images: slice, drawn: Any) -> None:
         if not trajectory:
@@ -115,7 +115,7 @@ def chain_gradient(
     out = torch.empty_like(call.x)
     if len(step_sizes) == 0 or out.numel() == 0:
         return out.copy_(cotangent)
-    from fastmalade.backends import triton_chain
+    from fastmalade.backends.triton import chain as triton_chain
 
     def part(model: Any, images: slice, drawn: Any) -> None:
         triton_chain.vector_jacobian(cotangent[images], call.x[images], model, call.settings, drawn, out[images])
@@ -205,7 +205,7 @@ class _Call:
         precision: str,
     ) -> None:
         _require(x)
-        from fastmalade.backends import triton_chain
+        from fastmalade.backends.triton import chain as triton_chain
 
         device = x.device
         self.x = checked_tensor("x", x, torch.float32, IMAGES, device)
@@ -236,7 +236,9 @@ class _Call:
         max_bytes: int | None = None,
     ) -> None:
         """Calls ``part(model, images, noise)`` for slices of the batch that fit the working memory."""
-        from fastmalade.backends import triton_chain, triton_stages, triton_tiles
+        from fastmalade.backends.triton import chain as triton_chain
+        from fastmalade.backends.triton import stages as triton_stages
+        from fastmalade.backends.triton import tiles as triton_tiles
 
         batch, *shape = self.x.shape
         hidden = (self.weights[0].shape[0], self.weights[2].shape[0])
@@ -274,7 +276,8 @@ def _update_call(
 ) -> tuple[tuple[Tensor, Tensor], Callable[[str, tuple[Tensor, ...], tuple[Tensor, ...]], None]]:
     """x and r(x), checked and contiguous, and a function that launches a kernel of langevin_update.py on them."""
     _require(x)
-    from fastmalade.backends import triton_stages, triton_tiles
+    from fastmalade.backends.triton import stages as triton_stages
+    from fastmalade.backends.triton import tiles as triton_tiles
     from fastmalade.kernels.triton import langevin_update as kernels
 
     device, shape = x.device, x.shape
@@ -306,7 +309,8 @@ def _noise_kernel(
     name: str, dtype: torch.dtype, seed: int | Tensor, sample_ids: Tensor, step: int, elements: int
 ) -> Tensor:
     _require(sample_ids)
-    from fastmalade.backends import triton_stages, triton_tiles
+    from fastmalade.backends.triton import stages as triton_stages
+    from fastmalade.backends.triton import tiles as triton_tiles
     from fastmalade.kernels.triton import langevin_update as kernels
 
     device = sample_ids.device

@@ -1,7 +1,7 @@
 """Differentiable substitutes for a defended classifier, or for its purifier alone (paper 004, sections 4.2.2, 4.2.3).
 
 They are what an attacker trains who cannot, or thinks he cannot, differentiate the defence.
-:func:`fastmalade.defenses.transfer.transfer_attack` attacks a substitute and asks the defence about the result.
+:func:`fastmalade.attacks.transfer.transfer_attack` attacks a substitute and asks the defence about the result.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmalade.attacks.base import Attack
-from fastmalade.attacks.checks import check_count, check_number, check_range
-from fastmalade.attacks.target import derive_seed
-from fastmalade.defended import DefendedClassifier
-from fastmalade.defense import Defense
-from fastmalade.defenses.queries import Queries
+from fastmalade.attacks.queries import Queries
+from fastmalade.checks import check_count, check_number, check_range
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.models.denoiser import SkipDenoiser
 from fastmalade.models.encoder import ConvEncoder
-from fastmalade.noise import check_seed
+from fastmalade.seeds import check_seed, derive_seed
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 # What a derived seed is for.

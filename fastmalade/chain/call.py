@@ -14,13 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastmalade import backends, direct, ops, reference
-from fastmalade.checkpointing import run_checkpointed
-from fastmalade.gradient_plan import check_max_bytes
+from fastmalade import backends, reference
+from fastmalade.backends.gradient_plan import check_max_bytes
+from fastmalade.chain import direct
+from fastmalade.chain import operators as ops
+from fastmalade.chain.checkpointing import run_checkpointed
+from fastmalade.chain.observers import is_transformed, is_unobserved
+from fastmalade.chain.update_operator import run_update
 from fastmalade.models import Autoencoder
-from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
-from fastmalade.observers import is_transformed, is_unobserved
-from fastmalade.update_operator import run_update
+from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 ClampSteps = Literal["every", "final"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.inputs import prepare
-from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
+from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 StatedGradient = Literal["unrolled", "bpda"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends import cpu
 from fastmalade.backends.arguments import DIVERGED, PLAIN_TYPES, checked_tensor
+from fastmalade.backends.cpu import calls as cpu
 
 Settings = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 """Of a ``ChainConfig``: step sizes, noise scales, lows and highs, N floats each."""
@@ -56,7 +56,7 @@ def plain_chain(
     recorded: bool,
     checked: bool,
 ) -> Tensor | None:
-    """:func:`fastmalade.backends.cpu.langevin_chain` in one call, or None for what that call does not take.
+    """:func:`fastmalade.backends.cpu.calls.langevin_chain` in one call, or None for what that call does not take.
 
     It takes a contiguous float32 ``x`` (B, C, H, W) on the CPU that is no instance of a subclass, and weights like it.
 

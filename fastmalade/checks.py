@@ -1,4 +1,4 @@
-"""Argument checks that the attacks share: what was expected, and what came."""
+"""Checks of arguments: each raises an error that names what was expected and what came."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def check_images(x: Tensor, labels: Tensor) -> None:
+def check_labelled_images(x: Tensor, labels: Tensor) -> None:
     """Raise TypeError or ValueError unless these are images (n, C, H, W), floating, and int64 labels (n,)."""
     for name, value in (("images", x), ("labels", labels)):
         if not isinstance(value, Tensor):
@@ -60,3 +60,39 @@ def check_number(name: str, value: object, *, low: float = 0.0, high: float = ma
     if not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name}: expected a finite number in [{low}, {high}], got {value}")
     return float(value)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError unless every named count is a positive integer."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+
+
+def check_unit_images(images: Tensor) -> None:
+    """Raise ValueError unless ``images`` is a non-empty (n, C, H, W) floating tensor with values in [0, 1]."""
+    if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(
+            f"expected images (n, C, H, W), floating, n >= 1; got shape {tuple(images.shape)}, dtype {images.dtype}"
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise ValueError(f"expected image values in [0, 1], got [{low:g}, {high:g}]")
+
+
+def check_labels(labels: Tensor, n_images: int, num_classes: int) -> None:
+    """Raise ValueError unless ``labels`` is (n_images,) int64 with values in 0..num_classes-1."""
+    if labels.shape != (n_images,) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"expected labels of shape ({n_images},) and dtype int64, "
+            f"got shape {tuple(labels.shape)} and dtype {labels.dtype}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"expected labels in 0..{num_classes - 1}, got {low}..{high}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends, reference
-from fastmalade.observers import is_unobserved
-from fastmalade.ops import LIBRARY, seed_value
+from fastmalade.chain.observers import is_unobserved
+from fastmalade.chain.operators import LIBRARY, seed_value
 
 LIBRARY.define(
     "langevin_update(Tensor x, Tensor reconstruction, float step_size, float noise_scale, float low, float high, "
@@ -91,7 +91,7 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
             and not ctx.needs_input_grad[9]
             and is_unobserved(cotangent, x, noise, recorded=recorded)
         ):
-            gradients = backends.triton.langevin_update_vjp(
+            gradients = backends.triton.calls.langevin_update_vjp(
                 cotangent,
                 x,
                 reconstruction,

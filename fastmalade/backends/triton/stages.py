@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.triton_tiles import BLOCK_K, MAX_BLOCK_N, OPTIONS, Tile
+from fastmalade.backends.triton.tiles import BLOCK_K, MAX_BLOCK_N, OPTIONS, Tile
 from fastmalade.kernels.triton import convolution, tail
 
 PRECISIONS = {"fp32": "ieee", "tf32x3": "tf32x3", "tf32": "tf32"}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.defense import Defense
-from fastmalade.noise import check_sample_ids, check_seed
+from fastmalade.defenses.base import Defense
+from fastmalade.seeds import check_sample_ids, check_seed
 
 GradientMode = Literal["unrolled", "bpda", "blind"]
 Vote = Literal["mean", "majority"]

@@ -37,7 +37,7 @@ class Queries:
     Attributes:
         images: (m, C, H, W), all so far.
         answers: (k, ...), of the first k <= m images.
-        agreement: see :class:`fastmalade.defenses.substitute.QueriedSet`; one entry for each round that is over.
+        agreement: see :class:`fastmalade.attacks.substitute.QueriedSet`; one entry for each round that is over.
         parameters: state of the substitute after the last of these rounds.
 
     Raises:

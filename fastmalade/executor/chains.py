@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastmalade import backends, chain
+from fastmalade import backends
+from fastmalade.chain import call as chain
+from fastmalade.chain.observers import is_unobserved
 from fastmalade.executor.capture import Capture, GraphCaptureError
 from fastmalade.executor.graphs import Function, GraphExecutor
-from fastmalade.noise import check_seed, signed64
-from fastmalade.observers import is_unobserved
+from fastmalade.seeds import check_seed, signed64
 
 if TYPE_CHECKING:
-    from fastmalade.defended import DefendedClassifier
-    from fastmalade.defense import Defense
-    from fastmalade.purifier import Purifier
-    from fastmalade.schedules import ChainConfig
+    from fastmalade.chain.config import ChainConfig
+    from fastmalade.defenses.base import Defense
+    from fastmalade.defenses.defended import DefendedClassifier
+    from fastmalade.defenses.purifier import Purifier
 
 _READS_SEEDS_ON_THE_DEVICE = ("cuda", "triton", "torch")
 _PLAIN = (int, float, bool, str, type(None), tuple)
@@ -50,7 +51,7 @@ def purifier_function(purifier: Purifier, config: ChainConfig | None = None, bac
     # Not the purifier itself: the executors that purify keeps must not keep alive what they are kept for.
     autoencoder, value_range, precision = purifier.autoencoder, purifier.value_range, purifier.precision
     config, backend = config or purifier.chain, backend or purifier.backend
-    from fastmalade.purifier import run_chain
+    from fastmalade.defenses.purifier import run_chain
 
     def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
         name = graph_backend(backend, images.device, images.dtype)
@@ -66,8 +67,8 @@ def defense_function(defense: Defense) -> Function:
     Raises:
         TypeError: something else than a Defense, whose randomness is unknown: a graph would replay it.
     """
-    from fastmalade.defense import Defense
-    from fastmalade.purifier import Purifier
+    from fastmalade.defenses.base import Defense
+    from fastmalade.defenses.purifier import Purifier
 
     if isinstance(defense, Purifier):
         return purifier_function(defense)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
-from fastmalade.backends.cuda_extension import architectures as architectures
-from fastmalade.backends.cuda_extension import load
-from fastmalade.backends.cuda_extension import unavailable_reason as unavailable_reason
+from fastmalade.backends.cuda.extension import architectures as architectures
+from fastmalade.backends.cuda.extension import load
+from fastmalade.backends.cuda.extension import unavailable_reason as unavailable_reason
 
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends import cpu, cpu_plain
 from fastmalade.backends.arguments import PLAIN_TYPES
-from fastmalade.backends.cpu_plain import Settings
+from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.cpu import plain as cpu_plain
+from fastmalade.backends.cpu.plain import Settings
+from fastmalade.chain.observers import is_unobserved
+from fastmalade.chain.operators import DOUBLE_BACKWARD
 from fastmalade.models import Autoencoder
-from fastmalade.noise import check_sample_ids, check_seed, fresh_seed
-from fastmalade.observers import is_unobserved
-from fastmalade.ops import DOUBLE_BACKWARD
+from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 # Activations of all steps are kept from the forward pass where they are few and nobody has set a budget: fresh memory
 # for more of them would take longer to get than the steps take to run again.
@@ -44,7 +45,7 @@ def plain_chain(
     checked: bool = False,
     **others: Any,
 ) -> Tensor | None:
-    """:func:`fastmalade.chain.run` for a plain float32 batch, with all else of the ordinary kind.
+    """:func:`fastmalade.chain.call.run` for a plain float32 batch, with all else of the ordinary kind.
 
     Anything that is not, arguments with errors included, is left to the general way. So is a gradient with a budget,
     and one for a batch whose activations are not kept.
@@ -116,7 +117,7 @@ def langevin_chain(
     noise: Tensor | None,
     max_bytes: int | None,
 ) -> Tensor:
-    """:func:`backends.cpu.langevin_chain`, differentiable once with respect to x.
+    """:func:`backends.cpu.calls.langevin_chain`, differentiable once with respect to x.
 
     Args:
         x: float32 (B, C, H, W) that requires a gradient; ``weights`` and ``noise`` require none.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import reference
-from fastmalade.gradient_plan import Kind, Sizes, make_plan
+from fastmalade.backends.gradient_plan import Kind, Sizes, make_plan
 
 
 @dataclass

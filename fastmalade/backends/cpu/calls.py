@@ -1,7 +1,7 @@
 """The native CPU backend: tensors in, tensors out, over the extension module ``fastmalade._cpu``.
 
 The extension takes addresses and sizes. Threads follow ``torch.get_num_threads()``; instruction sets are those of
-:mod:`fastmalade.backends.cpu_extension`.
+:mod:`fastmalade.backends.cpu.extension`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor, is_plain, like
-from fastmalade.backends.cpu_extension import isa_in_use as isa_in_use
-from fastmalade.backends.cpu_extension import isas_built as isas_built
-from fastmalade.backends.cpu_extension import isas_supported as isas_supported
-from fastmalade.backends.cpu_extension import load as load
-from fastmalade.backends.cpu_extension import unavailable_reason as unavailable_reason
-from fastmalade.gradient_plan import GradientPlan, Sizes, make_plan
+from fastmalade.backends.cpu.extension import isa_in_use as isa_in_use
+from fastmalade.backends.cpu.extension import isas_built as isas_built
+from fastmalade.backends.cpu.extension import isas_supported as isas_supported
+from fastmalade.backends.cpu.extension import load as load
+from fastmalade.backends.cpu.extension import unavailable_reason as unavailable_reason
+from fastmalade.backends.gradient_plan import GradientPlan, Sizes, make_plan
 
 EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 """DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fastmalade.chain.config import ChainConfig
+from fastmalade.defenses.purifier import Purifier
 from fastmalade.evaluation.accuracy import accuracy
 from fastmalade.models import Autoencoder
-from fastmalade.purifier import Purifier
-from fastmalade.schedules import ChainConfig
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmalade import backends, chain, direct
-from fastmalade.chain_gradient import batch_sizes
-from fastmalade.defense import Cost, Defense
-from fastmalade.gradient_plan import GradientPlan, check_max_bytes, make_plan
+from fastmalade import backends
+from fastmalade.backends.gradient_plan import GradientPlan, check_max_bytes, make_plan
+from fastmalade.chain import call as chain
+from fastmalade.chain import direct
+from fastmalade.chain.config import ChainConfig
+from fastmalade.chain.gradient import batch_sizes
+from fastmalade.defenses.base import Cost, Defense
 from fastmalade.inputs import plain_tensor, prepare
 from fastmalade.models import Autoencoder
-from fastmalade.schedules import ChainConfig
 
 
 class Purifier(Defense):
@@ -175,7 +177,7 @@ class Purifier(Defense):
         wanted, options = backend or self.backend, {"seed": seed, "sample_ids": sample_ids}
         result = None
         if prepared.images.is_cuda:
-            from fastmalade.executor.models import purify_in_graph
+            from fastmalade.executor.chains import purify_in_graph
 
             result = purify_in_graph(self, prepared.images, config, wanted, **options)
         if result is None:
@@ -213,7 +215,9 @@ class Purifier(Defense):
                 "step's activations again, and works through a batch that needs more than max_bytes in parts"
             )
         if name == "cpu":
-            return backends.cpu.gradient_plan(images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget)
+            return backends.cpu.calls.gradient_plan(
+                images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget
+            )
         batch = torch.empty(images.shape, dtype=dtype, device="meta")
         return make_plan(self.chain.n_steps, batch_sizes(batch, autoencoder.weights()), budget)
 
@@ -229,8 +233,8 @@ class Purifier(Defense):
             TypeError: the autoencoder is no module.
             ValueError: a batch below 1, or a shape that does not fit.
         """
-        from fastmalade.attacks.checks import check_count
-        from fastmalade.defenses.flops import network_flops
+        from fastmalade.checks import check_count
+        from fastmalade.models.flops import network_flops
 
         check_count("batch", batch, 1)
         if not isinstance(self.autoencoder, nn.Module):
@@ -260,7 +264,7 @@ def run_chain(
     value_range: tuple[float, float],
     **options: Any,
 ) -> Tensor:
-    """:func:`fastmalade.chain.run` with a purifier's settings: ``x`` (B, C, H, W) in and out in ``value_range``."""
+    """:func:`fastmalade.chain.call.run` with a purifier's settings, images in and out in ``value_range``."""
     low, high = value_range
     is_unit = value_range == (0.0, 1.0)
     # Inside a compiled graph the settings are constants, and the cache is none of its business.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends
-from fastmalade.chain import is_native_autoencoder, model_on_gpu
+from fastmalade.chain.call import is_native_autoencoder, model_on_gpu
 from fastmalade.models import Autoencoder
 
 

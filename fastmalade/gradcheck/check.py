@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import reference
-from fastmalade.attacks.checks import check_count
-from fastmalade.attacks.target import derive_seed, evaluation_mode
-from fastmalade.chain import is_native_autoencoder
-from fastmalade.defended import DefendedClassifier
-from fastmalade.defense import Defense
-from fastmalade.gradient_report import GradientCheck, GradientReport, Status
-from fastmalade.noise import check_seed
-from fastmalade.purifier import Purifier
+from fastmalade.attacks.target import evaluation_mode
+from fastmalade.chain.call import is_native_autoencoder
+from fastmalade.checks import check_count
+from fastmalade.defenses.base import Defense
+from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.defenses.purifier import Purifier
+from fastmalade.gradcheck.report import GradientCheck, GradientReport, Status
+from fastmalade.seeds import check_seed, derive_seed
 
 # Lengths of the finite differences and the relative error allowed, by dtype. The shorter of two lengths rarely
 # straddles a kink of a clamp or a ReLU that the longer one does; a wrong gradient is wrong at both.

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.attacks.checks import check_count
-from fastmalade.attacks.target import derive_seed, evaluation_mode
-from fastmalade.defenses.optimizers import check_positive
-from fastmalade.noise import check_seed, standard_normal
-from fastmalade.training.checks import check_images, check_labels
+from fastmalade.attacks.target import evaluation_mode
+from fastmalade.checks import check_count, check_labels, check_positive, check_unit_images
+from fastmalade.noise import standard_normal
+from fastmalade.seeds import check_seed, derive_seed
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 PAPER_DISTANCE = 5e-5
@@ -183,7 +182,7 @@ def train_robust(
     Source: paper 004, eq. 6 and section 4.3.
     """
     chosen = RobustSettings(**settings)
-    check_images(images)
+    check_unit_images(images)
     check_labels(labels, len(images), int(labels.max()) + 1)
 
     def batch_loss(indices: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends, reference
-from fastmalade.chain_gradient import ChainGradient
-from fastmalade.noise import draw, fresh_seed, signed64
+from fastmalade.chain.gradient import ChainGradient
+from fastmalade.noise import draw
+from fastmalade.seeds import fresh_seed, signed64
 
 DOUBLE_BACKWARD = (
     "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmalade.backends.triton_stages import Framed, Model, Noise, ceil_div
+from fastmalade.backends.triton.stages import Framed, Model, Noise, ceil_div
 from fastmalade.kernels.triton import tail, tail_backward
 
 

@@ -1,0 +1,1 @@
+"""The native CPU backend: ``calls`` takes tensors, ``extension`` finds the compiled module."""

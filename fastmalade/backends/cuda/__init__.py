@@ -1,0 +1,1 @@
+"""The CUDA backend: ``calls`` takes tensors, ``extension`` finds the compiled module."""

@@ -1,0 +1,1 @@
+"""The Triton backend: ``calls`` takes tensors, the other modules choose and launch kernels."""
