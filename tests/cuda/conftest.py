@@ -13,7 +13,8 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 # pytest's importlib mode leaves sys.path alone; references and helpers are modules beside the tests.
-sys.path[:0] = [str(HERE), str(HERE.parent / "kernels"), str(HERE.parents[1] / "tools")]
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent / "kernels"), str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
 import emulated  # noqa: E402
 

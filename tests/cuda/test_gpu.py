@@ -36,9 +36,9 @@ def settings(n_steps: int, low: float = 0.1, high: float = 0.9):
 
 def forms_of(shape, hidden, batch: int, *, gradient: bool = False) -> list[str]:
     found = []
-    for form in ("digits", "general", "cluster", "split"):
+    for form in ("digits", "general", "cluster"):
         try:
-            cuda.plan(batch, shape, hidden, gradient=gradient, form=form)
+            cuda.choice(batch, shape, hidden, gradient=gradient, form=form)
         except ValueError:
             continue
         found.append(form)
@@ -161,8 +161,7 @@ def test_streams_are_respected(gpu) -> None:
     assert torch.equal(result, expected)
 
 
-# A cooperative launch is another kind of node.
-@pytest.mark.parametrize(("form", "precision"), [("auto", "fp32"), ("split", "fp32"), ("auto", "tf32")])
+@pytest.mark.parametrize(("form", "precision"), [("auto", "fp32"), ("digits", "fp32"), ("auto", "tf32")])
 def test_a_graph_draws_by_the_seed_it_reads(gpu, form: str, precision: str) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), 8, gpu)
     seed = torch.tensor([1], device=gpu)

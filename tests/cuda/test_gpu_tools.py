@@ -120,7 +120,7 @@ def backends_on_the_cpu(monkeypatch) -> dict[str, StandIn]:
     found = {"cuda": StandIn(), "triton": StandIn()}
     for name, module in found.items():
         for function in ("langevin_chain", "chain_gradient"):
-            monkeypatch.setattr(f"fastmalade.backends.{name}.{function}", getattr(module, function))
+            monkeypatch.setattr(f"fastmalade.backends.{name}.calls.{function}", getattr(module, function))
     monkeypatch.setattr(gpu_bench, "_captured", lambda work: work)
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
