@@ -1,6 +1,6 @@
 """The CUDA and Triton chains and their gradients against torch on a GPU: cases, contenders, timing, ceilings.
 
-Run by tools/gpu_check.py; ``python tools/gpu_bench.py FILE --seconds 240`` runs it alone. Cases that the time does not
+Run by tools/gpu_check.py; ``python benchmarks/gpu_bench.py FILE --seconds 240`` runs it alone. Cases that the time does not
 reach are reported as not run. Noise is drawn inside the timed region by everybody, by torch's generator for torch.
 What is timed is verified first, the very same call, against a chain in float64; what differs is a failure.
 """

@@ -1,6 +1,6 @@
 """MALADE and the rival defences on a GPU, as much of ``fastmalade bench defenses --device cuda`` as a minute holds.
 
-Run by tools/gpu_check.py; ``python tools/gpu_defenses.py FILE --seconds 35`` runs it alone. N = L = 10, batches 1 and
+Run by tools/gpu_check.py; ``python benchmarks/gpu_defenses.py FILE --seconds 35`` runs it alone. N = L = 10, batches 1 and
 64, every rival eager, channels-last and as CUDA graphs. ``torch.compile`` is left out: compiling eight networks takes
 longer than everything else together. The command has it, and more steps.
 """

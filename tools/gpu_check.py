@@ -48,8 +48,8 @@ def parts(python: str) -> list[Part]:
         Part("build", (python, "setup.py", "build_ext", "--inplace"), 180, "nvcc"),
         Part("tests", tuple(tests), 90),
         Part("sanitizer", (sanitizer, "--error-exitcode", "9", *tests, "-k", "sanitized"), 60, sanitizer),
-        Part("benchmark", (python, "tools/gpu_bench.py", str(BENCH_FILE), "--seconds", "170"), 200),
-        Part("defenses", (python, "tools/gpu_defenses.py", str(DEFENSES_FILE), "--seconds", "35"), 60),
+        Part("benchmark", (python, "benchmarks/gpu_bench.py", str(BENCH_FILE), "--seconds", "170"), 200),
+        Part("defenses", (python, "benchmarks/gpu_defenses.py", str(DEFENSES_FILE), "--seconds", "35"), 60),
     ]  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(names) - {part.name for part in known}
     if unknown:
         parser.error(f"parts: expected some of {', '.join(p.name for p in known)}, got {', '.join(sorted(unknown))}")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     from fastmalade.files import replacing
 
     facts = describe()
