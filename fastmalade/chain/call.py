@@ -213,7 +213,7 @@ def _resolve(
 
 # Constant for torch.compile: a graph keeps the backend that was chosen when it was traced. This is all that
 # torch.compiler.assume_constant_result does, besides importing torch._dynamo, which an `import fastmalade` should not
-# pay for; tests/core/test_ops.py compiles a chain and would show if the name changed.
+# pay for; tests/chain/test_operators.py compiles a chain and would show if the name changed.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
