@@ -74,15 +74,6 @@ struct FromImage : Form {
     FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c * stride; }
 };
 
-// The planar forms' transposed layer: a plane for each image, phase and channel of it, [images][4 hidden1][height][row]
-// floats of the quarter-size grid. Whole vectors are stored: a row that one vector holds is as long as that, a longer
-// one has a margin, since a tile of it may start anywhere.
-struct PhasePlanes {
-    int64_t row, plane;
-    PhasePlanes(int64_t height, int64_t width) : row(width <= LANES ? LANES : width + LANES), plane(height * row) {}
-    int64_t image(int64_t hidden1) const { return 4 * hidden1 * plane; }
-};
-
 template <class Form>
 struct Blocks {
     int64_t units, count;

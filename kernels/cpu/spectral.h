@@ -273,7 +273,7 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
 FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
 
 // Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][LANES].
-// Planar forms: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at
+// Planar forms: PhasePlanes (cpu/spectral_layout.h). Transposes of layers (not LAYER) multiply by the slope of tanh at
 // `activation`, which lies as the output does.
 template <class Form, bool LAYER>
 struct PhasedOutput {
@@ -281,6 +281,7 @@ struct PhasedOutput {
     float* out;
     const float* activation;         // null for a layer
     int64_t hidden1, height, width;  // of the grid
+    PhasePlanes planes = PhasePlanes(height, width);
 
     // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
     template <class Each>
@@ -293,7 +294,6 @@ struct PhasedOutput {
                 for (int64_t p = 0; p < columns; ++p) put(tile + (q * row_step + 2 * p) * LANES, values[p]);
             });
         } else {
-            const PhasePlanes planes(height, width);
             const int64_t first_channel = unit * Form::unit, left = 4 * hidden1 - first_channel;
             const int64_t count = left < Form::unit ? left : Form::unit;
             const int64_t tile = first_channel * planes.plane + row * planes.row + column;
@@ -350,8 +350,8 @@ __attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, 
 
 template <class Form, int N, int MARGIN, class Output>
 void spectral_convolution(const SpectralLayer& s, const Output& output) {
-    const bool whole = s.height <= N - MARGIN && s.width <= N - MARGIN;
-    const int64_t step = whole ? N - MARGIN : N - 2 * MARGIN, margin = whole ? 0 : MARGIN;
+    const Tiling tiles(s.height, s.width, N, MARGIN);
+    const int64_t step = tiles.step, margin = tiles.margin;
     for (int64_t row = 0; row < s.height; row += step) {
         const int64_t rows = s.height - row < step ? s.height - row : step;
         for (int64_t column = 0; column < s.width; column += step) {

@@ -75,11 +75,18 @@ inline int transform_size(int64_t rows, int64_t columns, int margin) {
     return longest <= 7 ? 7 + margin : longest == 8 ? 8 + margin : 12;
 }
 
+// How transforms of size n cover a grid (cpu/spectral.h): `step` outputs along each axis are one tile, and its window
+// starts `margin` pixels before them. A grid that one transform holds needs no margin in front.
+struct Tiling {
+    int64_t step, margin;
+    constexpr Tiling(int64_t rows, int64_t columns, int64_t n, int64_t reach)
+        : step(rows <= n - reach && columns <= n - reach ? n - reach : n - 2 * reach),
+          margin(step == n - reach ? 0 : reach) {}
+};
+
 inline int spectral_size(int64_t rows, int64_t columns, int margin, int64_t inputs, int64_t outputs, int64_t direct) {
-    const int64_t longest = rows > columns ? rows : columns;
     const int64_t n = transform_size(rows, columns, margin);
-    const bool whole = longest <= n - margin;
-    const int64_t step = whole ? n - margin : n - 2 * margin;
+    const int64_t step = Tiling(rows, columns, n, margin).step;
     const int64_t tiles = (rows + step - 1) / step * ((columns + step - 1) / step);
     // A complex product is four multiply-adds for two numbers; a line of a transform takes about n * n / 2.
     const int64_t products = inputs * outputs * 2 * n * n;
@@ -98,6 +105,21 @@ inline SpectralPlan deconv1_plan(const AutoencoderShape& s) {
     const int64_t direct = direct_pairs_deconv1(rows) * direct_pairs_deconv1(columns) * s.hidden1 * s.hidden2;
     return SpectralPlan{spectral_size(rows, columns, 2, s.hidden2, 4 * s.hidden1, direct), s.hidden2, 4 * s.hidden1};
 }
+
+// What the planar forms' deconv1 and conv2's transpose write: a plane for each image, phase and channel,
+// [images][4 hidden1][height][row] floats of the quarter-size grid. Both store whole vectors from the first column of
+// each tile on, up to LANES - 1 floats beyond the last column. In a row that is one tile and one vector, that vector is
+// all of it. Any other row needs a margin behind it: the row below may be there already, from the tile on the left.
+// deconv1's tiles decide for both, since those of the transpose are never narrower.
+struct PhasePlanes {
+    int64_t row, plane;
+    PhasePlanes(int64_t height, int64_t width) {
+        const int64_t tile = Tiling(height, width, transform_size(height, width, 2), 2).step;
+        row = width <= tile && width <= LANES ? LANES : width + LANES;
+        plane = height * row;
+    }
+    int64_t image(int64_t hidden1) const { return 4 * hidden1 * plane; }
+};
 
 // The layers' transposes are always products of transforms: direct sums would be a second set of tiles, for models so
 // small that it would save little.

@@ -151,6 +151,20 @@ def test_forms_give_the_same_bits(isa: str, shape) -> None:
         assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("quarter", [7, 8, 9, 11, 13, 15, 16, 17, 18, 24, 33])
+@pytest.mark.parametrize("height", [16, 44])
+def test_rows_of_several_tiles(isa: str, height: int, quarter: int) -> None:
+    """Rows of the quarter-size grid around the length of a vector and of a transform's tile, the row below at stake."""
+    shape = (1, height, 4 * quarter)
+    weights = reference64.random_weights(1, 16, 40)
+    x = images(2, shape)
+    exact, single = reference64.forward(x.double(), weights), reference64.forward(x, weights)
+    results = [cpu.autoencoder_forward(x, weights, form=form) for form in FORMS]
+    for result in results:
+        reference64.assert_within_rule(result, single, exact)
+        assert torch.equal(result, results[0])
+
+
 @pytest.mark.parametrize("form", ["auto", *FORMS])
 def test_bits_do_not_depend_on_batch_position_or_threads(isa: str, form: str) -> None:
     weights = reference64.random_weights(1, 10, 25)
