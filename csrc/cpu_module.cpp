@@ -13,9 +13,9 @@
 #include "plain_call.h"
 #include "recorded_call.h"
 
-#include "cpu/engine.h"
-#include "cpu/packed.h"
-#include "cpu/pool.h"
+#include "cpu/host/engine.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/pool.h"
 
 namespace {
 

@@ -19,7 +19,7 @@
 #include "exchange.h"
 #include "recorded_call.h"
 
-#include "cpu/engine.h"
+#include "cpu/host/engine.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 
 #include "cpu_arguments.h"
 
-#include "cpu/engine.h"
+#include "cpu/host/engine.h"
 
 namespace {
 

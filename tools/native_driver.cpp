@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "common/philox.h"
-#include "cpu/engine.h"
-#include "cpu/packed.h"
-#include "cpu/pool.h"
+#include "cpu/host/engine.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/pool.h"
 
 #ifndef FASTMALADE_ISA
 #error "FASTMALADE_ISA names the instruction set the kernels were compiled as"

@@ -47,7 +47,7 @@ struct JacobianArguments {
     float* out;  // (B, C, H, W)
 };
 
-// What a vector holds: one image in each lane, some channels of four images, or channels of one (cpu/forms.h).
+// What a vector holds: one image in each lane, some channels of four images, or channels of one (cpu/isa/forms.h).
 enum FormIndex { throughput, quad, latency, form_count };
 
 // The operations in one form.

@@ -8,8 +8,8 @@ import torch
 
 from fastmalade.backends.cpu import calls as cpu
 
-# By the transforms they lead to with 10 and 25 channels (cpu/spectral_layout.h): one tile, one larger tile, none, tiles
-# cut off at the right and below, many tiles.
+# By the transforms they lead to with 10 and 25 channels (kernels/cpu/isa/spectral_layout.h): one tile, one larger tile,
+# none, tiles cut off at the right and below, many tiles.
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4)]
 SHAPES += [(1, 44, 36), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/philox.h"
-#include "cpu/vec.h"
+#include "cpu/isa/vec.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

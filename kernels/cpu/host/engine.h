@@ -8,11 +8,11 @@
 #include <memory>
 
 #include "cpu/kernels.h"
-#include "cpu/memory.h"
+#include "cpu/host/memory.h"
 
 namespace fastmalade::cpu {
 
-class PackedModel;  // cpu/packed.h
+class PackedModel;  // cpu/host/model_cache.h
 
 // All forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
 enum class Form { automatic, throughput, quad, latency };
@@ -23,7 +23,8 @@ struct Plan {
     int64_t all_tasks() const { return tasks[throughput] + tasks[quad] + tasks[latency]; }
 };
 
-// Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/pool.h says which.
+// Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/host/pool.h says
+// which.
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, Form form, int threads);
 

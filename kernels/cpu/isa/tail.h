@@ -3,12 +3,12 @@
 //
 // The 1x1 transposed convolution of stride 2 is computed on the even pixels only ([channel][H/2][W/2]); every other
 // pixel of its output is the constant tanh(bias). The last convolution starts each sum from the precomputed share of
-// those constants (cpu/forms.h) and adds the even pixels in the order input channel, ky, kx.
+// those constants (cpu/isa/forms.h) and adds the even pixels in the order input channel, ky, kx.
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/noise.h"
-#include "cpu/packed_model.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/noise.h"
+#include "cpu/isa/packing.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

@@ -18,10 +18,10 @@
 // (ky, kx), (ky, -kx) of complex bins is the sum and difference of four products of those.
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/forms.h"
-#include "cpu/fourier.h"
-#include "cpu/spectral_layout.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/forms.h"
+#include "cpu/isa/fourier.h"
+#include "cpu/isa/spectral_layout.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -273,8 +273,8 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
 FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
 
 // Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][LANES].
-// Planar forms: PhasePlanes (cpu/spectral_layout.h). Transposes of layers (not LAYER) multiply by the slope of tanh at
-// `activation`, which lies as the output does.
+// Planar forms: PhasePlanes (cpu/isa/spectral_layout.h). Transposes of layers (not LAYER) multiply by the slope of tanh
+// at `activation`, which lies as the output does.
 template <class Form, bool LAYER>
 struct PhasedOutput {
     static constexpr bool layer = LAYER;

@@ -3,8 +3,8 @@
 // that is run again is the same step.
 #pragma once
 
-#include "cpu/images.h"
-#include "cpu/transposes.h"
+#include "cpu/isa/images.h"
+#include "cpu/isa/transposes.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

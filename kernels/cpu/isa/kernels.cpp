@@ -2,10 +2,10 @@
 // Everything but the table at the end has internal linkage.
 #include "cpu/kernels.h"
 
-#include "cpu/ceiling.h"
-#include "cpu/chain_gradient.h"
-#include "cpu/langevin_update.h"
-#include "cpu/stages.h"
+#include "cpu/isa/ceiling.h"
+#include "cpu/isa/chain_gradient.h"
+#include "cpu/isa/langevin_update.h"
+#include "cpu/isa/stages.h"
 
 #define FASTMALADE_STRING_OF(name) #name
 #define FASTMALADE_STRING(name) FASTMALADE_STRING_OF(name)

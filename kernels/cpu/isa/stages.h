@@ -1,12 +1,12 @@
 // The autoencoder's stages in every form and the working memory they share.
 #pragma once
 
-#include "cpu/conv1_pixels.h"
-#include "cpu/convolution.h"
+#include "cpu/isa/conv1_pixels.h"
+#include "cpu/isa/convolution.h"
 #include "cpu/kernels.h"
-#include "cpu/packed_model.h"
-#include "cpu/spectral.h"
-#include "cpu/tail.h"
+#include "cpu/isa/packing.h"
+#include "cpu/isa/spectral.h"
+#include "cpu/isa/tail.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

@@ -2,8 +2,8 @@
 // added.
 #pragma once
 
-#include "cpu/stages.h"
-#include "cpu/transpose_scratch.h"
+#include "cpu/isa/stages.h"
+#include "cpu/isa/transpose_scratch.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

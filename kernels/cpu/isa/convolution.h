@@ -5,8 +5,8 @@
 // columns at compile time (a tile knows how many columns of its window are missing at its left and right).
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/forms.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/forms.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -25,9 +25,9 @@ struct TransposedOdd {  // output 2q+1: taps 1, 3, 5, 7 read inputs q+2 .. q-1
 
 // One convolution, or one phase of a transposed one. Sizes in pixels, strides in floats.
 struct Convolution {
-    const float* in;  // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/forms.h
+    const float* in;  // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/isa/forms.h
     int64_t in_channels, in_height, in_width;
-    const float* weights;  // packed, cpu/forms.h
+    const float* weights;  // packed, cpu/isa/forms.h
     const float* bias;     // packed
     int64_t row_taps;
     float* out;                                         // pixel of position (0, 0) in channel 0
@@ -154,7 +154,7 @@ void border_position(const Tile& t, int first_tap, int last_tap) {
 
 // The compiled tile for these missing columns, or false. Borders are compiled where it pays: for the convolutions, at
 // the block sizes of the shipped model. Transposed ones come here only where a transform would not pay
-// (cpu/spectral.h).
+// (cpu/isa/spectral.h).
 template <class Form, class Axis, int UNITS, int POSITIONS>
 bool compiled_tile(const Tile& t, int64_t left, int64_t right) {
     if (left == 0 && right == 0) return tile<Form, Axis, UNITS, POSITIONS, 0, 0>(t), true;

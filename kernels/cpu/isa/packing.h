@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/layout.h"
-#include "cpu/forms.h"
-#include "cpu/spectral_layout.h"
+#include "cpu/isa/forms.h"
+#include "cpu/isa/spectral_layout.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -14,13 +14,13 @@ template <class Form>
 struct PackedLayout {
     // [block][in channel][ky][kx][units of the block][Form::unit], and the biases [units][Form::unit].
     int64_t conv1, conv1_bias, conv2, conv2_bias;
-    int conv2_size, deconv1_size;  // of the transforms, or 0: direct sums (cpu/spectral_layout.h)
+    int conv2_size, deconv1_size;  // of the transforms, or 0: direct sums (cpu/isa/spectral_layout.h)
     int64_t conv2_spectrum, deconv1_spectrum;
     int64_t deconv1[4];             // by output phase 2 (y mod 2) + (x mod 2): the taps of that parity alone
     int64_t deconv1_bias;           // with a transform once per phase
     int64_t deconv2, deconv2_bias;  // [channel][hidden1], [channel]
     int64_t conv3;                  // [out channel][in channel][5][5]
-    int64_t conv3_start;            // [row class][column class][out channel], cpu/tail.h
+    int64_t conv3_start;            // [row class][column class][out channel], cpu/isa/tail.h
     int64_t floats;
 
     explicit PackedLayout(const AutoencoderShape& s) : floats(0) {

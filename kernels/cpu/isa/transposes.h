@@ -3,9 +3,9 @@
 // sum has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits.
 #pragma once
 
-#include "cpu/conv1_transpose.h"
-#include "cpu/stages.h"
-#include "cpu/transpose_scratch.h"
+#include "cpu/isa/conv1_transpose.h"
+#include "cpu/isa/stages.h"
+#include "cpu/isa/transpose_scratch.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

@@ -5,12 +5,12 @@
 // Quad:       four images, and LANES / 4 output channels of each: batches that would leave most lanes of the first
 // empty,
 //             and read every weight of the second once for each image.
-// All run the same tile code (cpu/convolution.h), so every output adds the same products in the same order whatever
+// All run the same tile code (cpu/isa/convolution.h), so every output adds the same products in the same order whatever
 // the form, the batch or the position in it: bias first, then input channel, ky, kx ascending, in-range taps only.
 #pragma once
 
 #include "common/layout.h"
-#include "cpu/vec.h"
+#include "cpu/isa/vec.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // The most multiply-adds that this instruction set does on one core: what a kernel's rate is to be compared with.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/isa/vec.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

@@ -1,13 +1,13 @@
 // Conv1 of one image with neighbouring output columns in the lanes of a vector, for the latency form.
 //
-// Ten output channels leave six of sixteen lanes empty where channels lie in the lanes (cpu/convolution.h); fourteen
-// columns leave two. The sums add the same products in the same order, so the bits are the same: which way is taken
-// depends on the shape alone, and only for its speed. Results are transposed in registers into the channel vectors that
-// conv2 reads.
+// Ten output channels leave six of sixteen lanes empty where channels lie in the lanes (cpu/isa/convolution.h);
+// fourteen columns leave two. The sums add the same products in the same order, so the bits are the same: which way is
+// taken depends on the shape alone, and only for its speed. Results are transposed in registers into the channel
+// vectors that conv2 reads.
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/forms.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/forms.h"
 #include "common/layout.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {

@@ -2,7 +2,7 @@
 // element) alone (common/philox.h), so the forms agree to the bit.
 #pragma once
 
-#include "cpu/elementary.h"
+#include "cpu/isa/elementary.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

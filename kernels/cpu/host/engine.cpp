@@ -1,5 +1,5 @@
 // See engine.h.
-#include "cpu/engine.h"
+#include "cpu/host/engine.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,9 +7,9 @@
 #include <limits>
 #include <memory>
 
-#include "cpu/memory.h"
-#include "cpu/packed.h"
-#include "cpu/parallel.h"
+#include "cpu/host/memory.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/parallel.h"
 
 namespace fastmalade::cpu {
 namespace {

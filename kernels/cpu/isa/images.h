@@ -2,7 +2,7 @@
 // (planar).
 #pragma once
 
-#include "cpu/stages.h"
+#include "cpu/isa/stages.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

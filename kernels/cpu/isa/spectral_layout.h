@@ -1,8 +1,8 @@
-// Which transform size serves which image, how its bins are numbered, and the packed weights of cpu/spectral.h.
+// Which transform size serves which image, how its bins are numbered, and the packed weights of cpu/isa/spectral.h.
 #pragma once
 
 #include "common/layout.h"
-#include "cpu/forms.h"
+#include "cpu/isa/forms.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -75,8 +75,8 @@ inline int transform_size(int64_t rows, int64_t columns, int margin) {
     return longest <= 7 ? 7 + margin : longest == 8 ? 8 + margin : 12;
 }
 
-// How transforms of size n cover a grid (cpu/spectral.h): `step` outputs along each axis are one tile, and its window
-// starts `margin` pixels before them. A grid that one transform holds needs no margin in front.
+// How transforms of size n cover a grid (cpu/isa/spectral.h): `step` outputs along each axis are one tile, and its
+// window starts `margin` pixels before them. A grid that one transform holds needs no margin in front.
 struct Tiling {
     int64_t step, margin;
     constexpr Tiling(int64_t rows, int64_t columns, int64_t n, int64_t reach)

@@ -1,7 +1,7 @@
 // Where a gradient keeps what it needs: the working memory of the transposes, and the record of one step.
 #pragma once
 
-#include "cpu/stages.h"
+#include "cpu/isa/stages.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

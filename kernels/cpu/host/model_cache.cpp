@@ -1,5 +1,5 @@
-// See packed.h.
-#include "cpu/packed.h"
+// See model_cache.h.
+#include "cpu/host/model_cache.h"
 
 #include <pthread.h>
 

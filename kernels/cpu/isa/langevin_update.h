@@ -2,12 +2,12 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/noise.h"
+#include "cpu/isa/noise.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// The same arithmetic as the last stage of the chain (cpu/tail.h).
+// The same arithmetic as the last stage of the chain (cpu/isa/tail.h).
 FASTMALADE_INLINE Vec updated_element(Vec x, Vec r, const UpdateArguments& u) {
     return fma(broadcast(u.step_size), r - x, x);
 }
