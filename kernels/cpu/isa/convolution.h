@@ -33,7 +33,7 @@ struct Convolution {
     float* out;                                         // pixel of position (0, 0) in channel 0
     int64_t out_channels, out_width;                    // positions in a row
     int64_t out_unit_stride, out_row_stride, out_step;  // a unit is what one accumulator holds, Form::unit channels
-    // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][LANES].
+    // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][kLanes].
     int64_t image_stride;
 };
 
@@ -66,10 +66,10 @@ __attribute__((noinline)) void store_outputs(const Tile& t, int units, int posit
             if (!Form::planar || t.image_stride == 0) {
                 store(out, value);
             } else {
-                float lanes[LANES];
+                float lanes[kLanes];
                 store(lanes, value);
                 const int64_t left = t.channels_left - u * Form::unit, channel_stride = t.out_unit_stride / Form::unit;
-                for (int l = 0; l < LANES; ++l) {
+                for (int l = 0; l < kLanes; ++l) {
                     const int image = l / Form::unit, channel = l % Form::unit;
                     if (channel < left) out[image * t.image_stride + channel * channel_stride] = lanes[l];
                 }
@@ -237,7 +237,7 @@ void convolve_row(const Convolution& c, int64_t q) {
             case 2: convolve_block<Form, Axis, 2>(c, t); break;
             case 3: convolve_block<Form, Axis, 3>(c, t); break;
             case 4: convolve_block<Form, Axis, 4>(c, t); break;
-            default: convolve_block<Form, Axis, MAX_UNITS>(c, t); break;
+            default: convolve_block<Form, Axis, kMaxUnits>(c, t); break;
         }
     }
 }
