@@ -28,6 +28,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	git ls-files $(NATIVE_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/python tools/check_layout.py
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-test

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/engine.h"
+#include "cpu/host/engine.h"
 
 namespace {
 

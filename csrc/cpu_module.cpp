@@ -14,9 +14,9 @@
 #include "cpu_model.h"
 #include "recorded_call.h"
 
-#include "cpu/engine.h"
-#include "cpu/packed.h"
-#include "cpu/pool.h"
+#include "cpu/host/engine.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/pool.h"
 
 namespace {
 
@@ -279,10 +279,10 @@ py::list stage_times(const std::string& isa, const std::string& form, const std:
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("repeats", repeats, 1);
-    std::array<double, cpu::stages> seconds;
+    std::array<double, cpu::kStages> seconds;
     without_interpreter_lock([&] { seconds = cpu::stage_seconds(kernels, shape, weights, chosen, repeats); });
     py::list named;
-    for (size_t n = 0; n < seconds.size(); ++n) named.append(py::make_tuple(cpu::stage_names[n], seconds[n]));
+    for (size_t n = 0; n < seconds.size(); ++n) named.append(py::make_tuple(cpu::kStageNames[n], seconds[n]));
     return named;
 }
 

@@ -8,8 +8,8 @@ import torch
 
 from fastmalade.backends.cpu import calls as cpu
 
-# By the transforms they lead to with 10 and 25 channels (cpu/spectral_layout.h): one tile, one larger tile, none, tiles
-# cut off at the right and below, many tiles.
+# By the transforms they lead to with 10 and 25 channels (kernels/cpu/isa/spectral_layout.h): one tile, one larger tile,
+# none, tiles cut off at the right and below, many tiles.
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4)]
 SHAPES += [(1, 44, 36), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]
@@ -149,6 +149,20 @@ def test_forms_give_the_same_bits(isa: str, shape) -> None:
         assert torch.isfinite(results[0]).all()
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("quarter", [7, 8, 9, 11, 13, 15, 16, 17, 18, 24, 33])
+@pytest.mark.parametrize("height", [16, 44])
+def test_rows_of_several_tiles(isa: str, height: int, quarter: int) -> None:
+    """Rows of the quarter-size grid around the length of a vector and of a transform's tile, the row below at stake."""
+    shape = (1, height, 4 * quarter)
+    weights = reference64.random_weights(1, 16, 40)
+    x = images(2, shape)
+    exact, single = reference64.forward(x.double(), weights), reference64.forward(x, weights)
+    results = [cpu.autoencoder_forward(x, weights, form=form) for form in FORMS]
+    for result in results:
+        reference64.assert_within_rule(result, single, exact)
+        assert torch.equal(result, results[0])
 
 
 @pytest.mark.parametrize("form", ["auto", *FORMS])

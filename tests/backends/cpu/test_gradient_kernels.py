@@ -74,6 +74,23 @@ def test_every_shape(isa: str, shape, hidden, form: str) -> None:
     reference64.assert_within_rule(found, single, exact)
 
 
+@pytest.mark.parametrize("quarter", [7, 8, 9, 11, 13, 15, 16, 17, 18, 24, 33])
+@pytest.mark.parametrize("height", [16, 44])
+def test_rows_of_several_tiles(isa: str, height: int, quarter: int) -> None:
+    """Rows of the quarter-size grid around the length of a vector and of a transform's tile, there and back."""
+    shape = (1, height, 4 * quarter)
+    weights = reference64.random_weights(1, 16, 40)
+    x, cotangent = images(2, shape), normals(2, 2, *shape)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_(True)
+        gradients.append(torch.autograd.grad(reference64.forward(leaf, weights), leaf, cotangent.to(dtype))[0])
+    results = [cpu.autoencoder_vjp(cotangent, x, weights, form=form) for form in FORMS]
+    for result in results:
+        reference64.assert_within_rule(result, *gradients)
+        assert torch.equal(result, results[0])
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 12, 4), (1, 4, 16)])
 @pytest.mark.parametrize("layer", [0, 2, 4, 6, 8])
 def test_every_tap_goes_back_from_every_border(isa: str, shape, layer: int) -> None:

@@ -2,10 +2,10 @@
 // Everything but the table at the end has internal linkage.
 #include "cpu/kernels.h"
 
-#include "cpu/ceiling.h"
-#include "cpu/chain_gradient.h"
-#include "cpu/langevin_update.h"
-#include "cpu/stages.h"
+#include "cpu/isa/ceiling.h"
+#include "cpu/isa/chain_gradient.h"
+#include "cpu/isa/langevin_update.h"
+#include "cpu/isa/stages.h"
 
 #define FASTMALADE_STRING_OF(name) #name
 #define FASTMALADE_STRING(name) FASTMALADE_STRING_OF(name)
@@ -16,7 +16,7 @@ namespace {
 template <class Form>
 void langevin_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first,
                     int64_t count, float* scratch) {
-    const Scratch<Form> part(s);
+    const ForwardScratch<Form> part(s);
     const Images<Form> images(s, packed, first, count, scratch);
     float* state = scratch + part.state;
     images.read(c.x, state);
@@ -30,30 +30,30 @@ void langevin_chain(const AutoencoderShape& s, const float* packed, const ChainA
 template <class Form>
 void autoencoder_forward(const AutoencoderShape& s, const float* packed, const float* x, float* out, int64_t first,
                          int64_t count, float* scratch) {
-    const Scratch<Form> part(s);
+    const ForwardScratch<Form> part(s);
     const Images<Form> images(s, packed, first, count, scratch);
     images.read(x, scratch + part.state);
-    images.template reconstruct<false>(part, part.activations(scratch), KeptEnd{});
+    images.template apply_autoencoder<false>(part, part.activations(scratch), KeptEnd{});
     images.write(scratch + part.state, out);
 }
 
-constexpr Update typical_update = {false, 0.3f, 0.03f, -1.0f, 2.0f};
+constexpr Update kTypicalUpdate = {false, 0.3f, 0.03f, -1.0f, 2.0f};
 
 void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
-                const Scratch<Throughput>& part, float* scratch) {
+                const ForwardScratch<Throughput>& part, float* scratch) {
     GroupNoise noise = {};
-    noise.count = LANES;
-    finish_step<false>(s, packed, at, scratch + part.even, scratch + part.state, typical_update, noise,
+    noise.count = kLanes;
+    finish_step<false>(s, packed, at, scratch + part.even, scratch + part.state, kTypicalUpdate, noise,
                        scratch + part.sums, KeptEnd{});
 }
 
 template <int IMAGES>
 void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at,
-                const Scratch<Group<IMAGES>>& part, float* scratch) {
+                const ForwardScratch<Group<IMAGES>>& part, float* scratch) {
     for (int64_t image = 0; image < IMAGES * s.pixels(); image += s.pixels()) {
         standard_normal(0, 0, 0, s.pixels(), scratch + part.noise);
         last_sums(s, packed, at, scratch + part.even + image / 4, scratch + part.sums);
-        finish_step<false>(s, scratch + part.sums, scratch + part.state + image, typical_update, scratch + part.noise,
+        finish_step<false>(s, scratch + part.sums, scratch + part.state + image, kTypicalUpdate, scratch + part.noise,
                            KeptEnd{});
     }
 }
@@ -62,7 +62,7 @@ void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayo
 template <class Form>
 void run_stage(const AutoencoderShape& s, const float* packed, int stage, float* scratch) {
     const PackedLayout<Form> at(s);
-    const Scratch<Form> part(s);
+    const ForwardScratch<Form> part(s);
     const Activations to = part.activations(scratch);
     switch (stage) {
         case 0: return conv1(s, packed, at, to, part, scratch);
@@ -74,8 +74,8 @@ void run_stage(const AutoencoderShape& s, const float* packed, int stage, float*
 }
 
 int64_t packing(const AutoencoderShape& s) {
-    const int64_t layers = conv2_plan(s).size * 100 + deconv1_plan(s).size;
-    return (layers * 100 + conv2_transpose_plan(s).size) * 100 + deconv1_transpose_plan(s).size;
+    const int64_t layers = conv2_transform(s).size * 100 + deconv1_transform(s).size;
+    return (layers * 100 + conv2_transpose_transform(s).size) * 100 + deconv1_transpose_transform(s).size;
 }
 
 template <class Form>
@@ -90,11 +90,11 @@ int64_t transpose_floats(const AutoencoderShape& s) {
 
 template <class Form>
 int64_t scratch_floats(const AutoencoderShape& s) {
-    return Scratch<Form>(s).floats;
+    return ForwardScratch<Form>(s).floats;
 }
 
 void tanh_of_array(const float* x, int64_t n, float* y) {
-    for (int64_t i = 0; i < n; i += LANES) store_some(y + i, tanh(load_some(x + i, n - i)), n - i);
+    for (int64_t i = 0; i < n; i += kLanes) store_some(y + i, tanh(load_some(x + i, n - i)), n - i);
 }
 
 template <class Form>
@@ -110,8 +110,8 @@ constexpr FormKernels form_kernels() {
 
 extern const Kernels kernels = {
     FASTMALADE_STRING(FASTMALADE_ISA),
-    LANES,
-    {LANES * 0.6, LANES > 4 ? 3.1 : LANES * 0.6, 1.0},
+    kLanes,
+    {kLanes * 0.6, kLanes > 4 ? 3.1 : kLanes * 0.6, 1.0},
     packing,
     {form_kernels<Throughput>(), form_kernels<Quad>(), form_kernels<Latency>()},
     philox_words,

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/memory.h"
+#include "cpu/host/memory.h"
 
 namespace fastmalade::cpu {
 

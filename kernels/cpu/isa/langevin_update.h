@@ -2,17 +2,17 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/noise.h"
+#include "cpu/isa/noise.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// The same arithmetic as the last stage of the chain (cpu/tail.h).
+// The same arithmetic as the last stage of the chain (cpu/isa/tail.h).
 FASTMALADE_INLINE Vec updated_element(Vec x, Vec r, const UpdateArguments& u) {
     return fma(broadcast(u.step_size), r - x, x);
 }
 
-// Elements n .. n+LANES-1 with their noise, or the `left` first of them.
+// Elements n .. n+kLanes-1 with their noise, or the `left` first of them.
 template <bool NOISY>
 FASTMALADE_INLINE void update_vector(const UpdateArguments& u, int64_t n, int64_t left, Vec z) {
     Vec v = updated_element(load_some(u.x + n, left), load_some(u.reconstruction + n, left), u);
@@ -23,19 +23,19 @@ FASTMALADE_INLINE void update_vector(const UpdateArguments& u, int64_t n, int64_
 void langevin_update(const UpdateArguments& u, int64_t image, int64_t first, int64_t count) {
     const int64_t begin = image * u.elements + first;
     if (u.noise_scale == 0.0f) {
-        for (int64_t n = 0; n < count; n += LANES) update_vector<false>(u, begin + n, count - n, Vec{});
+        for (int64_t n = 0; n < count; n += kLanes) update_vector<false>(u, begin + n, count - n, Vec{});
     } else if (u.noise) {
-        for (int64_t n = 0; n < count; n += LANES) {
+        for (int64_t n = 0; n < count; n += kLanes) {
             update_vector<true>(u, begin + n, count - n, load_some(u.noise + begin + n, count - n));
         }
     } else {
         const uint64_t id = (uint64_t)u.sample_ids[image];
         const PhiloxKeys keys = PhiloxKeys::of(u.seed);
-        for (int64_t n = 0; n < count; n += 4 * LANES) {
+        for (int64_t n = 0; n < count; n += 4 * kLanes) {
             Vec z[4];
-            deviates_of_sample((first + n) / (4 * LANES), u.step, id, keys, z);
+            deviates_of_sample((first + n) / (4 * kLanes), u.step, id, keys, z);
             for (int m = 0; m < 4; ++m) {
-                const int64_t at = n + m * LANES;
+                const int64_t at = n + m * kLanes;
                 if (at < count) update_vector<true>(u, begin + at, count - at, z[m]);
             }
         }

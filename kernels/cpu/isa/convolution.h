@@ -5,8 +5,8 @@
 // columns at compile time (a tile knows how many columns of its window are missing at its left and right).
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/forms.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/forms.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -25,15 +25,15 @@ struct TransposedOdd {  // output 2q+1: taps 1, 3, 5, 7 read inputs q+2 .. q-1
 
 // One convolution, or one phase of a transposed one. Sizes in pixels, strides in floats.
 struct Convolution {
-    const float* in;  // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/forms.h
+    const float* in;  // [in_channels][in_height][in_width][pixel], or the channel vectors of cpu/isa/forms.h
     int64_t in_channels, in_height, in_width;
-    const float* weights;  // packed, cpu/forms.h
+    const float* weights;  // packed, cpu/isa/forms.h
     const float* bias;     // packed
     int64_t row_taps;
     float* out;                                         // pixel of position (0, 0) in channel 0
     int64_t out_channels, out_width;                    // positions in a row
     int64_t out_unit_stride, out_row_stride, out_step;  // a unit is what one accumulator holds, Form::unit channels
-    // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][LANES].
+    // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][kLanes].
     int64_t image_stride;
 };
 
@@ -66,10 +66,10 @@ __attribute__((noinline)) void store_outputs(const Tile& t, int units, int posit
             if (!Form::planar || t.image_stride == 0) {
                 store(out, value);
             } else {
-                float lanes[LANES];
+                float lanes[kLanes];
                 store(lanes, value);
                 const int64_t left = t.channels_left - u * Form::unit, channel_stride = t.out_unit_stride / Form::unit;
-                for (int l = 0; l < LANES; ++l) {
+                for (int l = 0; l < kLanes; ++l) {
                     const int image = l / Form::unit, channel = l % Form::unit;
                     if (channel < left) out[image * t.image_stride + channel * channel_stride] = lanes[l];
                 }
@@ -154,7 +154,7 @@ void border_position(const Tile& t, int first_tap, int last_tap) {
 
 // The compiled tile for these missing columns, or false. Borders are compiled where it pays: for the convolutions, at
 // the block sizes of the shipped model. Transposed ones come here only where a transform would not pay
-// (cpu/spectral.h).
+// (cpu/isa/spectral.h).
 template <class Form, class Axis, int UNITS, int POSITIONS>
 bool compiled_tile(const Tile& t, int64_t left, int64_t right) {
     if (left == 0 && right == 0) return tile<Form, Axis, UNITS, POSITIONS, 0, 0>(t), true;
@@ -237,7 +237,7 @@ void convolve_row(const Convolution& c, int64_t q) {
             case 2: convolve_block<Form, Axis, 2>(c, t); break;
             case 3: convolve_block<Form, Axis, 3>(c, t); break;
             case 4: convolve_block<Form, Axis, 4>(c, t); break;
-            default: convolve_block<Form, Axis, MAX_UNITS>(c, t); break;
+            default: convolve_block<Form, Axis, kMaxUnits>(c, t); break;
         }
     }
 }

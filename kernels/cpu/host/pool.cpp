@@ -1,5 +1,5 @@
 // See pool.h.
-#include "cpu/pool.h"
+#include "cpu/host/pool.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/affinity.h"
+#include "cpu/host/affinity.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>

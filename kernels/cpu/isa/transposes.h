@@ -3,9 +3,9 @@
 // sum has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits.
 #pragma once
 
-#include "cpu/conv1_transpose.h"
-#include "cpu/stages.h"
-#include "cpu/transpose_scratch.h"
+#include "cpu/isa/conv1_transpose.h"
+#include "cpu/isa/stages.h"
+#include "cpu/isa/transpose_scratch.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -18,14 +18,16 @@ struct Back {
 };
 
 // The slope of the last tanh. g, record, out: as TransposeScratch says
-FASTMALADE_INLINE Vec stopped(Vec g, const float* inside) { return from_bits(bits(g) & bits(load(inside))); }
+FASTMALADE_INLINE Vec stopped(Vec g, const float* within_bounds) {
+    return from_bits(bits(g) & bits(load(within_bounds)));
+}
 
 inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Throughput>& at, const float* record,
                        float* g, float* out) {
-    for (int64_t n = 0; n < s.pixels() * LANES; n += LANES) {
+    for (int64_t n = 0; n < s.pixels() * kLanes; n += kLanes) {
         Vec v = load(g + n);
         if (b.bounded) {
-            v = stopped(v, record + at.inside + n);
+            v = stopped(v, record + at.within_bounds + n);
             store(g + n, v);
         }
         store(out + n, broadcast(b.scale) * v * slope(load(record + at.reconstruction + n)));
@@ -39,16 +41,16 @@ void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMA
     const auto stopped_slope = [&](int64_t n) {
         Vec v = load(g + n);
         if (b.bounded) {
-            v = stopped(v, record + at.inside + n);
+            v = stopped(v, record + at.within_bounds + n);
             store(g + n, v);
         }
         return broadcast(b.scale) * v * slope(load(record + at.reconstruction + n));
     };
     for (int64_t row = 0; row < IMAGES * s.channels * s.height; ++row, out += split.floats) {
-        for (int64_t x = 0; x < s.width; x += 2 * LANES) {
+        for (int64_t x = 0; x < s.width; x += 2 * kLanes) {
             // What lies beyond the row belongs to the next one, or to a margin, and is done again there or never read.
             const int64_t n = row * s.width + x;
-            const Vec first = stopped_slope(n), second = x + LANES < s.width ? stopped_slope(n + LANES) : Vec{};
+            const Vec first = stopped_slope(n), second = x + kLanes < s.width ? stopped_slope(n + kLanes) : Vec{};
             Vec even, odd;
             separate(first, second, &even, &odd);
             store(out + x / 2, even);
@@ -78,27 +80,27 @@ FASTMALADE_INLINE void add_inner_gradients(Vec sum[2], const float* in, int64_t 
             const float* w = weights + o * 25 + ky * 5;
             if (!LEFT_BORDER) {
                 sum[0] = fma(broadcast(w[0]), load(row), sum[0]);
-                sum[0] = fma(broadcast(w[1]), load(row + LANES), sum[0]);
+                sum[0] = fma(broadcast(w[1]), load(row + kLanes), sum[0]);
             }
 #pragma GCC unroll 5
             for (int j = 0; j < 5; ++j) {
-                if (j >= 2) sum[0] = fma(broadcast(w[j]), load(row + j * LANES), sum[0]);
-                if (j < 4 || !RIGHT_BORDER) sum[1] = fma(broadcast(w[j]), load(row + (j + 2) * LANES), sum[1]);
+                if (j >= 2) sum[0] = fma(broadcast(w[j]), load(row + j * kLanes), sum[0]);
+                if (j < 4 || !RIGHT_BORDER) sum[1] = fma(broadcast(w[j]), load(row + (j + 2) * kLanes), sum[1]);
             }
         }
     }
 }
 
-// in: [C][H][W][LANES], out: [C][H/2][W/2][LANES]; packed: the transposes
+// in: [C][H][W][kLanes], out: [C][H/2][W/2][kLanes]; packed: the transposes
 inline void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
                             const Record<Throughput>& kept, const float* record, const float* in, float* out) {
-    const int64_t columns = s.width / 2, row_stride = s.width * LANES, channel_stride = s.height * row_stride;
+    const int64_t columns = s.width / 2, row_stride = s.width * kLanes, channel_stride = s.height * row_stride;
     for (int64_t i = 0; i < s.channels; ++i) {
         const float* w = packed + at.conv3 + i * s.channels * 25;
         for (int64_t q = 0; q < s.height / 2; ++q) {
             const StridedRows taps(q, s.height);
             for (int64_t p = 0; p < columns; p += 2) {  // W is a multiple of 4, so W / 2 is even
-                const float* from = in + taps.row * row_stride + (2 * p - 2) * LANES;
+                const float* from = in + taps.row * row_stride + (2 * p - 2) * kLanes;
                 Vec sum[2] = {};
                 const bool left = p == 0, right = p + 2 == columns;
                 if (left && right) {
@@ -110,16 +112,16 @@ inline void conv3_transpose(const AutoencoderShape& s, const float* packed, cons
                 } else {
                     add_inner_gradients<false, false>(sum, from, s.channels, channel_stride, row_stride, w, taps);
                 }
-                const int64_t n = ((i * (s.height / 2) + q) * columns + p) * LANES;
+                const int64_t n = ((i * (s.height / 2) + q) * columns + p) * kLanes;
                 const float* even = record + kept.even + n;
                 store(out + n, sum[0] * slope(load(even)));
-                store(out + n + LANES, sum[1] * slope(load(even + LANES)));
+                store(out + n + kLanes, sum[1] * slope(load(even + kLanes)));
             }
         }
     }
 }
 
-// in: [images][C][H] SplitRow, out: [images][C] 4 planes. A vector is LANES neighbouring even pixels.
+// in: [images][C][H] SplitRow, out: [images][C] 4 planes. A vector is kLanes neighbouring even pixels.
 template <int IMAGES>
 void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
                      const Record<Group<IMAGES>>& kept, const float* record, const float* in, float* out) {
@@ -151,8 +153,8 @@ void conv3_transpose(const AutoencoderShape& s, const float* packed, const Trans
             };
             // Vectors reach beyond the row's columns into the margin of a row of the planes.
             float* to = out + (4 * n + q % 2 * 2) * planes.plane + q / 2 * planes.row;
-            for (int64_t p = 0; p < columns; p += 2 * LANES, to += LANES) {
-                const Vec first = gradients(p), second = p + LANES < columns ? gradients(p + LANES) : Vec{};
+            for (int64_t p = 0; p < columns; p += 2 * kLanes, to += kLanes) {
+                const Vec first = gradients(p), second = p + kLanes < columns ? gradients(p + kLanes) : Vec{};
                 Vec even, odd;
                 separate(first, second, &even, &odd);
                 store(to, even);
@@ -162,14 +164,14 @@ void conv3_transpose(const AutoencoderShape& s, const float* packed, const Trans
     }
 }
 
-// in: [C][H/2][W/2][LANES], out: [hidden1][H/2][W/2][LANES]
+// in: [C][H/2][W/2][kLanes], out: [hidden1][H/2][W/2][kLanes]
 inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
                               const Record<Throughput>& kept, const float* record, const float* in, float* out) {
-    const int64_t floats = s.height / 2 * (s.width / 2) * LANES;
+    const int64_t floats = s.height / 2 * (s.width / 2) * kLanes;
     for (int64_t o = 0; o < s.hidden1; ++o) {
         const float* w = packed + at.deconv2 + o * s.channels;
         const float* activation = record + kept.upsampled + o * floats;
-        for (int64_t n = 0; n < floats; n += LANES) {
+        for (int64_t n = 0; n < floats; n += kLanes) {
             Vec sum = {};
             for (int64_t c = 0; c < s.channels; ++c) sum = fma(broadcast(w[c]), load(in + c * floats + n), sum);
             store(out + o * floats + n, sum * slope(load(activation + n)));
@@ -177,7 +179,7 @@ inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, co
     }
 }
 
-// in: [images][C] 4 planes, out: [unit of 4 hidden1][H/4][W/4][LANES], phases counted as channels
+// in: [images][C] 4 planes, out: [unit of 4 hidden1][H/4][W/4][kLanes], phases counted as channels
 template <int IMAGES>
 void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
                        const Record<Group<IMAGES>>& kept, const float* record, const float* in, float* out) {
@@ -186,10 +188,10 @@ void deconv2_transpose(const AutoencoderShape& s, const float* packed, const Tra
     const PhasePlanes planes(height, width);
     for (int64_t unit = 0; unit < vectors_of<Form>(channels); ++unit) {
         for (int64_t row = 0; row < height; ++row) {
-            for (int64_t p = 0; p < width; p += LANES) {
+            for (int64_t p = 0; p < width; p += kLanes) {
                 const int64_t place = row * planes.row + p;
-                Vec square[LANES];
-                for (int64_t l = 0; l < LANES; ++l) {
+                Vec square[kLanes];
+                for (int64_t l = 0; l < kLanes; ++l) {
                     const int64_t image = l / Form::unit, channel = unit * Form::unit + l % Form::unit;
                     square[l] = Vec{};
                     if (channel >= channels) continue;
@@ -202,8 +204,8 @@ void deconv2_transpose(const AutoencoderShape& s, const float* packed, const Tra
                     square[l] = square[l] * slope(load(activation + channel * planes.plane + place));
                 }
                 transpose(square);
-                float* to = out + ((unit * height + row) * width + p) * LANES;
-                for (int64_t l = 0; l < LANES && p + l < width; ++l) store(to + l * LANES, square[l]);
+                float* to = out + ((unit * height + row) * width + p) * kLanes;
+                for (int64_t l = 0; l < kLanes && p + l < width; ++l) store(to + l * kLanes, square[l]);
             }
         }
     }
@@ -211,14 +213,14 @@ void deconv2_transpose(const AutoencoderShape& s, const float* packed, const Tra
 
 // The input of deconv1's transpose: the phases are four grids inside half-size images, or channels of one grid.
 inline void phased_input(const AutoencoderShape& s, const float* half, Throughput, SpectralLayer* layer) {
-    const int64_t row = s.width / 2 * LANES;
-    const float* phases[4] = {half, half + LANES, half + row, half + row + LANES};
+    const int64_t row = s.width / 2 * kLanes;
+    const float* phases[4] = {half, half + kLanes, half + row, half + row + kLanes};
     for (int phase = 0; phase < 4; ++phase) layer->in[phase] = phases[phase];
     layer->groups = 4;
     layer->in_channels = layer->in_units = s.hidden1;
     layer->in_unit_stride = s.height / 2 * row;
     layer->in_row_stride = 2 * row;
-    layer->in_step = 2 * LANES;
+    layer->in_step = 2 * kLanes;
 }
 
 template <int IMAGES>
@@ -227,9 +229,9 @@ void phased_input(const AutoencoderShape& s, const float* half, Group<IMAGES>, S
     layer->groups = 1;
     layer->in_channels = 4 * s.hidden1;
     layer->in_units = vectors_of<Group<IMAGES>>(4 * s.hidden1);
-    layer->in_unit_stride = s.height / 4 * (s.width / 4) * LANES;
-    layer->in_row_stride = s.width / 4 * LANES;
-    layer->in_step = LANES;
+    layer->in_unit_stride = s.height / 4 * (s.width / 4) * kLanes;
+    layer->in_row_stride = s.width / 4 * kLanes;
+    layer->in_step = kLanes;
 }
 
 template <class Form>
@@ -246,7 +248,7 @@ void deconv1_transpose(const AutoencoderShape& s, const float* packed, const Tra
     layer.spectrum = scratch + part.spectrum;
     layer.products = scratch + part.products;
     const GridOutput<false> output = {scratch + part.quarter, record + kept.quarter, layer.height, layer.width};
-    switch (deconv1_transpose_plan(s).size) {
+    switch (deconv1_transpose_transform(s).size) {
         case 9: return spectral_convolution<Form, 9, 2>(layer, output);
         case 10: return spectral_convolution<Form, 10, 2>(layer, output);
         default: return spectral_convolution<Form, 12, 2>(layer, output);
@@ -262,9 +264,9 @@ void conv2_transpose(const AutoencoderShape& s, const float* packed, const Trans
                                  1,
                                  s.hidden2,
                                  vectors_of<Form>(s.hidden2),
-                                 height * width * LANES,
-                                 width * LANES,
-                                 LANES,
+                                 height * width * kLanes,
+                                 width * kLanes,
+                                 kLanes,
                                  height,
                                  width,
                                  packed + at.conv2_spectrum,
@@ -274,7 +276,7 @@ void conv2_transpose(const AutoencoderShape& s, const float* packed, const Trans
                                  scratch + part.spectrum,
                                  scratch + part.products};
     const PhasedOutput<Form, false> output = {scratch + part.first, record + kept.half, s.hidden1, height, width};
-    switch (conv2_transpose_plan(s).size) {
+    switch (conv2_transpose_transform(s).size) {
         case 8: return spectral_convolution<Form, 8, 1>(layer, output);
         case 9: return spectral_convolution<Form, 9, 1>(layer, output);
         default: return spectral_convolution<Form, 12, 1>(layer, output);

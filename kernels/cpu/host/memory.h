@@ -31,7 +31,7 @@ inline Buffer allocate(int64_t floats) {
 
 // Working memory of one thread. A block of hundreds of kilobytes comes straight from the system, and a thread that gave
 // it back at the end of each call would fault every page in again at the next; so it is kept, unless it is large.
-class Scratch {
+class ThreadMemory {
 public:
     static constexpr int64_t kMostKeptBytes = 64 << 20;
     static constexpr int64_t kSmallBytes = 16 << 20;  // not worth giving back, however little the next call needs
@@ -63,8 +63,8 @@ private:
 };
 
 // That of the calling thread, given back when the thread ends.
-inline Scratch& thread_scratch() {
-    static thread_local Scratch scratch;
+inline ThreadMemory& thread_memory() {
+    static thread_local ThreadMemory scratch;
     return scratch;
 }
 

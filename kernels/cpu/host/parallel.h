@@ -1,10 +1,10 @@
-// A loop over tasks on the threads of cpu/pool.h.
+// A loop over tasks on the threads of cpu/host/pool.h.
 #pragma once
 
 #include <exception>
 #include <mutex>
 
-#include "cpu/pool.h"
+#include "cpu/host/pool.h"
 
 namespace fastmalade::cpu {
 

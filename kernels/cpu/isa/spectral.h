@@ -2,32 +2,33 @@
 //
 // By parity of rows and columns, the 9x9 transposed convolution of stride 2 is four stride-1 convolutions of at most
 // 5x5 taps over one input, and the 5x5 convolution of stride 2 is the sum of four of at most 3x3 taps over the phases
-// of its input. Both are thus one stride-1 convolution on a quarter-size grid, of taps that reach `margin` (2 or 1) to
-// each side. A cyclic convolution of size N x N computes a tile of it. A grid of N - margin rows or fewer needs one
-// tile: the zeros behind its end are also those in front of its start. A larger one is cut into tiles of N - 2 margin
-// outputs, each from a window with `margin` pixels of its neighbours on every side.
+// of its input. Both are thus one stride-1 convolution on a quarter-size grid, of taps that reach `reach` (2 or 1) to
+// each side. A cyclic convolution of size N x N computes a tile of it. A grid of N - reach rows or fewer needs one
+// tile: the zeros behind its end are also those in front of its start. A larger one is cut into tiles of N - 2 reach
+// outputs, each from a window with `reach` pixels of its neighbours on every side.
 //
 // At 28x28 this takes a third of the arithmetic of direct sums for the transposed layer and two thirds for the other,
 // and unlike transforms with real points (Winograd's) it is about as accurate as the sum itself, because all its
 // factors are cosines. docs/performance.md has the counts and errors.
 //
 // The gradient of a layer takes the transposed sums: the same transforms, taps turned by half a turn and inputs and
-// outputs in each other's place. The transpose of one layer has the shape of the other, with its own margin.
+// outputs in each other's place. The transpose of one layer has the shape of the other, with its own reach.
 //
 // The real transform is kept in its real form: N numbers for N pixels along each axis, cosine and sine parts. A pair
 // (ky, kx), (ky, -kx) of complex bins is the sum and difference of four products of those.
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/forms.h"
-#include "cpu/fourier.h"
-#include "cpu/spectral_layout.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/forms.h"
+#include "cpu/isa/fourier.h"
+#include "cpu/isa/spectral_layout.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// One layer. A unit is a vector: of one channel in LANES images (throughput), of LANES channels of one image (latency)
-// or of something between. The input comes in `groups` grids (four phases, or one), of the same channels each.
+// One layer. A unit is a vector: of one channel in kLanes images (throughput), of kLanes channels of one image
+// (latency) or of something between. The input comes in `groups` grids (four phases, or one), of the same channels
+// each.
 struct SpectralLayer {
     const float* in[4];                              // by group, vector of grid position (0, 0) in unit 0
     int64_t groups, in_channels, in_units;           // channels and units of each group
@@ -36,16 +37,16 @@ struct SpectralLayer {
     const float* weights;                            // pack_spectral
     const float* bias;  // [output], padded to whole vectors; null for the transpose of a layer
     int64_t out_channels, out_units;
-    float* spectrum;  // [N * N][group][in unit][LANES]
-    float* products;  // [N * N][out unit][LANES]
+    float* spectrum;  // [N * N][group][in unit][kLanes]
+    float* products;  // [N * N][out unit][kLanes]
 };
 
-// x: the N numbers p[j * step], zero where j is outside from .. to-1. Usually all but the last MARGIN are inside.
-template <int N, int MARGIN>
+// x: the N numbers p[j * step], zero where j is outside from .. to-1. Usually all but the last REACH are inside.
+template <int N, int REACH>
 FASTMALADE_INLINE void load_line(Vec* x, const float* p, int64_t step, int64_t from, int64_t to) {
-    if (from == 0 && to == N - MARGIN) {
+    if (from == 0 && to == N - REACH) {
 #pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) x[j] = j < N - MARGIN ? load(p + j * step) : Vec{};
+        for (int j = 0; j < N; ++j) x[j] = j < N - REACH ? load(p + j * step) : Vec{};
     } else {
 #pragma GCC unroll 16
         for (int j = 0; j < N; ++j) x[j] = j >= from && j < to ? load(p + j * step) : Vec{};
@@ -53,7 +54,7 @@ FASTMALADE_INLINE void load_line(Vec* x, const float* p, int64_t step, int64_t f
 }
 
 // Transforms one unit of the window whose pixel (0, 0) is grid position (top, left), zeros outside the grid.
-template <int N, int MARGIN>
+template <int N, int REACH>
 __attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t group, int64_t unit, int64_t top,
                                             int64_t left) {
     using B = Bins<N>;
@@ -61,21 +62,21 @@ __attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t grou
     const float* in = s.in[group] + unit * s.in_unit_stride + top * s.in_row_stride + left * s.in_step;
     const int64_t from_row = top < 0 ? -top : 0, to_row = s.height - top < N ? s.height - top : N;
     const int64_t from_column = left < 0 ? -left : 0, to_column = s.width - left < N ? s.width - left : N;
-    alignas(64) float rows[N * N * LANES];  // [number of the row's transform][row]
+    alignas(64) float rows[N * N * kLanes];  // [number of the row's transform][row]
     for (int64_t y = from_row; y < to_row; ++y) {
         Vec x[N];
-        load_line<N, MARGIN>(x, in + y * s.in_row_stride, s.in_step, from_column, to_column);
+        load_line<N, REACH>(x, in + y * s.in_row_stride, s.in_step, from_column, to_column);
         const Line<N> line = Line<N>::forward(x);
 #pragma GCC unroll 16
-        for (int k = 0; k <= last; ++k) store(rows + (k * N + y) * LANES, line.cosine[k]);
+        for (int k = 0; k <= last; ++k) store(rows + (k * N + y) * kLanes, line.cosine[k]);
 #pragma GCC unroll 16
-        for (int k = 1; k <= pairs; ++k) store(rows + ((last + k) * N + y) * LANES, line.sine[k]);
+        for (int k = 1; k <= pairs; ++k) store(rows + ((last + k) * N + y) * kLanes, line.sine[k]);
     }
-    float* out = s.spectrum + (group * s.in_units + unit) * LANES;
-    const int64_t plane = s.groups * s.in_units * LANES;
+    float* out = s.spectrum + (group * s.in_units + unit) * kLanes;
+    const int64_t plane = s.groups * s.in_units * kLanes;
     for (int kx = 0; kx <= last; kx += Line<N>::even ? last : last + 1) {
         Vec x[N];
-        load_line<N, MARGIN>(x, rows + kx * N * LANES, LANES, from_row, to_row);
+        load_line<N, REACH>(x, rows + kx * N * kLanes, kLanes, from_row, to_row);
         const Line<N> line = Line<N>::forward(x);
         store(out + B::real_index(kx, 0) * plane, line.cosine[0]);
         if (Line<N>::even) store(out + B::real_index(kx, last) * plane, line.cosine[last]);
@@ -88,9 +89,9 @@ __attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t grou
     }
     for (int kx = 1; kx <= pairs; ++kx) {
         Vec x[N];
-        load_line<N, MARGIN>(x, rows + kx * N * LANES, LANES, from_row, to_row);
+        load_line<N, REACH>(x, rows + kx * N * kLanes, kLanes, from_row, to_row);
         const Line<N> c = Line<N>::forward(x);
-        load_line<N, MARGIN>(x, rows + (last + kx) * N * LANES, LANES, from_row, to_row);
+        load_line<N, REACH>(x, rows + (last + kx) * N * kLanes, kLanes, from_row, to_row);
         const Line<N> s_line = Line<N>::forward(x);
         float* lone = out + B::lone(kx, 0) * plane;
         store(lone, c.cosine[0]);
@@ -110,26 +111,26 @@ __attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t grou
     }
 }
 
-constexpr int64_t PREFETCH_DISTANCE = 512;  // floats
+constexpr int64_t kPrefetchDistance = 512;  // floats
 
 // Products of one bin for UNITS output vectors, summed over groups and input channels in their order.
-// in: [re, -im][group][in unit][LANES] of the bin; weights: [group][in channel][unit][re, im][Form::unit];
-// out: [re, -im][out unit][LANES]
+// in: [re, -im][group][in unit][kLanes] of the bin; weights: [group][in channel][unit][re, im][Form::unit];
+// out: [re, -im][out unit][kLanes]
 template <class Form, int UNITS>
 FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in, const float* w, float* out) {
-    const int64_t in_plane = s.groups * s.in_units * LANES, out_plane = s.out_units * LANES;
+    const int64_t in_plane = s.groups * s.in_units * kLanes, out_plane = s.out_units * kLanes;
     Vec re[UNITS], im[UNITS];
 #pragma GCC unroll 8
     for (int u = 0; u < UNITS; ++u) re[u] = im[u] = Vec{};
     for (int64_t group = 0; group < s.groups; ++group) {
         for (int64_t c = 0; c < s.in_channels; ++c, w += 2 * UNITS * Form::unit) {
-            const float* x = in + group * s.in_units * LANES + Form::channel(c, LANES);
+            const float* x = in + group * s.in_units * kLanes + Form::channel(c, kLanes);
             const Vec a = Form::activation(x), b = Form::activation(x + in_plane), minus_a = -a;
             if constexpr (Form::images == 1) {
                 // More weights than the second-level cache holds, each read once in a step: the processor's own
                 // prefetching stays too near.
 #pragma GCC unroll 16
-                for (int n = 0; n < 2 * UNITS * Form::unit; n += 16) __builtin_prefetch(w + PREFETCH_DISTANCE + n);
+                for (int n = 0; n < 2 * UNITS * Form::unit; n += 16) __builtin_prefetch(w + kPrefetchDistance + n);
             }
 #pragma GCC unroll 8
             for (int u = 0; u < UNITS; ++u) {
@@ -143,12 +144,12 @@ FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in,
     }
 #pragma GCC unroll 8
     for (int u = 0; u < UNITS; ++u) {
-        store(out + u * LANES, re[u]);
-        store(out + out_plane + u * LANES, im[u]);
+        store(out + u * kLanes, re[u]);
+        store(out + out_plane + u * kLanes, im[u]);
     }
 }
 
-// The same for a real bin: [group][in unit][LANES], [group][in channel][unit][Form::unit], [out unit][LANES].
+// The same for a real bin: [group][in unit][kLanes], [group][in channel][unit][Form::unit], [out unit][kLanes].
 template <class Form, int UNITS>
 FASTMALADE_INLINE void multiply_real(const SpectralLayer& s, const float* in, const float* w, float* out) {
     Vec re[UNITS];
@@ -156,13 +157,13 @@ FASTMALADE_INLINE void multiply_real(const SpectralLayer& s, const float* in, co
     for (int u = 0; u < UNITS; ++u) re[u] = Vec{};
     for (int64_t group = 0; group < s.groups; ++group) {
         for (int64_t c = 0; c < s.in_channels; ++c, w += UNITS * Form::unit) {
-            const Vec a = Form::activation(in + group * s.in_units * LANES + Form::channel(c, LANES));
+            const Vec a = Form::activation(in + group * s.in_units * kLanes + Form::channel(c, kLanes));
 #pragma GCC unroll 8
             for (int u = 0; u < UNITS; ++u) re[u] = fma(Form::weight(w + u * Form::unit), a, re[u]);
         }
     }
 #pragma GCC unroll 8
-    for (int u = 0; u < UNITS; ++u) store(out + u * LANES, re[u]);
+    for (int u = 0; u < UNITS; ++u) store(out + u * kLanes, re[u]);
 }
 
 template <class Form, int UNITS>
@@ -182,8 +183,8 @@ __attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
     for (int plane = 0; plane < N * N;) {
         const bool complex = plane >= Bins<N>::real;
         const int numbers = complex ? 2 : 1;
-        const float* in = s.spectrum + plane * s.groups * s.in_units * LANES;
-        float* out = s.products + plane * s.out_units * LANES;
+        const float* in = s.spectrum + plane * s.groups * s.in_units * kLanes;
+        float* out = s.products + plane * s.out_units * kLanes;
         for (int64_t block = 0; block < blocks.count; ++block) {
             const int64_t units = blocks.size(block);
             switch (units) {
@@ -191,10 +192,10 @@ __attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
                 case 2: multiply_block<Form, 2>(s, complex, in, w, out); break;
                 case 3: multiply_block<Form, 3>(s, complex, in, w, out); break;
                 case 4: multiply_block<Form, 4>(s, complex, in, w, out); break;
-                default: multiply_block<Form, MAX_UNITS>(s, complex, in, w, out); break;
+                default: multiply_block<Form, kMaxUnits>(s, complex, in, w, out); break;
             }
             w += numbers * units * Form::unit * s.groups * s.in_channels;
-            out += units * LANES;
+            out += units * kLanes;
         }
         plane += numbers;
     }
@@ -207,9 +208,9 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
                                     int64_t columns, Put put) {
     using B = Bins<N>;
     constexpr int pairs = Line<N>::pairs, last = N / 2;
-    const float* in = s.products + unit * LANES;
-    const int64_t plane = s.out_units * LANES;
-    alignas(64) float lines[N * N * LANES];  // [row][number of the row's transform]
+    const float* in = s.products + unit * kLanes;
+    const int64_t plane = s.out_units * kLanes;
+    alignas(64) float lines[N * N * kLanes];  // [row][number of the row's transform]
     for (int kx = 0; kx <= last; kx += Line<N>::even ? last : last + 1) {
         Line<N> line;
         line.cosine[0] = load(in + B::real_index(kx, 0) * plane);
@@ -223,7 +224,7 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
         Vec y[N];
         line.inverse(y);
 #pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) store(lines + (j * N + kx) * LANES, y[j]);
+        for (int j = 0; j < N; ++j) store(lines + (j * N + kx) * kLanes, y[j]);
     }
     for (int kx = 1; kx <= pairs; ++kx) {
         Line<N> c, s_line;
@@ -247,18 +248,18 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
         Vec y[N];
         c.inverse(y);
 #pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) store(lines + (j * N + kx) * LANES, y[j]);
+        for (int j = 0; j < N; ++j) store(lines + (j * N + kx) * kLanes, y[j]);
         s_line.inverse(y);
 #pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) store(lines + (j * N + last + kx) * LANES, y[j]);
+        for (int j = 0; j < N; ++j) store(lines + (j * N + last + kx) * kLanes, y[j]);
     }
     for (int64_t row = 0; row < rows; ++row) {
-        const float* numbers = lines + (first + row) * N * LANES;
+        const float* numbers = lines + (first + row) * N * kLanes;
         Line<N> line;
 #pragma GCC unroll 16
-        for (int k = 0; k <= last; ++k) line.cosine[k] = load(numbers + k * LANES);
+        for (int k = 0; k <= last; ++k) line.cosine[k] = load(numbers + k * kLanes);
 #pragma GCC unroll 16
-        for (int k = 1; k <= pairs; ++k) line.sine[k] = load(numbers + (last + k) * LANES);
+        for (int k = 1; k <= pairs; ++k) line.sine[k] = load(numbers + (last + k) * kLanes);
         if (LAYER) line.cosine[0] = line.cosine[0] + bias;
         Vec x[N];
         line.inverse(x);
@@ -272,15 +273,16 @@ FASTMALADE_INLINE void inverse_unit(const SpectralLayer& s, int64_t unit, Vec bi
 // d tanh / d (its argument), from the value y of tanh.
 FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
 
-// Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][LANES].
-// Planar forms: PhasePlanes (cpu/forms.h). Transposes of layers (not LAYER) multiply by the slope of tanh at
-// `activation`, which lies as the output does.
+// Where phased outputs go, numbered phase by phase. Throughput: half-size images, [hidden1][2 height][2 width][kLanes].
+// Planar forms: PhasePlanes (cpu/isa/spectral_layout.h). Transposes of layers (not LAYER) multiply by the slope of tanh
+// at `activation`, which lies as the output does.
 template <class Form, bool LAYER>
 struct PhasedOutput {
     static constexpr bool layer = LAYER;
     float* out;
     const float* activation;         // null for a layer
     int64_t hidden1, height, width;  // of the grid
+    PhasePlanes planes = PhasePlanes(height, width);
 
     // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
     template <class Each>
@@ -288,19 +290,18 @@ struct PhasedOutput {
         if constexpr (!Form::planar) {
             const int64_t phase = unit / hidden1, channel = unit % hidden1, row_step = 4 * width;
             const int64_t tile =
-                ((channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2) * LANES;
+                ((channel * 2 * height + 2 * row + phase / 2) * 2 * width + 2 * column + phase % 2) * kLanes;
             each([&](int64_t q, const Vec* values) {
-                for (int64_t p = 0; p < columns; ++p) put(tile + (q * row_step + 2 * p) * LANES, values[p]);
+                for (int64_t p = 0; p < columns; ++p) put(tile + (q * row_step + 2 * p) * kLanes, values[p]);
             });
         } else {
-            const PhasePlanes planes(height, width);
             const int64_t first_channel = unit * Form::unit, left = 4 * hidden1 - first_channel;
             const int64_t count = left < Form::unit ? left : Form::unit;
             const int64_t tile = first_channel * planes.plane + row * planes.row + column;
             each([&](int64_t q, const Vec* values) {
-                for (int64_t p = 0; p < columns; p += LANES) {
-                    Vec square[LANES];
-                    for (int l = 0; l < LANES; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
+                for (int64_t p = 0; p < columns; p += kLanes) {
+                    Vec square[kLanes];
+                    for (int l = 0; l < kLanes; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
                     transpose(square);
                     // What lies beyond `columns` falls on columns that come later, or on the row's margin.
                     for (int image = 0; image < Form::images; ++image) {
@@ -318,7 +319,7 @@ private:
     }
 };
 
-// The other layer writes vectors: [unit][height][width][LANES].
+// The other layer writes vectors: [unit][height][width][kLanes].
 template <bool LAYER>
 struct GridOutput {
     static constexpr bool layer = LAYER;
@@ -328,10 +329,10 @@ struct GridOutput {
 
     template <class Each>
     inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
-        const int64_t tile = ((unit * height + row) * width + column) * LANES;
+        const int64_t tile = ((unit * height + row) * width + column) * kLanes;
         each([&](int64_t q, const Vec* values) {
             for (int64_t p = 0; p < columns; ++p) {
-                const int64_t at = tile + (q * width + p) * LANES;
+                const int64_t at = tile + (q * width + p) * kLanes;
                 store(out + at, LAYER ? values[p] : values[p] * slope(load(activation + at)));
             }
         });
@@ -348,21 +349,21 @@ __attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, 
     }
 }
 
-template <class Form, int N, int MARGIN, class Output>
+template <class Form, int N, int REACH, class Output>
 void spectral_convolution(const SpectralLayer& s, const Output& output) {
-    const bool whole = s.height <= N - MARGIN && s.width <= N - MARGIN;
-    const int64_t step = whole ? N - MARGIN : N - 2 * MARGIN, margin = whole ? 0 : MARGIN;
+    const Tiling tiles(s.height, s.width, N, REACH);
+    const int64_t step = tiles.step, before = tiles.before;
     for (int64_t row = 0; row < s.height; row += step) {
         const int64_t rows = s.height - row < step ? s.height - row : step;
         for (int64_t column = 0; column < s.width; column += step) {
             const int64_t columns = s.width - column < step ? s.width - column : step;
             for (int64_t group = 0; group < s.groups; ++group) {
                 for (int64_t unit = 0; unit < s.in_units; ++unit) {
-                    forward_unit<N, MARGIN>(s, group, unit, row - margin, column - margin);
+                    forward_unit<N, REACH>(s, group, unit, row - before, column - before);
                 }
             }
             multiply_bins<Form, N>(s);
-            inverse_all<Form, N>(s, row, column, margin, rows, columns, output);
+            inverse_all<Form, N>(s, row, column, before, rows, columns, output);
         }
     }
 }

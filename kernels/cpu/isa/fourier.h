@@ -1,8 +1,8 @@
 // Discrete Fourier transforms of a few real vectors, by their definition: for nine points that is 44 operations.
 #pragma once
 
-#include "cpu/spectral_layout.h"
-#include "cpu/vec.h"
+#include "cpu/isa/spectral_layout.h"
+#include "cpu/isa/vec.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {

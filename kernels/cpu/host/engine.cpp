@@ -1,5 +1,5 @@
 // See engine.h.
-#include "cpu/engine.h"
+#include "cpu/host/engine.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,9 +7,9 @@
 #include <limits>
 #include <memory>
 
-#include "cpu/memory.h"
-#include "cpu/packed.h"
-#include "cpu/parallel.h"
+#include "cpu/host/memory.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/parallel.h"
 
 namespace fastmalade::cpu {
 namespace {
@@ -17,46 +17,46 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double elapsed(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-Plan plan_with(const Kernels& kernels, int64_t batch, int64_t groups, int64_t quads) {
-    Plan plan{{groups, quads, 0}, {}};
-    plan.images[throughput] = std::min(batch, groups * kernels.forms[throughput].images);
-    const int64_t left = batch - plan.images[throughput];
-    plan.images[quad] = std::min(left, quads * kernels.forms[quad].images);
-    plan.tasks[latency] = plan.images[latency] = left - plan.images[quad];
-    return plan;
+BatchPartition partition_with(const Kernels& kernels, int64_t batch, int64_t groups, int64_t quads) {
+    BatchPartition partition{{groups, quads, 0}, {}};
+    partition.images[throughput] = std::min(batch, groups * kernels.forms[throughput].images);
+    const int64_t left = batch - partition.images[throughput];
+    partition.images[quad] = std::min(left, quads * kernels.forms[quad].images);
+    partition.tasks[latency] = partition.images[latency] = left - partition.images[quad];
+    return partition;
 }
 
-// Time of the plan, tasks handed out in their order to whichever thread is free.
-double estimated_time(const Plan& plan, const double* call_time, int threads) {
+// Time of the partition, tasks handed out in their order to whichever thread is free.
+double estimated_time(const BatchPartition& partition, const double* call_time, int threads) {
     double busiest = 0.0, idle = 0.0;  // idle: of all other threads together, before the busiest is done
     for (int form = 0; form < form_count; ++form) {
         // Whole tasks go where others wait anyway, as far as they fit there.
-        const int64_t fit = std::min(plan.tasks[form], (int64_t)(idle / call_time[form]));
+        const int64_t fit = std::min(partition.tasks[form], (int64_t)(idle / call_time[form]));
         idle -= (double)fit * call_time[form];
-        const int64_t left = plan.tasks[form] - fit, rounds = (left + threads - 1) / threads;
+        const int64_t left = partition.tasks[form] - fit, rounds = (left + threads - 1) / threads;
         busiest += (double)rounds * call_time[form];
         idle += (double)(rounds * threads - left) * call_time[form];
     }
     return busiest;
 }
 
-Plan choose_plan(const Kernels& kernels, int64_t batch, Form form, int threads) {
+BatchPartition choose_partition(const Kernels& kernels, int64_t batch, Form form, int threads) {
     const auto calls = [](int64_t images, int64_t most) { return (images + most - 1) / most; };
     const int64_t lanes = kernels.forms[throughput].images, most_groups = calls(batch, lanes);
     const int64_t four = kernels.forms[quad].images;
-    if (form == Form::throughput) return plan_with(kernels, batch, most_groups, 0);
-    if (form == Form::quad) return plan_with(kernels, batch, 0, calls(batch, four));
-    if (form == Form::latency) return plan_with(kernels, batch, 0, 0);
-    Plan best = plan_with(kernels, batch, most_groups, 0);
+    if (form == Form::throughput) return partition_with(kernels, batch, most_groups, 0);
+    if (form == Form::quad) return partition_with(kernels, batch, 0, calls(batch, four));
+    if (form == Form::latency) return partition_with(kernels, batch, 0, 0);
+    BatchPartition best = partition_with(kernels, batch, most_groups, 0);
     double best_time = estimated_time(best, kernels.call_time, threads);
     // Only the last round of groups is worth cutting finer: earlier groups are full on every thread.
     for (int64_t groups = std::max<int64_t>(0, most_groups - 1 - threads); groups <= most_groups; ++groups) {
         const int64_t left = std::max<int64_t>(0, batch - groups * lanes), full = left / four;
         for (const int64_t quads : {(int64_t)0, full, calls(left, four)}) {
-            const Plan plan = plan_with(kernels, batch, groups, quads);
-            const double time = estimated_time(plan, kernels.call_time, threads);
+            const BatchPartition partition = partition_with(kernels, batch, groups, quads);
+            const double time = estimated_time(partition, kernels.call_time, threads);
             if (time < best_time) {
-                best = plan;
+                best = partition;
                 best_time = time;
             }
         }
@@ -72,32 +72,33 @@ struct Task {
     float* scratch;
 };
 
-// Calls run(task) for every task of the plan. scratch_floats(form) is what a task of that form takes.
+// Calls run(task) for every task of the partition. scratch_floats(form) is what a task of that form takes.
 template <class ScratchFloats, class Run>
-void run_plan(const Kernels& kernels, PackedModel& model, bool transposes, const Plan& plan, int workers,
-              ScratchFloats scratch_floats, Run run) {
+void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, const BatchPartition& partition,
+                   int workers, ScratchFloats scratch_floats, Run run) {
     PackedModel::Arrays arrays[form_count] = {};
     int64_t floats = 0;
     for (const FormIndex form : {throughput, quad, latency}) {
-        if (plan.tasks[form] == 0) continue;
+        if (partition.tasks[form] == 0) continue;
         arrays[form] = model.form(form, transposes);
         floats = std::max<int64_t>(floats, scratch_floats(kernels.forms[form]));
     }
-    parallel_for(plan.all_tasks(), workers, [&](TaskSource& tasks) {
+    parallel_for(partition.all_tasks(), workers, [&](TaskSource& tasks) {
         float* scratch = nullptr;  // taken by the thread that uses it, and only if it gets a task
         for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
-            if (!scratch) scratch = thread_scratch().take(floats);
+            if (!scratch) scratch = thread_memory().take(floats);
             int form = 0;
             int64_t of_form = task, first = 0;
-            for (; of_form >= plan.tasks[form]; ++form) {
-                of_form -= plan.tasks[form];
-                first += plan.images[form];
+            for (; of_form >= partition.tasks[form]; ++form) {
+                of_form -= partition.tasks[form];
+                first += partition.images[form];
             }
             const FormKernels& chosen = kernels.forms[form];
-            const int64_t before = of_form * chosen.images, count = std::min(chosen.images, plan.images[form] - before);
+            const int64_t before = of_form * chosen.images,
+                          count = std::min(chosen.images, partition.images[form] - before);
             run(Task{task, first + before, count, chosen, arrays[form], scratch});
         }
-        thread_scratch().trim();
+        thread_memory().trim();
     });
 }
 
@@ -109,7 +110,8 @@ void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const Auto
     if (batch <= 0) return;
     const int workers = usable_threads(threads);
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
-    run_plan(kernels, *model, transposes, choose_plan(kernels, batch, form, workers), workers, scratch_floats, run);
+    run_partition(kernels, *model, transposes, choose_partition(kernels, batch, form, workers), workers, scratch_floats,
+                  run);
 }
 
 }  // namespace
@@ -150,7 +152,7 @@ KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_sha
       shape(the_shape),
       batch(images),
       n_steps(steps),
-      plan(choose_plan(kernels, batch, form, usable_threads(threads))),
+      partition(choose_partition(kernels, batch, form, usable_threads(threads))),
       task_floats_([&] {
           std::array<int64_t, form_count> floats;
           for (int form = 0; form < form_count; ++form) {
@@ -158,12 +160,12 @@ KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_sha
           }
           return floats;
       }()),
-      memory_(records_floats(plan.all_tasks())) {}
+      memory_(records_floats(partition.all_tasks())) {}
 
 int64_t KeptChain::records_floats(int64_t tasks) const {
     int64_t floats = 0;
     for (int form = 0; form < form_count; ++form) {
-        const int64_t of_form = std::min(tasks, plan.tasks[form]);
+        const int64_t of_form = std::min(tasks, partition.tasks[form]);
         floats += of_form * task_floats_[(size_t)form];
         tasks -= of_form;
     }
@@ -172,13 +174,13 @@ int64_t KeptChain::records_floats(int64_t tasks) const {
 
 float* KeptChain::records(int64_t task) const { return memory_.get() + records_floats(task); }
 
-int64_t KeptChain::bytes() const { return buffer_bytes(records_floats(plan.all_tasks())); }
+int64_t KeptChain::bytes() const { return buffer_bytes(records_floats(partition.all_tasks())); }
 
 void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments, int threads) {
     if (kept.batch <= 0) return;
     kept.model = packed_model(kept.kernels, kept.shape, weights);
-    run_plan(
-        kept.kernels, *kept.model, false, kept.plan, usable_threads(threads),
+    run_partition(
+        kept.kernels, *kept.model, false, kept.partition, usable_threads(threads),
         [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
         [&](const Task& t) {
             t.form.recorded_chain(kept.shape, t.model.layers, arguments, t.first, t.count, t.scratch,
@@ -189,8 +191,8 @@ void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const Ch
 void chain_reverse(const KeptChain& kept, const ChainArguments& arguments, const float* cotangent, float* gradient,
                    int threads) {
     if (!kept.model) return;
-    run_plan(
-        kept.kernels, *kept.model, true, kept.plan, usable_threads(threads),
+    run_partition(
+        kept.kernels, *kept.model, true, kept.partition, usable_threads(threads),
         [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
         [&](const Task& t) {
             t.form.chain_reverse(kept.shape, t.model.transposes, arguments, cotangent, gradient, t.first, t.count,
@@ -274,8 +276,8 @@ int64_t first_outside(const float* values, int64_t n, float low, float high) {
     return -1;
 }
 
-std::array<double, stages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
-                                         const AutoencoderWeights& weights, Form form, int64_t repeats) {
+std::array<double, kStages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
+                                          const AutoencoderWeights& weights, Form form, int64_t repeats) {
     const FormIndex index = form == Form::latency ? latency : form == Form::quad ? quad : throughput;
     const FormKernels& chosen = kernels.forms[index];
     const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
@@ -283,10 +285,10 @@ std::array<double, stages> stage_seconds(const Kernels& kernels, const Autoencod
     const Buffer scratch = allocate(chosen.scratch_floats(shape));
     // Ordinary numbers: zeros or what the memory held before could be faster or slower to compute with.
     std::fill_n(scratch.get(), chosen.scratch_floats(shape), 0.25f);
-    std::array<double, stages> best;
+    std::array<double, kStages> best;
     best.fill(std::numeric_limits<double>::infinity());
     for (int64_t n = 0; n < repeats; ++n) {
-        for (int stage = 0; stage < stages; ++stage) {
+        for (int stage = 0; stage < kStages; ++stage) {
             const Clock::time_point begin = Clock::now();
             chosen.run_stage(shape, packed, stage, scratch.get());
             best[stage] = std::min(best[stage], elapsed(begin) / (double)chosen.images);

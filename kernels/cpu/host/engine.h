@@ -8,22 +8,23 @@
 #include <memory>
 
 #include "cpu/kernels.h"
-#include "cpu/memory.h"
+#include "cpu/host/memory.h"
 
 namespace fastmalade::cpu {
 
-class PackedModel;  // cpu/packed.h
+class PackedModel;  // cpu/host/model_cache.h
 
 // All forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
 enum class Form { automatic, throughput, quad, latency };
 
 // The batch as groups, then quads, then single images.
-struct Plan {
+struct BatchPartition {
     int64_t tasks[form_count], images[form_count];  // of each form
     int64_t all_tasks() const { return tasks[throughput] + tasks[quad] + tasks[latency]; }
 };
 
-// Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/pool.h says which.
+// Runs one chain over the whole batch on at most `threads` threads, the calling one included; cpu/host/pool.h says
+// which.
 void langevin_chain(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, Form form, int threads);
 
@@ -45,10 +46,10 @@ public:
     const Kernels& kernels;
     const AutoencoderShape shape;
     const int64_t batch, n_steps;
-    const Plan plan;
+    const BatchPartition partition;
     std::shared_ptr<PackedModel> model;  // that the chain ran with, from then on
 
-    float* records(int64_t task) const;  // of one task of the plan
+    float* records(int64_t task) const;  // of one task of the partition
     int64_t bytes() const;
 
 private:
@@ -91,9 +92,9 @@ int64_t first_outside(const float* values, int64_t n, float low, float high);
 // millisecond-long pieces that `seconds` hold, since interruptions by others only lower it.
 double multiply_add_rate(const Kernels& kernels, double seconds);
 
-// Seconds of one image and one step in each stage (stage_names), the shortest of `repeats` runs, on the calling thread.
-std::array<double, stages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
-                                         const AutoencoderWeights& weights, Form form, int64_t repeats);
+// Seconds of one image and one step in each stage (kStageNames), the shortest of `repeats` runs, on the calling thread.
+std::array<double, kStages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
+                                          const AutoencoderWeights& weights, Form form, int64_t repeats);
 
 // Bytes of working memory that one thread takes for this shape, whatever the batch and the number of steps.
 int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape);

@@ -1,13 +1,13 @@
 // Conv1 of one image with neighbouring output columns in the lanes of a vector, for the latency form.
 //
-// Ten output channels leave six of sixteen lanes empty where channels lie in the lanes (cpu/convolution.h); fourteen
-// columns leave two. The sums add the same products in the same order, so the bits are the same: which way is taken
-// depends on the shape alone, and only for its speed. Results are transposed in registers into the channel vectors that
-// conv2 reads.
+// Ten output channels leave six of sixteen lanes empty where channels lie in the lanes (cpu/isa/convolution.h);
+// fourteen columns leave two. The sums add the same products in the same order, so the bits are the same: which way is
+// taken depends on the shape alone, and only for its speed. Results are transposed in registers into the channel
+// vectors that conv2 reads.
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/forms.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/forms.h"
 #include "common/layout.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
@@ -16,8 +16,8 @@ namespace {
 // Vectors of sums, with columns or with channels in the lanes: each costs its multiply-adds and a tanh.
 inline bool conv1_by_pixels(const AutoencoderShape& s) {
     const int64_t columns = s.width / 2;
-    const int64_t by_pixels = (columns + LANES - 1) / LANES * s.hidden1;
-    const int64_t by_channels = columns * ((s.hidden1 + LANES - 1) / LANES);
+    const int64_t by_pixels = (columns + kLanes - 1) / kLanes * s.hidden1;
+    const int64_t by_channels = columns * ((s.hidden1 + kLanes - 1) / kLanes);
     return by_pixels < by_channels;
 }
 
@@ -28,9 +28,9 @@ inline int64_t odd_columns(const AutoencoderShape& s) { return s.pixels() / 2 + 
 // image: [C][H][W]; columns: [C][H][W/2] even ones, the odd ones from odd_columns on
 inline void separate_columns(const AutoencoderShape& s, const float* image, float* columns) {
     float* odds = columns + odd_columns(s);
-    for (int64_t n = 0; n < s.pixels(); n += 2 * LANES) {
+    for (int64_t n = 0; n < s.pixels(); n += 2 * kLanes) {
         Vec even, odd;
-        separate(load(image + n), load(image + n + LANES), &even, &odd);
+        separate(load(image + n), load(image + n + kLanes), &even, &odd);
         store(columns + n / 2, even);
         store(odds + n / 2, odd);
     }
@@ -48,7 +48,7 @@ struct PixelTile {
 };
 
 // Sums before tanh. Not inlined, or sums are pushed out of registers by the loops around. Taps that fall outside the
-// row are computed with whatever lies there and then not selected. out: [CHANNELS][2 * LANES]
+// row are computed with whatever lies there and then not selected. out: [CHANNELS][2 * kLanes]
 template <int CHANNELS, int VECTORS>
 __attribute__((noinline)) void pixel_sums(const PixelTile& t, float* out) {
     Vec sum[CHANNELS][VECTORS];
@@ -68,7 +68,7 @@ __attribute__((noinline)) void pixel_sums(const PixelTile& t, float* out) {
                 const VecInt outside = *(const volatile VecInt*)(kx < 2 ? &t.first : &t.last);
                 Vec a[VECTORS];
 #pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; ++v) a[v] = load(in + v * LANES);
+                for (int v = 0; v < VECTORS; ++v) a[v] = load(in + v * kLanes);
 #pragma GCC unroll 10
                 for (int o = 0; o < CHANNELS; ++o) {
                     const Vec weight = broadcast(w[o]);
@@ -85,7 +85,7 @@ __attribute__((noinline)) void pixel_sums(const PixelTile& t, float* out) {
 #pragma GCC unroll 10
     for (int o = 0; o < CHANNELS; ++o) {
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) store(out + (2 * o + v) * LANES, sum[o][v]);
+        for (int v = 0; v < VECTORS; ++v) store(out + (2 * o + v) * kLanes, sum[o][v]);
     }
 }
 
@@ -98,31 +98,31 @@ void pixel_sums_of(const PixelTile& t, int64_t channels, float* out) {
     if constexpr (CHANNELS > 1) pixel_sums_of<VECTORS, CHANNELS - 1>(t, channels, out);
 }
 
-// rows: [hidden1, rounded up to LANES][2 * LANES], zero from hidden1 on; out: first of the tile's columns in unit 0,
+// rows: [hidden1, rounded up to kLanes][2 * kLanes], zero from hidden1 on; out: first of the tile's columns in unit 0,
 // units `unit_stride` apart
 __attribute__((noinline)) inline void store_pixels(const AutoencoderShape& s, float* rows, int64_t count, float* out,
                                                    int64_t unit_stride) {
-    const int64_t vectors = count > LANES ? 2 : 1;
+    const int64_t vectors = count > kLanes ? 2 : 1;
     for (int64_t o = 0; o < s.hidden1; ++o) {
-        float* row = rows + 2 * o * LANES;
-        for (int64_t v = 0; v < vectors; ++v) store(row + v * LANES, tanh(load(row + v * LANES)));
+        float* row = rows + 2 * o * kLanes;
+        for (int64_t v = 0; v < vectors; ++v) store(row + v * kLanes, tanh(load(row + v * kLanes)));
     }
-    for (int64_t unit = 0; unit * LANES < s.hidden1; ++unit) {
+    for (int64_t unit = 0; unit * kLanes < s.hidden1; ++unit) {
         for (int64_t v = 0; v < vectors; ++v) {
-            Vec square[LANES];
-            for (int o = 0; o < LANES; ++o) square[o] = load(rows + (2 * (unit * LANES + o) + v) * LANES);
+            Vec square[kLanes];
+            for (int o = 0; o < kLanes; ++o) square[o] = load(rows + (2 * (unit * kLanes + o) + v) * kLanes);
             transpose(square);
-            const int64_t left = count - v * LANES;
-            float* to = out + unit * unit_stride + v * LANES * LANES;
-            for (int l = 0; l < LANES; ++l) {
-                if (l < left) store(to + l * LANES, square[l]);
+            const int64_t left = count - v * kLanes;
+            float* to = out + unit * unit_stride + v * kLanes * kLanes;
+            for (int l = 0; l < kLanes; ++l) {
+                if (l < left) store(to + l * kLanes, square[l]);
             }
         }
     }
 }
 
 // weights, bias: packed for the latency form; columns: of separate_columns; rows: working memory of store_pixels;
-// out: [unit of hidden1][H/2][W/2][LANES]
+// out: [unit of hidden1][H/2][W/2][kLanes]
 inline void conv1_pixels(const AutoencoderShape& s, const float* weights, const float* bias, const float* columns,
                          float* rows, float* out) {
     const int64_t height = s.height / 2, width = s.width / 2;
@@ -135,15 +135,15 @@ inline void conv1_pixels(const AutoencoderShape& s, const float* weights, const 
         const int64_t first_row = 2 * q - 2, first_tap = first_row < 0 ? -first_row : 0;
         const int64_t within = s.height - first_row, end_tap = within < 5 ? within : 5;
         t.rows = end_tap - first_tap;
-        for (int64_t column = 0; column < width; column += 2 * LANES) {
-            const int64_t left = width - column, vectors = left > LANES ? 2 : 1;
-            const int64_t count = left < vectors * LANES ? left : vectors * LANES, most = most_channels((int)vectors);
+        for (int64_t column = 0; column < width; column += 2 * kLanes) {
+            const int64_t left = width - column, vectors = left > kLanes ? 2 : 1;
+            const int64_t count = left < vectors * kLanes ? left : vectors * kLanes, most = most_channels((int)vectors);
             t.first = lane_indices() + (int32_t)column == 0;
-            t.last = lane_indices() + (int32_t)(column + (vectors - 1) * LANES) == (int32_t)(width - 1);
+            t.last = lane_indices() + (int32_t)(column + (vectors - 1) * kLanes) == (int32_t)(width - 1);
             t.even = columns + (first_row + first_tap) * width + column;
             t.odd = t.even + odd_columns(s);
             for (int64_t block = 0; block < blocks.count; ++block) {
-                const int64_t begin = blocks.first(block) * LANES, floats = blocks.size(block) * LANES;
+                const int64_t begin = blocks.first(block) * kLanes, floats = blocks.size(block) * kLanes;
                 const int64_t channels = s.hidden1 - begin < floats ? s.hidden1 - begin : floats;
                 const int64_t groups = (channels + most - 1) / most;
                 t.tap_weights = floats;
@@ -153,7 +153,7 @@ inline void conv1_pixels(const AutoencoderShape& s, const float* weights, const 
                     const int64_t size = channels / groups + (group < channels % groups);
                     t.weights = weights + begin * s.channels * 25 + first_tap * 5 * floats + channel;
                     t.bias = bias + begin + channel;
-                    float* sums = rows + 2 * (begin + channel) * LANES;
+                    float* sums = rows + 2 * (begin + channel) * kLanes;
                     if (vectors == 2) {
                         pixel_sums_of<2>(t, size, sums);
                     } else {
@@ -162,7 +162,7 @@ inline void conv1_pixels(const AutoencoderShape& s, const float* weights, const 
                     channel += size;
                 }
             }
-            store_pixels(s, rows, count, out + (q * width + column) * LANES, height * width * LANES);
+            store_pixels(s, rows, count, out + (q * width + column) * kLanes, height * width * kLanes);
         }
     }
 }

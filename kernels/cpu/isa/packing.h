@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/layout.h"
-#include "cpu/forms.h"
-#include "cpu/spectral_layout.h"
+#include "cpu/isa/forms.h"
+#include "cpu/isa/spectral_layout.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -14,13 +14,13 @@ template <class Form>
 struct PackedLayout {
     // [block][in channel][ky][kx][units of the block][Form::unit], and the biases [units][Form::unit].
     int64_t conv1, conv1_bias, conv2, conv2_bias;
-    int conv2_size, deconv1_size;  // of the transforms, or 0: direct sums (cpu/spectral_layout.h)
+    int conv2_size, deconv1_size;  // of the transforms, or 0: direct sums (cpu/isa/spectral_layout.h)
     int64_t conv2_spectrum, deconv1_spectrum;
     int64_t deconv1[4];             // by output phase 2 (y mod 2) + (x mod 2): the taps of that parity alone
     int64_t deconv1_bias;           // with a transform once per phase
     int64_t deconv2, deconv2_bias;  // [channel][hidden1], [channel]
     int64_t conv3;                  // [out channel][in channel][5][5]
-    int64_t conv3_start;            // [row class][column class][out channel], cpu/tail.h
+    int64_t conv3_start;            // [row class][column class][out channel], cpu/isa/tail.h
     int64_t floats;
 
     explicit PackedLayout(const AutoencoderShape& s) : floats(0) {
@@ -28,12 +28,12 @@ struct PackedLayout {
         const int64_t width2 = Blocks<Form>(s.hidden2).units * Form::unit;
         conv1 = take(s.channels * 25 * width1);
         conv1_bias = take(width1);
-        conv2_size = conv2_plan(s).size;
-        conv2_spectrum = take(spectral_floats<Form>(conv2_plan(s)));
+        conv2_size = conv2_transform(s).size;
+        conv2_spectrum = take(spectral_floats<Form>(conv2_transform(s)));
         conv2 = take(conv2_size ? 0 : s.hidden1 * 25 * width2);
         conv2_bias = take(width2);
-        deconv1_size = deconv1_plan(s).size;
-        deconv1_spectrum = take(spectral_floats<Form>(deconv1_plan(s)));
+        deconv1_size = deconv1_transform(s).size;
+        deconv1_spectrum = take(spectral_floats<Form>(deconv1_transform(s)));
         for (int phase = 0; phase < 4; ++phase) {
             deconv1[phase] = take(deconv1_size ? 0 : s.hidden2 * (5 - phase / 2) * (5 - phase % 2) * width1);
         }
@@ -115,7 +115,7 @@ void pack_model(const AutoencoderShape& s, const AutoencoderWeights& w, float* p
         },
         packed + at.conv1);
     pack_spectrum<Form>(
-        conv2_plan(s), [&](int64_t i, int64_t o, Taps taps) { conv2_taps(s, w.conv2_weight, i, o, taps); },
+        conv2_transform(s), [&](int64_t i, int64_t o, Taps taps) { conv2_taps(s, w.conv2_weight, i, o, taps); },
         packed + at.conv2_spectrum);
     if (at.conv2_size == 0) {
         pack_taps<Form>(
@@ -126,7 +126,7 @@ void pack_model(const AutoencoderShape& s, const AutoencoderWeights& w, float* p
             packed + at.conv2);
     }
     pack_spectrum<Form>(
-        deconv1_plan(s), [&](int64_t i, int64_t o, Taps taps) { deconv1_taps(s, w.deconv1_weight, i, o, taps); },
+        deconv1_transform(s), [&](int64_t i, int64_t o, Taps taps) { deconv1_taps(s, w.deconv1_weight, i, o, taps); },
         packed + at.deconv1_spectrum);
     for (int64_t phase = 0; phase < 4 && at.deconv1_size == 0; ++phase) {
         const int64_t odd_row = phase / 2, odd_column = phase % 2;
@@ -161,8 +161,8 @@ struct TransposeLayout {
     explicit TransposeLayout(const AutoencoderShape& s) : floats(0) {
         conv3 = take(s.channels * s.channels * 25);
         deconv2 = take(s.hidden1 * s.channels);
-        deconv1_spectrum = take(spectral_floats<Form>(deconv1_transpose_plan(s)));
-        conv2_spectrum = take(spectral_floats<Form>(conv2_transpose_plan(s)));
+        deconv1_spectrum = take(spectral_floats<Form>(deconv1_transpose_transform(s)));
+        conv2_spectrum = take(spectral_floats<Form>(conv2_transpose_transform(s)));
         conv1 = take(s.channels * s.hidden1 * 25);
     }
 
@@ -187,7 +187,7 @@ void pack_transposes(const AutoencoderShape& s, const AutoencoderWeights& w, flo
     }
     for (int64_t n = 0; n < s.hidden1 * s.channels; ++n) packed[at.deconv2 + n] = w.deconv2_weight[n];
     pack_spectrum<Form>(
-        deconv1_transpose_plan(s),
+        deconv1_transpose_transform(s),
         [&](int64_t i, int64_t o, Taps half_turn) {
             Taps taps = {};
             deconv1_taps(s, w.deconv1_weight, o, i, taps);
@@ -195,7 +195,7 @@ void pack_transposes(const AutoencoderShape& s, const AutoencoderWeights& w, flo
         },
         packed + at.deconv1_spectrum);
     pack_spectrum<Form>(
-        conv2_transpose_plan(s),
+        conv2_transpose_transform(s),
         [&](int64_t i, int64_t o, Taps half_turn) {
             Taps taps = {};
             conv2_taps(s, w.conv2_weight, o, i, taps);

@@ -1,5 +1,5 @@
-// See packed.h.
-#include "cpu/packed.h"
+// See model_cache.h.
+#include "cpu/host/model_cache.h"
 
 #include <pthread.h>
 
@@ -34,7 +34,7 @@ std::array<Array, 10> arrays(const AutoencoderShape& s, const AutoencoderWeights
 }
 
 // The same arrays inside one contiguous copy.
-AutoencoderWeights inside(const AutoencoderShape& s, const float* raw) {
+AutoencoderWeights weights_in(const AutoencoderShape& s, const float* raw) {
     const float* at[10];
     size_t n = 0;
     for (const Array& array : arrays(s, AutoencoderWeights{})) {
@@ -146,12 +146,12 @@ PackedModel::Arrays PackedModel::form(FormIndex index, bool transposes) {
     const std::lock_guard<std::mutex> lock(packing_);
     if (!packed.layers) {
         Buffer fresh = allocate(kernels.packed_floats(shape_));
-        kernels.pack(shape_, inside(shape_, raw_.data()), fresh.get());
+        kernels.pack(shape_, weights_in(shape_, raw_.data()), fresh.get());
         packed.layers = std::move(fresh);
     }
     if (transposes && !packed.transposes) {
         Buffer fresh = allocate(kernels.transpose_floats(shape_));
-        kernels.pack_transposes(shape_, inside(shape_, raw_.data()), fresh.get());
+        kernels.pack_transposes(shape_, weights_in(shape_, raw_.data()), fresh.get());
         packed.transposes = std::move(fresh);
     }
     return Arrays{packed.layers.get(), transposes ? packed.transposes.get() : nullptr};

@@ -1,20 +1,20 @@
-// Which transform size serves which image, how its bins are numbered, and the packed weights of cpu/spectral.h.
+// Which transform size serves which image, how its bins are numbered, and the packed weights of cpu/isa/spectral.h.
 #pragma once
 
 #include "common/layout.h"
-#include "cpu/forms.h"
+#include "cpu/isa/forms.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-constexpr double PI = 3.14159265358979323846;
+constexpr double kPi = 3.14159265358979323846;
 
 // cos(2 pi m / n) by its series: |x| <= pi, where 20 terms leave nothing of a double.
 constexpr double cosine_of_turn(int m, int n) {
     m = ((m % n) + n) % n;
     if (2 * m > n) m = n - m;
     if (4 * m == n) return 0.0;
-    const double x = 2.0 * PI * m / n;
+    const double x = 2.0 * kPi * m / n;
     double term = 1.0, sum = 1.0;
     for (int k = 1; k < 20; ++k) {
         term *= -x * x / ((2 * k - 1) * (2 * k));
@@ -65,21 +65,28 @@ inline int64_t direct_pairs_deconv1(int64_t n) {
 }
 
 // A layer on the quarter-size grid.
-struct SpectralPlan {
+struct LayerTransform {
     int size;                 // of its transform, 0 where direct sums take less arithmetic
     int64_t inputs, outputs;  // convolutions' channels, phases counted apart
 };
 
-inline int transform_size(int64_t rows, int64_t columns, int margin) {
+inline int transform_size(int64_t rows, int64_t columns, int reach) {
     const int64_t longest = rows > columns ? rows : columns;
-    return longest <= 7 ? 7 + margin : longest == 8 ? 8 + margin : 12;
+    return longest <= 7 ? 7 + reach : longest == 8 ? 8 + reach : 12;
 }
 
-inline int spectral_size(int64_t rows, int64_t columns, int margin, int64_t inputs, int64_t outputs, int64_t direct) {
-    const int64_t longest = rows > columns ? rows : columns;
-    const int64_t n = transform_size(rows, columns, margin);
-    const bool whole = longest <= n - margin;
-    const int64_t step = whole ? n - margin : n - 2 * margin;
+// How transforms of size n cover a grid (cpu/isa/spectral.h): `step` outputs along each axis are one tile, and its
+// window starts `before` pixels above and left of them. A grid that one transform holds needs none.
+struct Tiling {
+    int64_t step, before;
+    constexpr Tiling(int64_t rows, int64_t columns, int64_t n, int64_t reach)
+        : step(rows <= n - reach && columns <= n - reach ? n - reach : n - 2 * reach),
+          before(step == n - reach ? 0 : reach) {}
+};
+
+inline int spectral_size(int64_t rows, int64_t columns, int reach, int64_t inputs, int64_t outputs, int64_t direct) {
+    const int64_t n = transform_size(rows, columns, reach);
+    const int64_t step = Tiling(rows, columns, n, reach).step;
     const int64_t tiles = (rows + step - 1) / step * ((columns + step - 1) / step);
     // A complex product is four multiply-adds for two numbers; a line of a transform takes about n * n / 2.
     const int64_t products = inputs * outputs * 2 * n * n;
@@ -87,26 +94,41 @@ inline int spectral_size(int64_t rows, int64_t columns, int margin, int64_t inpu
     return tiles * (products + transforms) < direct ? (int)n : 0;
 }
 
-inline SpectralPlan conv2_plan(const AutoencoderShape& s) {
+inline LayerTransform conv2_transform(const AutoencoderShape& s) {
     const int64_t rows = s.height / 4, columns = s.width / 4;
     const int64_t direct = direct_pairs_conv2(rows) * direct_pairs_conv2(columns) * s.hidden1 * s.hidden2;
-    return SpectralPlan{spectral_size(rows, columns, 1, 4 * s.hidden1, s.hidden2, direct), 4 * s.hidden1, s.hidden2};
+    return LayerTransform{spectral_size(rows, columns, 1, 4 * s.hidden1, s.hidden2, direct), 4 * s.hidden1, s.hidden2};
 }
 
-inline SpectralPlan deconv1_plan(const AutoencoderShape& s) {
+inline LayerTransform deconv1_transform(const AutoencoderShape& s) {
     const int64_t rows = s.height / 4, columns = s.width / 4;
     const int64_t direct = direct_pairs_deconv1(rows) * direct_pairs_deconv1(columns) * s.hidden1 * s.hidden2;
-    return SpectralPlan{spectral_size(rows, columns, 2, s.hidden2, 4 * s.hidden1, direct), s.hidden2, 4 * s.hidden1};
+    return LayerTransform{spectral_size(rows, columns, 2, s.hidden2, 4 * s.hidden1, direct), s.hidden2, 4 * s.hidden1};
 }
+
+// What the planar forms' deconv1 and conv2's transpose write: a plane for each image, phase and channel,
+// [images][4 hidden1][height][row] floats of the quarter-size grid. Both store whole vectors from the first column of
+// each tile on, up to kLanes - 1 floats beyond the last column. In a row that is one tile and one vector, that vector
+// is all of it. Any other row needs a margin behind it: the row below may be there already, from the tile on the left.
+// deconv1's tiles decide for both, since those of the transpose are never narrower.
+struct PhasePlanes {
+    int64_t row, plane;
+    PhasePlanes(int64_t height, int64_t width) {
+        const int64_t tile = Tiling(height, width, transform_size(height, width, 2), 2).step;
+        row = width <= tile && width <= kLanes ? kLanes : width + kLanes;
+        plane = height * row;
+    }
+    int64_t image(int64_t hidden1) const { return 4 * hidden1 * plane; }
+};
 
 // The layers' transposes are always products of transforms: direct sums would be a second set of tiles, for models so
 // small that it would save little.
-inline SpectralPlan conv2_transpose_plan(const AutoencoderShape& s) {
-    return SpectralPlan{transform_size(s.height / 4, s.width / 4, 1), s.hidden2, 4 * s.hidden1};
+inline LayerTransform conv2_transpose_transform(const AutoencoderShape& s) {
+    return LayerTransform{transform_size(s.height / 4, s.width / 4, 1), s.hidden2, 4 * s.hidden1};
 }
 
-inline SpectralPlan deconv1_transpose_plan(const AutoencoderShape& s) {
-    return SpectralPlan{transform_size(s.height / 4, s.width / 4, 2), 4 * s.hidden1, s.hidden2};
+inline LayerTransform deconv1_transpose_transform(const AutoencoderShape& s) {
+    return LayerTransform{transform_size(s.height / 4, s.width / 4, 2), 4 * s.hidden1, s.hidden2};
 }
 
 // Taps of one pair (input, output) of the stride-1 convolution, phases counted as channels: taps[2 + y][2 + x]
@@ -187,22 +209,22 @@ void taps_spectrum(const double taps[5][5], float numbers[N * N]) {
 }
 
 template <class Form>
-inline int64_t spectral_floats(const SpectralPlan& plan) {
-    return plan.size * plan.size * plan.inputs * Blocks<Form>(plan.outputs).units * Form::unit;
+inline int64_t spectral_floats(const LayerTransform& transform) {
+    return transform.size * transform.size * transform.inputs * Blocks<Form>(transform.outputs).units * Form::unit;
 }
 
 // packed: per bin [block][input][unit of the block][re, im or re alone][Form::unit]. taps_of(input, output, taps) fills
 // in the taps of one pair.
 template <class Form, int N, class TapsOf>
-void pack_bins(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
-    const Blocks<Form> blocks(plan.outputs);
-    const int64_t plane_floats = plan.inputs * blocks.units * Form::unit;
+void pack_bins(const LayerTransform& transform, TapsOf taps_of, float* packed) {
+    const Blocks<Form> blocks(transform.outputs);
+    const int64_t plane_floats = transform.inputs * blocks.units * Form::unit;
     for (int64_t n = 0; n < N * N * plane_floats; ++n) packed[n] = 0.0f;  // also the lanes beyond the last output
     float numbers[N * N];
     for (int64_t block = 0; block < blocks.count; ++block) {
         const int64_t first = blocks.first(block), units = blocks.size(block);
-        for (int64_t i = 0; i < plan.inputs; ++i) {
-            for (int64_t o = first * Form::unit; o < (first + units) * Form::unit && o < plan.outputs; ++o) {
+        for (int64_t i = 0; i < transform.inputs; ++i) {
+            for (int64_t o = first * Form::unit; o < (first + units) * Form::unit && o < transform.outputs; ++o) {
                 double taps[5][5] = {};
                 taps_of(i, o, taps);
                 taps_spectrum<N>(taps, numbers);
@@ -210,7 +232,7 @@ void pack_bins(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
                 for (int plane = 0; plane < N * N;) {
                     const int width = plane >= Bins<N>::real ? 2 : 1;
                     float* to = packed + plane * plane_floats +
-                                width * Form::unit * (plan.inputs * first + i * units + unit) + lane;
+                                width * Form::unit * (transform.inputs * first + i * units + unit) + lane;
                     for (int part = 0; part < width; ++part) to[part * Form::unit] = numbers[plane + part];
                     plane += width;
                 }
@@ -220,13 +242,13 @@ void pack_bins(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
 }
 
 template <class Form, class TapsOf>
-void pack_spectrum(const SpectralPlan& plan, TapsOf taps_of, float* packed) {
-    switch (plan.size) {
+void pack_spectrum(const LayerTransform& transform, TapsOf taps_of, float* packed) {
+    switch (transform.size) {
         case 0: return;
-        case 8: return pack_bins<Form, 8>(plan, taps_of, packed);
-        case 9: return pack_bins<Form, 9>(plan, taps_of, packed);
-        case 10: return pack_bins<Form, 10>(plan, taps_of, packed);
-        default: return pack_bins<Form, 12>(plan, taps_of, packed);
+        case 8: return pack_bins<Form, 8>(transform, taps_of, packed);
+        case 9: return pack_bins<Form, 9>(transform, taps_of, packed);
+        case 10: return pack_bins<Form, 10>(transform, taps_of, packed);
+        default: return pack_bins<Form, 12>(transform, taps_of, packed);
     }
 }
 

@@ -3,8 +3,8 @@
 // that is run again is the same step.
 #pragma once
 
-#include "cpu/images.h"
-#include "cpu/transposes.h"
+#include "cpu/isa/images.h"
+#include "cpu/isa/transposes.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -12,7 +12,7 @@ namespace {
 // Working memory of a gradient: the forward pass's, the transposes', then checkpoints and records.
 template <class Form>
 struct GradientScratch {
-    Scratch<Form> forward;
+    ForwardScratch<Form> forward;
     TransposeScratch<Form> transposes;
     Record<Form> record;
     int64_t state_floats, checkpoints, records;  // where the last two begin
@@ -69,7 +69,7 @@ public:
 
     void record_reconstruction(float* record) const {
         clear_margins(record);
-        images_.template reconstruct<true>(part_.forward, activations(record), kept_end(record));
+        images_.template apply_autoencoder<true>(part_.forward, activations(record), kept_end(record));
         if constexpr (Form::planar) keep_planes(record);
     }
 
@@ -92,17 +92,17 @@ private:
     }
 
     KeptEnd kept_end(float* record) const {
-        return KeptEnd{record + part_.record.reconstruction, record + part_.record.inside};
+        return KeptEnd{record + part_.record.reconstruction, record + part_.record.within_bounds};
     }
 
     // The planar forms read beside the even pixels, as Images says.
     void clear_margins(float* record) const {
         float* even = record + part_.record.even;
-        float* end = record + part_.record.reconstruction - Places::margin;
-        for (int64_t n = 0; n < Places::margin; ++n) even[n - Places::margin] = end[n] = 0.0f;
+        float* end = record + part_.record.reconstruction - Places::kMargin;
+        for (int64_t n = 0; n < Places::kMargin; ++n) even[n - Places::kMargin] = end[n] = 0.0f;
     }
 
-    // conv1's output, [unit of hidden1][H/2][W/2][LANES], as the PhasePlanes that the transposes read.
+    // conv1's output, [unit of hidden1][H/2][W/2][kLanes], as the PhasePlanes that the transposes read.
     void keep_planes(float* record) const {
         const int64_t height = s_.height / 4, width = s_.width / 4;
         const PhasePlanes planes(height, width);
@@ -113,11 +113,11 @@ private:
                 for (int64_t parity = 0; parity < 2; ++parity) {
                     const int64_t channel = (row % 2 * 2 + parity) * s_.hidden1 + unit * Form::unit;
                     float* to = record + part_.record.half + channel * planes.plane + row / 2 * planes.row;
-                    const float* from = half + ((unit * 2 * height + row) * 2 * width + parity) * LANES;
-                    for (int64_t p = 0; p < width; p += LANES) {
-                        Vec square[LANES];
-                        for (int64_t l = 0; l < LANES; ++l) {
-                            square[l] = p + l < width ? load(from + 2 * (p + l) * LANES) : Vec{};
+                    const float* from = half + ((unit * 2 * height + row) * 2 * width + parity) * kLanes;
+                    for (int64_t p = 0; p < width; p += kLanes) {
+                        Vec square[kLanes];
+                        for (int64_t l = 0; l < kLanes; ++l) {
+                            square[l] = p + l < width ? load(from + 2 * (p + l) * kLanes) : Vec{};
                         }
                         transpose(square);
                         for (int image = 0; image < Form::images; ++image) {

@@ -3,13 +3,13 @@
 #pragma once
 
 #include "common/philox.h"
-#include "cpu/vec.h"
+#include "cpu/isa/vec.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-constexpr float LN2_HIGH = 0.693359375f;       // 355/512: times an integer below 2^15 it is exact, with or without FMA
-constexpr float LN2_LOW = -2.12194440055e-4f;  // ln 2 - LN2_HIGH
+constexpr float kLn2High = 0.693359375f;       // 355/512: times an integer below 2^15 it is exact, with or without FMA
+constexpr float kLn2Low = -2.12194440055e-4f;  // ln 2 - kLn2High
 
 // tanh, odd to the bit, at most 6 ulp off with fused multiply-adds and 8 without, within [-1, 1]; NaN stays NaN.
 // x p(x^2) / q(x^2): the two polynomials run side by side, which an exponential's long chain could not.
@@ -47,8 +47,8 @@ FASTMALADE_INLINE Vec log_positive(Vec u) {
     const Vec p67 = fma(broadcast(0.127615988f), f, broadcast(-0.13160187f));
     const Vec p47 = fma(fma(broadcast(-0.0763451084f), f2, p67), f2, p45);
     const Vec p = fma(p47, f4, fma(p23, f2, p01));
-    const Vec tail = fma(f2, p, k * LN2_LOW);
-    return fma(k, broadcast(LN2_HIGH), f + tail);
+    const Vec tail = fma(f2, p, k * kLn2Low);
+    return fma(k, broadcast(kLn2High), f + tail);
 }
 
 // Box and Muller's radius sqrt(-2 ln u) from one word.
@@ -101,7 +101,7 @@ struct PhiloxKeys {
     }
 };
 
-// Philox4x32-10 on COUNT times LANES counters, all under one key (common/philox.h has the scalar form and the
+// Philox4x32-10 on COUNT times kLanes counters, all under one key (common/philox.h has the scalar form and the
 // contract). Even and odd words are kept apart in the low halves of 64-bit elements over all rounds: the multiplication
 // reads low halves alone, so whatever gathers in the high halves is left there. A round waits for the one before it:
 // with two vectors of counters the processor has other work meanwhile.

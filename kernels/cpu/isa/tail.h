@@ -3,34 +3,34 @@
 //
 // The 1x1 transposed convolution of stride 2 is computed on the even pixels only ([channel][H/2][W/2]); every other
 // pixel of its output is the constant tanh(bias). The last convolution starts each sum from the precomputed share of
-// those constants (cpu/forms.h) and adds the even pixels in the order input channel, ky, kx.
+// those constants (cpu/isa/forms.h) and adds the even pixels in the order input channel, ky, kx.
 #pragma once
 
-#include "cpu/elementary.h"
-#include "cpu/noise.h"
-#include "cpu/packed_model.h"
+#include "cpu/isa/elementary.h"
+#include "cpu/isa/noise.h"
+#include "cpu/isa/packing.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
 // What becomes of r(x): stored as it is, or one Langevin step.
 struct Update {
-    bool residual_only;  // x <- r(x)
+    bool reconstruct_only;  // x <- r(x)
     float step_size, noise_scale, low, high;
 };
 
 FASTMALADE_INLINE Vec updated(Vec x, Vec r, const Update& u) {
-    return u.residual_only ? r : fma(broadcast(u.step_size), r - x, x);
+    return u.reconstruct_only ? r : fma(broadcast(u.step_size), r - x, x);
 }
 
 // What the gradient of a step needs of its end, in the layout of the state; null where nothing is kept.
 struct KeptEnd {
     float* reconstruction;  // r(x)
-    float* inside;          // all bits of an element set where the clamp let it through, none where it did not
+    float* within_bounds;   // all bits of an element set where the clamp let it through, none where it did not
 };
 
 // The bounds belong to the inside, NaN to neither side: torch.clamp's own rule.
-FASTMALADE_INLINE Vec inside(Vec v, const Update& u) {
+FASTMALADE_INLINE Vec within_bounds(Vec v, const Update& u) {
     return from_bits((v >= broadcast(u.low)) & (v <= broadcast(u.high)));
 }
 
@@ -38,7 +38,7 @@ FASTMALADE_INLINE int border_class(int64_t position, int64_t size) {
     return (int)(position < 2 ? position : position >= size - 2 ? position - size + 6 : 2 + position % 2);
 }
 
-// in: [hidden1][H/2 * W/2][LANES], out: [C][H/2 * W/2][LANES]
+// in: [hidden1][H/2 * W/2][kLanes], out: [C][H/2 * W/2][kLanes]
 FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
                                    const float* in, float* out) {
     const int64_t positions = s.height / 2 * (s.width / 2);  // a multiple of 4
@@ -47,12 +47,12 @@ FASTMALADE_INLINE void even_pixels(const AutoencoderShape& s, const float* packe
         const Vec bias = broadcast(packed[at.deconv2_bias + c]);
         for (int64_t n = 0; n < positions; n += 4) {
             Vec sum[4] = {bias, bias, bias, bias};
-            const float* pixel = in + n * LANES;
-            for (int64_t i = 0; i < s.hidden1; ++i, pixel += positions * LANES) {
+            const float* pixel = in + n * kLanes;
+            for (int64_t i = 0; i < s.hidden1; ++i, pixel += positions * kLanes) {
                 const Vec weight = broadcast(weights[i]);
-                for (int p = 0; p < 4; ++p) sum[p] = fma(weight, load(pixel + p * LANES), sum[p]);
+                for (int p = 0; p < 4; ++p) sum[p] = fma(weight, load(pixel + p * kLanes), sum[p]);
             }
-            for (int p = 0; p < 4; ++p) store(out + (c * positions + n + p) * LANES, tanh(sum[p]));
+            for (int p = 0; p < 4; ++p) store(out + (c * positions + n + p) * kLanes, tanh(sum[p]));
         }
     }
 }
@@ -66,8 +66,8 @@ FASTMALADE_INLINE void add_even_pixels(Vec sum[OUT][4], const float* in, int64_t
     for (int64_t i = 0; i < channels; ++i) {
         const float* row = in + i * channel_stride;
         for (int64_t ky = first_tap; ky <= last_tap; ky += 2, row += row_stride) {
-            const Vec before = LEFT_BORDER ? Vec{} : load(row - LANES), here = load(row), next = load(row + LANES);
-            const Vec after = RIGHT_BORDER ? Vec{} : load(row + 2 * LANES);
+            const Vec before = LEFT_BORDER ? Vec{} : load(row - kLanes), here = load(row), next = load(row + kLanes);
+            const Vec after = RIGHT_BORDER ? Vec{} : load(row + 2 * kLanes);
 #pragma GCC unroll 3
             for (int o = 0; o < OUT; ++o) {
                 const float* w = weights + ((o * channels + i) * 5 + ky) * 5;
@@ -101,17 +101,17 @@ struct RowTaps {
     }
 };
 
-// r(x) of one row, OUT channels from `first` on. out: [OUT][W][LANES]
+// r(x) of one row, OUT channels from `first` on. out: [OUT][W][kLanes]
 template <int OUT>
 FASTMALADE_INLINE void last_row(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
                                 const float* even, int64_t first, int64_t y, float* out) {
-    const int64_t row_stride = s.width / 2 * LANES, channel_stride = s.height / 2 * row_stride;
-    const int64_t quads = s.width / 4;
+    const int64_t row_stride = s.width / 2 * kLanes, channel_stride = s.height / 2 * row_stride;
+    const int64_t tiles = s.width / 4;
     const RowTaps taps(y, s.height);
     const float* weights = packed + at.conv3 + first * s.channels * 25;
     const float* starts = packed + at.conv3_start + border_class(y, s.height) * 6 * s.channels + first;
     const float* in = even + taps.row * row_stride;
-    for (int64_t k = 0; k < quads; ++k, in += 2 * LANES) {
+    for (int64_t k = 0; k < tiles; ++k, in += 2 * kLanes) {
         Vec sum[OUT][4];
 #pragma GCC unroll 3
         for (int o = 0; o < OUT; ++o) {
@@ -120,30 +120,30 @@ FASTMALADE_INLINE void last_row(const AutoencoderShape& s, const float* packed, 
             }
         }
         const int64_t c = s.channels, tap = taps.first, last = taps.last;
-        if (quads == 1) {
+        if (tiles == 1) {
             add_even_pixels<OUT, true, true>(sum, in, c, channel_stride, row_stride, weights, tap, last);
         } else if (k == 0) {
             add_even_pixels<OUT, true, false>(sum, in, c, channel_stride, row_stride, weights, tap, last);
-        } else if (k == quads - 1) {
+        } else if (k == tiles - 1) {
             add_even_pixels<OUT, false, true>(sum, in, c, channel_stride, row_stride, weights, tap, last);
         } else {
             add_even_pixels<OUT, false, false>(sum, in, c, channel_stride, row_stride, weights, tap, last);
         }
 #pragma GCC unroll 3
         for (int o = 0; o < OUT; ++o) {
-            for (int p = 0; p < 4; ++p) store(out + (o * s.width + 4 * k + p) * LANES, tanh(sum[o][p]));
+            for (int p = 0; p < 4; ++p) store(out + (o * s.width + 4 * k + p) * kLanes, tanh(sum[o][p]));
         }
     }
 }
 
-// even: [C][H/2][W/2][LANES]; state: [C][H][W][LANES], updated in place; rows: [4][W][LANES] of working memory. Three
-// passes over a row instead of one: the noise alone is a longer chain of operations than a processor looks ahead.
+// even: [C][H/2][W/2][kLanes]; state: [C][H][W][kLanes], updated in place; rows: [4][W][kLanes] of working memory.
+// Three passes over a row instead of one: the noise alone is a longer chain of operations than a processor looks ahead.
 template <bool KEEP>
 void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at, const float* even,
                  float* state, const Update& given, const GroupNoise& noise, float* rows, const KeptEnd& kept) {
     const Update update = given;  // its fields in registers: the stores below might reach the caller's
-    const bool noisy = !update.residual_only && update.noise_scale != 0.0f;
-    float* noise_row = rows + 3 * s.width * LANES;
+    const bool noisy = !update.reconstruct_only && update.noise_scale != 0.0f;
+    float* noise_row = rows + 3 * s.width * kLanes;
     for (int64_t y = 0; y < s.height; ++y) {
         for (int64_t first = 0; first < s.channels; first += 3) {
             const int64_t left = s.channels - first, count = left < 3 ? left : 3;
@@ -154,29 +154,29 @@ void finish_step(const AutoencoderShape& s, const float* packed, const PackedLay
             }
             for (int64_t c = 0; c < count; ++c) {
                 const int64_t element = ((first + c) * s.height + y) * s.width;
-                const float* r = rows + c * s.width * LANES;
-                float* x = state + element * LANES;
+                const float* r = rows + c * s.width * kLanes;
+                float* x = state + element * kLanes;
                 if (KEEP) {
-                    float* to = kept.reconstruction + element * LANES;
-                    for (int64_t n = 0; n < s.width; ++n) store(to + n * LANES, load(r + n * LANES));
+                    float* to = kept.reconstruction + element * kLanes;
+                    for (int64_t n = 0; n < s.width; ++n) store(to + n * kLanes, load(r + n * kLanes));
                 }
-                if (update.residual_only) {
-                    for (int64_t n = 0; n < s.width; ++n) store(x + n * LANES, load(r + n * LANES));
+                if (update.reconstruct_only) {
+                    for (int64_t n = 0; n < s.width; ++n) store(x + n * kLanes, load(r + n * kLanes));
                     continue;
                 }
                 if (noisy) noise.draw(element, s.width, noise_row);
                 for (int64_t n = 0; n < s.width; ++n) {
-                    Vec v = updated(load(x + n * LANES), load(r + n * LANES), update);
-                    if (noisy) v = fma(broadcast(update.noise_scale), load(noise_row + n * LANES), v);
-                    if (KEEP) store(kept.inside + (element + n) * LANES, inside(v, update));
-                    store(x + n * LANES, clamped(v, update.low, update.high));
+                    Vec v = updated(load(x + n * kLanes), load(r + n * kLanes), update);
+                    if (noisy) v = fma(broadcast(update.noise_scale), load(noise_row + n * kLanes), v);
+                    if (KEEP) store(kept.within_bounds + (element + n) * kLanes, within_bounds(v, update));
+                    store(x + n * kLanes, clamped(v, update.low, update.high));
                 }
             }
         }
     }
 }
 
-// in: [images] PhasePlanes, out: [images][C][H/2][W/2]; a vector is LANES neighbouring positions of one phase.
+// in: [images] PhasePlanes, out: [images][C][H/2][W/2]; a vector is kLanes neighbouring positions of one phase.
 template <int IMAGES>
 void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at, const float* in,
                  float* out) {
@@ -190,7 +190,7 @@ void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLay
         // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin: of two rows
         // the upper one is stored first, and rows are done from right to left.
         float* rows = out + n * height * 4 * width;
-        for (int64_t column = (width - 1) / LANES * LANES; column >= 0; column -= LANES) {
+        for (int64_t column = (width - 1) / kLanes * kLanes; column >= 0; column -= kLanes) {
             for (int64_t row = 0; row < height; ++row) {
                 const float* from = image + row * planes.row + column;
                 Vec sum[4] = {bias, bias, bias, bias};  // by phase
@@ -213,7 +213,7 @@ void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLay
     }
 }
 
-// Sums of the last convolution before tanh: even [C][H/2][W/2] -> sums [C][H][W]. A vector is LANES positions of equal
+// Sums of the last convolution before tanh: even [C][H/2][W/2] -> sums [C][H][W]. A vector is kLanes positions of equal
 // column parity. Two output rows are done together, since both read the rows of even pixels around them. What is read
 // beside a row, or in a margin, is computed with and then not selected.
 template <int IMAGES>
@@ -224,7 +224,7 @@ void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayou
         const float* weights = packed + at.conv3 + c * s.channels * 25;
         const float* starts = packed + at.conv3_start + c;
         // From right to left, as in even_pixels.
-        for (int64_t q = (columns - 1) / LANES * LANES; q >= 0; q -= LANES) {
+        for (int64_t q = (columns - 1) / kLanes * kLanes; q >= 0; q -= kLanes) {
             const VecInt column = lane_indices() + (int32_t)q;
             const VecInt first = column == 0, last = column == (int32_t)(columns - 1);
             Vec start[6][2];  // [border_class of the row][parity of the column]
@@ -283,15 +283,15 @@ void finish_step(const AutoencoderShape& s, const float* sums, float* state, con
                  const KeptEnd& kept) {
     const Update update = given;
     const int64_t pixels = s.pixels();
-    for (int64_t n = 0; n < pixels; n += LANES) {
+    for (int64_t n = 0; n < pixels; n += kLanes) {
         const Vec r = tanh(load(sums + n));
         Vec v = updated(load(state + n), r, update);
         if (noise) v = fma(broadcast(update.noise_scale), load(noise + n), v);
         if (KEEP) {
             store(kept.reconstruction + n, r);
-            if (!update.residual_only) store(kept.inside + n, inside(v, update));
+            if (!update.reconstruct_only) store(kept.within_bounds + n, within_bounds(v, update));
         }
-        if (!update.residual_only) v = clamped(v, update.low, update.high);
+        if (!update.reconstruct_only) v = clamped(v, update.low, update.high);
         store(state + n, v);
     }
 }

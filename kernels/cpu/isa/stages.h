@@ -1,12 +1,12 @@
 // The autoencoder's stages in every form and the working memory they share.
 #pragma once
 
-#include "cpu/conv1_pixels.h"
-#include "cpu/convolution.h"
+#include "cpu/isa/conv1_pixels.h"
+#include "cpu/isa/convolution.h"
 #include "cpu/kernels.h"
-#include "cpu/packed_model.h"
-#include "cpu/spectral.h"
-#include "cpu/tail.h"
+#include "cpu/isa/packing.h"
+#include "cpu/isa/spectral.h"
+#include "cpu/isa/tail.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -20,12 +20,12 @@ inline int64_t vectors_of(int64_t channels) {
 // Places in a block of working memory, in floats from its start. Each begins on a cache line and has margins on both
 // sides, which let a vector begin one float before a row and end a vector's length after it.
 struct Places {
-    static constexpr int64_t margin = 16;
-    int64_t floats = margin;  // of the block
+    static constexpr int64_t kMargin = 16;
+    int64_t floats = kMargin;  // of the block
 
     int64_t take(int64_t n) {
         const int64_t at = floats;
-        floats = (at + n + 15) / 16 * 16 + margin;
+        floats = (at + n + 15) / 16 * 16 + kMargin;
         return at;
     }
     static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -34,37 +34,37 @@ struct Places {
 // Where one step's activations go. `half` and `upsampled` may be the same place: conv2 has read conv1's output by the
 // time deconv1 writes its own.
 struct Activations {
-    float* half;       // conv1's: [vector of hidden1][H/2][W/2][LANES]
-    float* quarter;    // conv2's: [vector of hidden2][H/4][W/4][LANES]
-    float* upsampled;  // deconv1's: [hidden1][H/2][W/2][LANES], or PhasePlanes
-    float* even;       // deconv2's even pixels: [C][H/2][W/2][LANES], or [images][C][H/2][W/2]
+    float* half;       // conv1's: [vector of hidden1][H/2][W/2][kLanes]
+    float* quarter;    // conv2's: [vector of hidden2][H/4][W/4][kLanes]
+    float* upsampled;  // deconv1's: [hidden1][H/2][W/2][kLanes], or PhasePlanes
+    float* even;       // deconv2's even pixels: [C][H/2][W/2][kLanes], or [images][C][H/2][W/2]
 };
 
 // Working memory of one call, in floats from its start.
 template <class Form>
-struct Scratch : Places {
-    // State and even pixels: [C][H][W][LANES] in the throughput form, [images][C][H][W] in the planar ones. Conv1 and
+struct ForwardScratch : Places {
+    // State and even pixels: [C][H][W][kLanes] in the throughput form, [images][C][H][W] in the planar ones. Conv1 and
     // conv2 write vectors in all.
     static constexpr int64_t images = Form::images;  // floats of a pixel, in either order
     static constexpr bool planar = Form::planar;
     int64_t state, spread, rows, half, quarter, even, sums, noise, spectrum, products;
 
-    explicit Scratch(const AutoencoderShape& s) {
+    explicit ForwardScratch(const AutoencoderShape& s) {
         const int64_t plane = s.height * s.width;
         state = take(s.channels * plane * images);
-        spread = take(!planar ? 0 : images > 1 ? s.channels * plane * LANES : odd_columns(s) + s.channels * plane / 2);
-        rows = take(planar && images == 1 ? 2 * vectors_of<Form>(s.hidden1) * LANES * LANES : 0);
+        spread = take(!planar ? 0 : images > 1 ? s.channels * plane * kLanes : odd_columns(s) + s.channels * plane / 2);
+        rows = take(planar && images == 1 ? 2 * vectors_of<Form>(s.hidden1) * kLanes * kLanes : 0);
         const int64_t planes = images * PhasePlanes(s.height / 4, s.width / 4).image(s.hidden1);
-        half = take(larger(vectors_of<Form>(s.hidden1) * LANES * plane / 4, planar ? planes : 0));
-        quarter = take(vectors_of<Form>(s.hidden2) * LANES * plane / 16);
+        half = take(larger(vectors_of<Form>(s.hidden1) * kLanes * plane / 4, planar ? planes : 0));
+        quarter = take(vectors_of<Form>(s.hidden2) * kLanes * plane / 16);
         even = take(s.channels * plane / 4 * images);
-        sums = take(planar ? s.channels * plane : 4 * s.width * LANES);
+        sums = take(planar ? s.channels * plane : 4 * s.width * kLanes);
         noise = take(planar ? s.channels * plane : 0);
-        const int64_t numbers2 = conv2_plan(s).size * conv2_plan(s).size;
-        const int64_t numbers1 = deconv1_plan(s).size * deconv1_plan(s).size;
+        const int64_t numbers2 = conv2_transform(s).size * conv2_transform(s).size;
+        const int64_t numbers1 = deconv1_transform(s).size * deconv1_transform(s).size;
         const int64_t units1 = vectors_of<Form>(s.hidden1), units2 = vectors_of<Form>(s.hidden2);
-        spectrum = take(larger(numbers2 * 4 * units1, numbers1 * units2) * LANES);
-        products = take(larger(numbers2 * units2, numbers1 * vectors_of<Form>(4 * s.hidden1)) * LANES);
+        spectrum = take(larger(numbers2 * 4 * units1, numbers1 * units2) * kLanes);
+        products = take(larger(numbers2 * units2, numbers1 * vectors_of<Form>(4 * s.hidden1)) * kLanes);
     }
 
     Activations activations(float* scratch) const {
@@ -89,9 +89,9 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
                            nullptr,
                            s.hidden1,
                            width,
-                           4 * height * width * LANES,
-                           4 * width * LANES,
-                           2 * LANES,
+                           4 * height * width * kLanes,
+                           4 * width * kLanes,
+                           2 * kLanes,
                            0};
     if (Form::planar) {
         deconv1.out_unit_stride = planes.plane * Form::unit;
@@ -104,7 +104,7 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
             deconv1.weights = packed + at.deconv1[phase];
             deconv1.row_taps = 5 - phase / 2;
             deconv1.out =
-                half + (Form::planar ? phase * s.hidden1 * planes.plane : (phase / 2 * 2 * width + phase % 2) * LANES);
+                half + (Form::planar ? phase * s.hidden1 * planes.plane : (phase / 2 * 2 * width + phase % 2) * kLanes);
             if (phase % 2 == 0) {
                 convolve_row<Form, TransposedEven>(deconv1, q);
             } else {
@@ -116,7 +116,7 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
 
 template <class Form>
 void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
-             const Scratch<Form>& part, float* scratch) {
+             const ForwardScratch<Form>& part, float* scratch) {
     float* quarter = to.quarter;
     if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, to.upsampled);
     const int64_t height = s.height / 4, width = s.width / 4;
@@ -124,9 +124,9 @@ void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<
                                  1,
                                  s.hidden2,
                                  vectors_of<Form>(s.hidden2),
-                                 height * width * LANES,
-                                 width * LANES,
-                                 LANES,
+                                 height * width * kLanes,
+                                 width * kLanes,
+                                 kLanes,
                                  height,
                                  width,
                                  packed + at.deconv1_spectrum,
@@ -143,14 +143,14 @@ void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<
     }
 }
 
-// Every image's pixels into its lanes. state: (images, pixels), spread: (pixels, LANES)
+// Every image's pixels into its lanes. state: (images, pixels), spread: (pixels, kLanes)
 template <class Form>
 void spread_images(int64_t pixels, const float* state, float* spread) {
-    for (int64_t n = 0; n < pixels; n += LANES) {  // pixels: a multiple of 16
-        Vec square[LANES];
-        for (int l = 0; l < LANES; ++l) square[l] = load(state + l / Form::unit * pixels + n);
+    for (int64_t n = 0; n < pixels; n += kLanes) {  // pixels: a multiple of 16
+        Vec square[kLanes];
+        for (int l = 0; l < kLanes; ++l) square[l] = load(state + l / Form::unit * pixels + n);
         transpose(square);
-        for (int l = 0; l < LANES; ++l) store(spread + (n + l) * LANES, square[l]);
+        for (int l = 0; l < kLanes; ++l) store(spread + (n + l) * kLanes, square[l]);
     }
 }
 
@@ -165,7 +165,7 @@ struct ImageForm<Throughput> {
 
 template <class Form>
 void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
-           const Scratch<Form>& part, float* scratch) {
+           const ForwardScratch<Form>& part, float* scratch) {
     const float* images = scratch + part.state;
     if constexpr (Form::planar && Form::images > 1) {
         spread_images<Form>(s.pixels(), images, scratch + part.spread);
@@ -179,9 +179,9 @@ void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
         }
     }
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
-    const Convolution layer = {images, s.channels, s.height,  s.width, packed + at.conv1,       packed + at.conv1_bias,
-                               5,      to.half,    s.hidden1, half_w,  half_h * half_w * LANES, half_w * LANES,
-                               LANES,  0};
+    const Convolution layer = {images, s.channels, s.height,  s.width, packed + at.conv1,        packed + at.conv1_bias,
+                               5,      to.half,    s.hidden1, half_w,  half_h * half_w * kLanes, half_w * kLanes,
+                               kLanes, 0};
     for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
 }
 
@@ -199,26 +199,26 @@ void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLa
                                quarter,
                                s.hidden2,
                                quarter_w,
-                               quarter_h * quarter_w * LANES,
-                               quarter_w * LANES,
-                               LANES,
+                               quarter_h * quarter_w * kLanes,
+                               quarter_w * kLanes,
+                               kLanes,
                                0};
     for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(layer, q);
 }
 
 template <class Form>
 void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const Activations& to,
-           const Scratch<Form>& part, float* scratch) {
+           const ForwardScratch<Form>& part, float* scratch) {
     const float* half = to.half;
     if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, to.quarter);
-    const int64_t row = s.width / 2 * LANES;
-    const SpectralLayer layer = {{half, half + LANES, half + row, half + row + LANES},
+    const int64_t row = s.width / 2 * kLanes;
+    const SpectralLayer layer = {{half, half + kLanes, half + row, half + row + kLanes},
                                  4,
                                  s.hidden1,
                                  vectors_of<Form>(s.hidden1),
                                  s.height / 2 * row,
                                  2 * row,
-                                 2 * LANES,
+                                 2 * kLanes,
                                  s.height / 4,
                                  s.width / 4,
                                  packed + at.conv2_spectrum,
@@ -238,7 +238,7 @@ void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
 // state -> the even pixels of the last transposed convolution.
 template <class Form>
 void autoencoder_body(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at,
-                      const Activations& to, const Scratch<Form>& part, float* scratch) {
+                      const Activations& to, const ForwardScratch<Form>& part, float* scratch) {
     conv1(s, packed, at, to, part, scratch);
     conv2(s, packed, at, to, part, scratch);
     deconv1(s, packed, at, to, part, scratch);

@@ -2,8 +2,8 @@
 // added.
 #pragma once
 
-#include "cpu/stages.h"
-#include "cpu/transpose_scratch.h"
+#include "cpu/isa/stages.h"
+#include "cpu/isa/transpose_scratch.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
@@ -58,7 +58,7 @@ FASTMALADE_INLINE void add_half_rows(Vec upper[4], Vec lower[4], const Autoencod
     }
 }
 
-// in: [hidden1][H/2][W/2][LANES]; g: [C][H][W][LANES] <- own g + what comes through the autoencoder
+// in: [hidden1][H/2][W/2][kLanes]; g: [C][H][W][kLanes] <- own g + what comes through the autoencoder
 template <bool LEFT_BORDER, bool RIGHT_BORDER>
 FASTMALADE_INLINE void conv1_transpose_tile(const AutoencoderShape& s, const float* w, const float* in, int64_t h,
                                             int64_t b, float own, float* g) {
@@ -67,16 +67,16 @@ FASTMALADE_INLINE void conv1_transpose_tile(const AutoencoderShape& s, const flo
     add_half_rows(
         upper, lower, s, h, w,
         [&](int64_t o, int64_t row, Vec half[4]) {
-            const float* from = in + ((o * (s.height / 2) + row) * columns + 2 * b - 1) * LANES;
+            const float* from = in + ((o * (s.height / 2) + row) * columns + 2 * b - 1) * kLanes;
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
-                half[j] = (LEFT_BORDER && j == 0) || (RIGHT_BORDER && j == 3) ? Vec{} : load(from + j * LANES);
+                half[j] = (LEFT_BORDER && j == 0) || (RIGHT_BORDER && j == 3) ? Vec{} : load(from + j * kLanes);
             }
         },
         WholeBorder<LEFT_BORDER>(), WholeBorder<RIGHT_BORDER>());
-    float* to = g + (2 * h * s.width + 4 * b) * LANES;
-    for (int j = 0; j < 4; ++j, to += LANES) {
-        float* below = to + s.width * LANES;
+    float* to = g + (2 * h * s.width + 4 * b) * kLanes;
+    for (int j = 0; j < 4; ++j, to += kLanes) {
+        float* below = to + s.width * kLanes;
         store(to, fma(broadcast(own), load(to), upper[j]));
         store(below, fma(broadcast(own), load(below), lower[j]));
     }
@@ -85,13 +85,13 @@ FASTMALADE_INLINE void conv1_transpose_tile(const AutoencoderShape& s, const flo
 inline void conv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
                             const TransposeScratch<Throughput>& part, float own, float* scratch) {
     const float* in = scratch + part.first;
-    const int64_t quads = s.width / 4;
+    const int64_t tiles = s.width / 4;
     for (int64_t c = 0; c < s.channels; ++c) {
         const float* w = packed + at.conv1 + c * s.hidden1 * 25;
-        float* g = scratch + part.cotangent + c * s.height * s.width * LANES;
+        float* g = scratch + part.cotangent + c * s.height * s.width * kLanes;
         for (int64_t h = 0; h < s.height / 2; ++h) {
-            for (int64_t b = 0; b < quads; ++b) {
-                const bool left = b == 0, right = b == quads - 1;
+            for (int64_t b = 0; b < tiles; ++b) {
+                const bool left = b == 0, right = b == tiles - 1;
                 if (left && right) {
                     conv1_transpose_tile<true, true>(s, w, in, h, b, own, g);
                 } else if (left) {
@@ -106,16 +106,16 @@ inline void conv1_transpose(const AutoencoderShape& s, const float* packed, cons
     }
 }
 
-// The same for one image: in: PhasePlanes, g: [C][H][W], back: working memory of as many floats. A vector is LANES
+// The same for one image: in: PhasePlanes, g: [C][H][W], back: working memory of as many floats. A vector is kLanes
 // groups of four columns.
 inline void conv1_transpose_image(const AutoencoderShape& s, const float* weights, const float* in, float own, float* g,
                                   float* back) {
     const PhasePlanes planes(s.height / 4, s.width / 4);
-    const int64_t quads = s.width / 4;
+    const int64_t tiles = s.width / 4;
     for (int64_t c = 0; c < s.channels; ++c) {
         const float* w = weights + c * s.hidden1 * 25;
         for (int64_t h = 0; h < s.height / 2; ++h) {
-            for (int64_t b = 0; b < quads; b += LANES) {
+            for (int64_t b = 0; b < tiles; b += kLanes) {
                 const VecInt column = lane_indices() + (int32_t)b;
                 Vec sums[2][4] = {};
                 add_half_rows(
@@ -129,23 +129,23 @@ inline void conv1_transpose_image(const AutoencoderShape& s, const float* weight
                         half[2] = load(odd);
                         half[3] = load(even + 1);
                     },
-                    LaneBorder{column == 0}, LaneBorder{column == (int32_t)(quads - 1)});
-                float* to = back + ((c * s.height + 2 * h) * quads + b) * 4;
-                const int64_t floats = 4 * (quads - b);
+                    LaneBorder{column == 0}, LaneBorder{column == (int32_t)(tiles - 1)});
+                float* to = back + ((c * s.height + 2 * h) * tiles + b) * 4;
+                const int64_t floats = 4 * (tiles - b);
                 Vec upper[4], lower[4];
                 interleave_four(sums[0], upper);
                 interleave_four(sums[1], lower);
                 // What reaches beyond the lower row is written again with the next one, or lies in a margin. Beyond the
                 // upper one lies the lower, of which an earlier vector may have written the start.
                 for (int j = 0; j < 4; ++j) {
-                    if (j * LANES < floats) store_some(to + j * LANES, upper[j], floats - j * LANES);
+                    if (j * kLanes < floats) store_some(to + j * kLanes, upper[j], floats - j * kLanes);
                 }
                 store_run(to + s.width, lower, 4, floats);
             }
         }
     }
-    for (int64_t n = 0; n < s.pixels(); n += LANES) {
-        const int64_t count = s.pixels() - n < LANES ? s.pixels() - n : LANES;
+    for (int64_t n = 0; n < s.pixels(); n += kLanes) {
+        const int64_t count = s.pixels() - n < kLanes ? s.pixels() - n : kLanes;
         store_some(g + n, fma(broadcast(own), load_some(g + n, count), load_some(back + n, count)), count);
     }
 }

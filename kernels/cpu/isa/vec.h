@@ -1,4 +1,4 @@
-// The vector type of one instruction set: LANES floats, written with the compiler's vector extensions so that +, -, *,
+// The vector type of one instruction set: kLanes floats, written with the compiler's vector extensions so that +, -, *,
 // comparisons and selections need no intrinsics. Included once per object, inside no namespace of its own: the
 // enclosing source chooses FASTMALADE_ISA, which names the namespace everything lands in.
 //
@@ -34,13 +34,13 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-constexpr int LANES = FASTMALADE_LANES;
+constexpr int kLanes = FASTMALADE_LANES;
 
 // Architectural vector registers: they decide how large an output tile may be before it spills.
 #if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int REGISTERS = 32;
+constexpr int kRegisters = 32;
 #else
-constexpr int REGISTERS = 16;
+constexpr int kRegisters = 16;
 #endif
 
 typedef float Vec __attribute__((vector_size(FASTMALADE_LANES * 4)));
@@ -88,16 +88,16 @@ FASTMALADE_INLINE Vec at_least(Vec v, float bound) {
 
 FASTMALADE_INLINE VecInt lane_indices() {
     VecInt v;
-    for (int l = 0; l < LANES; ++l) v[l] = l;
+    for (int l = 0; l < kLanes; ++l) v[l] = l;
     return v;
 }
 
 // Lane l of rows[k] becomes lane k of rows[l].
-FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
+FASTMALADE_INLINE void transpose(Vec rows[kLanes]) {
 #if (defined(__AVX512F__) && FASTMALADE_LANES == 16) || (defined(__AVX2__) && FASTMALADE_LANES == 8)
     // Inside each 128-bit quarter or half, 4 x 4 blocks are transposed; then the blocks change places.
 #pragma GCC unroll 4
-    for (int k = 0; k < LANES; k += 4) {
+    for (int k = 0; k < kLanes; k += 4) {
 #if FASTMALADE_LANES == 16
         const __m512 r0 = (__m512)rows[k], r1 = (__m512)rows[k + 1], r2 = (__m512)rows[k + 2], r3 = (__m512)rows[k + 3];
         const __m512 a = _mm512_maskz_unpacklo_ps(0xffff, r0, r1), b = _mm512_maskz_unpackhi_ps(0xffff, r0, r1);
@@ -136,10 +136,10 @@ FASTMALADE_INLINE void transpose(Vec rows[LANES]) {
 #endif
     }
 #else
-    float square[LANES * LANES], column[LANES];
-    for (int k = 0; k < LANES; ++k) store(square + k * LANES, rows[k]);
-    for (int l = 0; l < LANES; ++l) {
-        for (int k = 0; k < LANES; ++k) column[k] = square[k * LANES + l];
+    float square[kLanes * kLanes], column[kLanes];
+    for (int k = 0; k < kLanes; ++k) store(square + k * kLanes, rows[k]);
+    for (int l = 0; l < kLanes; ++l) {
+        for (int k = 0; k < kLanes; ++k) column[k] = square[k * kLanes + l];
         rows[l] = load(column);
     }
 #endif
@@ -151,7 +151,7 @@ typedef uint64_t TwoAt __attribute__((aligned(4), may_alias));
 // p[0] .. p[COUNT-1] over and over, once for each of four images.
 template <int COUNT>
 FASTMALADE_INLINE Vec repeat(const float* p) {
-    static_assert(4 * COUNT == LANES, "written for four images");
+    static_assert(4 * COUNT == kLanes, "written for four images");
 #if defined(__AVX512F__) && FASTMALADE_LANES == 16
     return (Vec)_mm512_maskz_broadcast_f32x4(0xffff, (__m128) * (const FourAt*)p);
 #elif FASTMALADE_LANES == 16
@@ -165,7 +165,7 @@ FASTMALADE_INLINE Vec repeat(const float* p) {
 // Of every COUNT lanes the first, in all of them.
 template <int COUNT>
 FASTMALADE_INLINE Vec first_of_each(Vec v) {
-    static_assert(4 * COUNT == LANES, "written for four images");
+    static_assert(4 * COUNT == kLanes, "written for four images");
 #if FASTMALADE_LANES == 16
     return __builtin_shufflevector(v, v, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
 #elif FASTMALADE_LANES == 8
@@ -216,7 +216,7 @@ FASTMALADE_INLINE void interleave_four(const Vec rows[4], Vec run[4]) {
 FASTMALADE_INLINE void store_run(float* p, const Vec* run, int64_t vectors, int64_t floats) {
 #pragma GCC unroll 4
     for (int64_t n = 0; n < vectors; ++n) {
-        if (n * LANES < floats) store(p + n * LANES, run[n]);
+        if (n * kLanes < floats) store(p + n * kLanes, run[n]);
     }
 }
 
@@ -257,7 +257,7 @@ FASTMALADE_INLINE Vec square_root(Vec v) {
     return (Vec)vsqrtq_f32((float32x4_t)v);
 #else
     Vec root;
-    for (int l = 0; l < LANES; ++l) root[l] = __builtin_sqrtf(v[l]);
+    for (int l = 0; l < kLanes; ++l) root[l] = __builtin_sqrtf(v[l]);
     return root;
 #endif
 }
