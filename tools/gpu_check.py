@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one command and under ten minutes: ``make gpu-check``.
+"""Everything that needs a GPU, in one command that takes less than ten minutes: ``make gpu-check``.
 
     python tools/gpu_check.py                all parts
     python tools/gpu_check.py tests          one or more of: build tests sanitizer benchmark defenses
 
-Works offline with the Python that runs it, which needs torch, pytest, pybind11 and setuptools, and with nvcc. Each part
+It works offline, with nvcc and the Python that runs it, which needs torch, pytest, pybind11 and setuptools. Each part
 has its own time limit; one that fails or takes too long is reported, and the others still run. Writes
 benchmarks/results/gpu-<device>-<commit>.json and the same name with .md; exit status 1 where a part did not succeed.
 """
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def execute(command: Sequence[str], limit: float) -> Outcome:
-    """Runs a command in the repository, its output shown as it comes, and ends all of it at its limit."""
+    """Runs a command in the repository, and kills it with all its children at its limit."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)  # fmt: skip
@@ -70,7 +70,7 @@ def execute(command: Sequence[str], limit: float) -> Outcome:
         output, _ = process.communicate(timeout=limit)
         return Outcome(process.returncode, output)
     except subprocess.TimeoutExpired:
-        # The whole process group: a compiler or a test that outlives its parent would take the time of the next part.
+        # The whole process group: a compiler or a test that outlives its parent would take time from the next part.
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         return Outcome(None, output)
@@ -103,12 +103,12 @@ def run_parts(
 
 
 def file_stem(device: str, commit: str) -> str:
-    """Of the results' files: gpu-nvidia-h200-1a2b3c4."""
+    """The name of the results' files without suffix, like gpu-nvidia-h200-1a2b3c4."""
     return f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-') or 'none'}-{commit}"
 
 
 def describe() -> dict[str, Any]:
-    """Device, versions, commit; what cannot be found is said, not left out."""
+    """Device, versions and commit; "none", "missing" or "unknown" where there is none."""
     facts: dict[str, Any] = {"python": sys.version.split()[0]}
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False

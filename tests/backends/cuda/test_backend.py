@@ -13,6 +13,7 @@ from fastmalade.backends import extensions
 from fastmalade.backends.cuda import calls as cuda
 from fastmalade.backends.cuda import extension as cuda_extension
 from fastmalade.backends.extensions import BackendUnavailableError
+from fastmalade.backends.values import NoiseSource, Steps
 
 DIGIT = [1, 28, 28, 10, 25]
 H200, A100 = (132, 227 * 1024, 8), (108, 163 * 1024, 1)
@@ -74,12 +75,12 @@ def test_a_build_without_it_says_why(monkeypatch, tmp_path) -> None:
     (tmp_path / "fastmalade" / "_build_info.json").write_text(json.dumps(record))
     assert "not built: nvcc was not there" in cuda.unavailable_reason()
     with pytest.raises(BackendUnavailableError, match="nvcc was not there"):
-        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], [], [], [], [], seed=0, sample_ids=None)
+        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], Steps((), (), (), ()), NoiseSource(0))
 
 
 def test_tensors_elsewhere_are_refused(extension) -> None:
     with pytest.raises(ValueError, match="expected tensors on a cuda device, got cpu"):
-        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], [], [], [], [], seed=0, sample_ids=None)
+        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], Steps((), (), (), ()), NoiseSource(0))
     with pytest.raises(ValueError, match="expected tensors on a cuda device, got cpu"):
         cuda.standard_normal(0, torch.arange(2), 0, 4)
 
