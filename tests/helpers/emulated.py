@@ -191,8 +191,9 @@ class Emulation:
     def noise(self, seed: int, sample_ids: Tensor, step: int, elements: int) -> tuple[Tensor, Tensor]:
         z = torch.full((len(sample_ids), elements), float("nan"))
         words = torch.full((len(sample_ids), 4 * -(-elements // 4)), -1, dtype=torch.int64)
-        self.call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements),
-                  _noise(seed, None, sample_ids, None), ctypes.c_uint32(step), _pointer(z), _pointer(words))  # fmt: skip
+        source = _noise(seed, None, sample_ids, None)
+        self.call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements), source, ctypes.c_uint32(step),
+                  _pointer(z), _pointer(words))  # fmt: skip
         return z, words
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
