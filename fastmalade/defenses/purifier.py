@@ -171,6 +171,7 @@ class Purifier(Defense):
             value_range=self.value_range,
             dtype=dtype,
             device=device,
+            inspect_later=True,
         )
         x, how = prepared.images, Execution(backend or self.backend, self.max_bytes, self.precision)
         result = None
