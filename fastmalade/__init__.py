@@ -22,8 +22,9 @@ from fastmalade.defenses.base import Defense
 from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.defenses.purifier import Purifier
 from fastmalade.models import Autoencoder
+from fastmalade.models.registry import load_classifier
 from fastmalade.noise import standard_normal
-from fastmalade.pretrained import PretrainedError, load_classifier, shipped_models
+from fastmalade.pretrained import PretrainedError, shipped_models
 
 if TYPE_CHECKING:
     from fastmalade.attacks import eot_gradient

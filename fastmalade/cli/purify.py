@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from fastmalade.defenses.base import Defense
 
-# A search over codes or weights keeps far more for each image than a chain does.
-_CHUNK = {True: 1024, False: 64}
+# The options for settings of one call, by the name of the setting.
+_OVERRIDES = {"n_steps": "--steps", "backend": "--backend"}
 
 
 def purify(
@@ -62,22 +62,19 @@ def purify(
         from fastmalade.backends import BACKENDS
         from fastmalade.cli.image_files import PngFolder, check_output, open_images
         from fastmalade.defenses.base import Defense
-        from fastmalade.defenses.purifier import Purifier
         from fastmalade.seeds import fresh_seed
 
         check_output(source, out, force=force)
         if backend is not None and backend not in BACKENDS:
             raise CliError(f"--backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         defense = Defense.from_pretrained(model)
-        overrides = {name: value for name, value in (("steps", steps), ("backend", backend)) if value is not None}
-        if overrides and not isinstance(defense, Purifier):
-            given = ", ".join(f"--{name}" for name in overrides)
-            raise CliError(f"{given}: expected a Purifier to set this for, got {model}, a {type(defense).__name__}")
-        if "steps" in overrides:
-            overrides["n_steps"] = overrides.pop("steps")
-        images = open_images(source, key=key, channels=_channels(defense))
+        overrides = {name: value for name, value in (("n_steps", steps), ("backend", backend)) if value is not None}
+        refused = ", ".join(_OVERRIDES[name] for name in overrides if name not in defense.overridable)
+        if refused:
+            raise CliError(f"{refused}: expected a Purifier to set this for, got {model}, a {type(defense).__name__}")
+        images = open_images(source, key=key, channels=defense.channels or 1)
         used_seed = fresh_seed() if seed is None else seed
-        chunk_size = _CHUNK[isinstance(defense, Purifier)] if batch_size is None else batch_size
+        chunk_size = defense.images_per_call if batch_size is None else batch_size
 
         started = time.perf_counter()
         with images.writer(out) as write, _progress(images.count, quiet=quiet) as advance:
@@ -109,14 +106,7 @@ def _purify_chunk(
 ) -> np.ndarray:
     import torch
 
-    # Only a Purifier takes overrides; for others there are none.
     return defense.purify(chunk, seed=seed, sample_ids=torch.arange(start, stop), **overrides)
-
-
-def _channels(defense: Defense) -> int:
-    # A Purifier states none, as its r(x) may be any callable.
-    known: Any = defense.channels or getattr(getattr(defense, "autoencoder", None), "in_channels", 1)
-    return int(known)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmalade.defenses.base import Defense
-from fastmalade.seeds import check_sample_ids, check_seed
+from fastmalade.seeds import check_sample_ids, check_seed, signed64
 
 GradientMode = Literal["unrolled", "bpda", "blind"]
 Vote = Literal["mean", "majority"]
@@ -128,6 +128,20 @@ class DefendedClassifier(nn.Module):
         # In the units of the value: with several chains these are log-probabilities.
         bare = bare if self.n_chains == 1 else F.log_softmax(bare, dim=1)
         return value + (bare - bare.detach()), purified
+
+    @torch.no_grad()
+    def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
+        """:meth:`forward` without gradient, for a seed that is read when the kernels run: what a CUDA graph records.
+
+        Args:
+            x: see :meth:`forward`.
+            seed_bits: int64 (1,) on the device of ``x``, the bits of the seed; a seed of the constructor counts more.
+            sample_ids: int64 (B,) on the device of ``x``.
+        """
+        if self.seed is not None:
+            seed_bits = torch.full_like(seed_bits, signed64(self.seed))
+        images, ids = self._chains_of(x, sample_ids)
+        return self._join(self.classifier(self.purifier.forward_from_device(images, seed_bits, ids)))
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""

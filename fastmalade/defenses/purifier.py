@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +17,14 @@ from fastmalade.chain import call as chain
 from fastmalade.chain import direct
 from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.gradient import batch_sizes
-from fastmalade.defenses.base import Cost, Defense
-from fastmalade.inputs import plain_tensor, prepare
+from fastmalade.checks import check_count
+from fastmalade.defenses.base import Cost, Defense, load_defense
+from fastmalade.executor.chains import graph_backend, purify_in_graph
+from fastmalade.inputs import plain_tensor
 from fastmalade.models import Autoencoder
+from fastmalade.models.flops import network_flops
+from fastmalade.models.registry import network_of, table8_config
+from fastmalade.pretrained import expected_in_header
 
 
 class Purifier(Defense):
@@ -44,6 +51,11 @@ class Purifier(Defense):
         ValueError: an empty or infinite value range, an unknown backend or precision, or a budget below 1.
     """
 
+    kind: ClassVar[str] = "purifier"
+    file_kind: ClassVar[str] = "purifier"
+    overridable: ClassVar[frozenset[str]] = frozenset({"backend", *(field.name for field in fields(ChainConfig))})
+    images_per_call: ClassVar[int] = 1024
+
     def __init__(
         self,
         autoencoder: Callable[[Tensor], Tensor],
@@ -59,11 +71,9 @@ class Purifier(Defense):
             raise TypeError(f"autoencoder: expected a module or callable r(x), got {type(autoencoder).__name__}")
         if not isinstance(chain, ChainConfig):
             raise TypeError(f"chain: expected a ChainConfig, got {type(chain).__name__}")
-        if backend is not None and backend not in backends.BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}")
         self.autoencoder = autoencoder
         self.chain = chain
-        self.backend = backend
+        self.backend = _checked_backend(backend)
         self.max_bytes = None if max_bytes is None else check_max_bytes(max_bytes)
         self.precision = backends.checked_precision(precision)
 
@@ -80,23 +90,10 @@ class Purifier(Defense):
             FileNotFoundError: neither a shipped name nor a file; lists the shipped names.
             PretrainedError: a damaged or foreign file.
         """
-        from fastmalade.pretrained import load_purifier
-
-        return load_purifier(name_or_path, backend=backend, precision=precision)
-
-    def save_pretrained(self, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None) -> None:
-        """Write autoencoder, chain and value range to one safetensors file, whole or not at all.
-
-        Args:
-            path: file to write; an old one is replaced only once the new one is complete.
-            training: facts about the training for the header, JSON values.
-
-        Raises:
-            TypeError: the autoencoder is not a Table 8 ``Autoencoder``.
-        """
-        from fastmalade.pretrained import save_purifier
-
-        save_purifier(self, path, training=training)
+        backend, precision = _checked_backend(backend), backends.checked_precision(precision)
+        purifier = load_defense(name_or_path, Purifier)
+        purifier.backend, purifier.precision = backend, precision
+        return purifier
 
     def forward(
         self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
@@ -165,20 +162,10 @@ class Purifier(Defense):
             )
             if result is not None:
                 return result if restored is None else restored(result)
-        dtype, device = _dtype_and_device(autoencoder)
-        prepared = prepare(
-            images,
-            channels=getattr(autoencoder, "in_channels", None),
-            multiple=4 if isinstance(autoencoder, Autoencoder) else 1,
-            value_range=self.value_range,
-            dtype=dtype,
-            device=device,
-        )
+        prepared = self._prepared(images)
         wanted, options = backend or self.backend, {"seed": seed, "sample_ids": sample_ids}
         result = None
         if prepared.images.is_cuda:
-            from fastmalade.executor.chains import purify_in_graph
-
             result = purify_in_graph(self, prepared.images, config, wanted, **options)
         if result is None:
             result = self._run(prepared.images, config, wanted, **options, gradients=False)
@@ -206,7 +193,7 @@ class Purifier(Defense):
             raise TypeError(f"gradient_plan: expected a Table 8 Autoencoder, got {type(autoencoder).__name__}")
         assert isinstance(autoencoder, Autoencoder)
         autoencoder.check_shape(images.shape)
-        dtype, device = _dtype_and_device(autoencoder)
+        dtype, device = self._dtype_and_device()
         budget = self.max_bytes if max_bytes is None else max_bytes
         name = backends.resolve(self.backend, device=device, dtype=dtype)
         if name not in ("cpu", "torch"):
@@ -222,6 +209,16 @@ class Purifier(Defense):
         return make_plan(self.chain.n_steps, batch_sizes(batch, autoencoder.weights()), budget)
 
     @property
+    def channels(self) -> int | None:
+        """C of the images; None for an autoencoder that does not say, which may be any callable."""
+        return getattr(self.autoencoder, "in_channels", None)
+
+    @property
+    def multiple(self) -> int:
+        """4 for the Table 8 autoencoder."""
+        return 4 if isinstance(self.autoencoder, Autoencoder) else 1
+
+    @property
     def is_random(self) -> bool:
         """Whether any step adds noise."""
         return any(scale != 0 for scale in self.chain.schedule()[1])
@@ -233,19 +230,53 @@ class Purifier(Defense):
             TypeError: the autoencoder is no module.
             ValueError: a batch below 1, or a shape that does not fit.
         """
-        from fastmalade.checks import check_count
-        from fastmalade.models.flops import network_flops
-
         check_count("batch", batch, 1)
         if not isinstance(self.autoencoder, nn.Module):
             raise TypeError(f"autoencoder: expected a module to count, got {type(self.autoencoder).__name__}")
         evaluations = batch * self.chain.n_steps
         return Cost(evaluations * network_flops(self.autoencoder, (1, *image_shape))[0], evaluations, 0)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that a file holds."""
+        autoencoder: Any = self.autoencoder
+        return {"autoencoder": autoencoder}
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments besides the network and the value range, as JSON values; backend and budget are not part of it."""
+        return {"chain": self.chain.to_dict()}
+
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
         precision = "" if self.precision == "fp32" else f", precision={self.precision!r}"
         return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}{precision}"
+
+    def _check(self, x: Tensor) -> None:
+        """Nothing: the chain checks its images itself, also those of other callables."""
+
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
+        options: Any = {"seed": seed, "backend": self.backend}
+        if isinstance(seed, Tensor):
+            options = {"seed_bits": seed, "backend": graph_backend(self.backend, x.device, x.dtype)}
+        options |= {"sample_ids": sample_ids, "max_bytes": self.max_bytes, "precision": self.precision}
+        return run_chain(x, self.autoencoder, self.chain, (0.0, 1.0), **options)
+
+    def _to_header(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+        # The oldest kind of file, which older versions read: its one network needs neither a name nor a type.
+        header = {
+            "kind": self.file_kind,
+            "autoencoder": table8_config(self.autoencoder),
+            "chain": self.chain.to_dict(),
+            "value_range": list(self.value_range),
+        }
+        return header, {"": self.networks()["autoencoder"]}
+
+    @classmethod
+    def _from_header(cls, path: Path, header: Mapping[str, Any]) -> tuple[Purifier, dict[str, nn.Module]]:
+        autoencoder = network_of(path, header, "autoencoder", Autoencoder)
+        with expected_in_header(path, "chain and value_range"):
+            low, high = header["value_range"]
+            purifier = cls(autoencoder, ChainConfig.from_dict(header["chain"]), value_range=(low, high))
+        return purifier, {"": autoencoder}
 
     def _run(self, x: Tensor, config: ChainConfig, backend: str | None, **options: Any) -> Tensor:
         options |= {"backend": backend, "max_bytes": self.max_bytes, "precision": self.precision}
@@ -275,11 +306,7 @@ def run_chain(
     return result if is_unit else result * (high - low) + low
 
 
-def _dtype_and_device(autoencoder: Callable[[Tensor], Tensor]) -> tuple[torch.dtype, torch.device]:
-    if isinstance(autoencoder, Autoencoder):
-        weight = autoencoder.conv1.weight
-        return weight.dtype, weight.device
-    for parameter in autoencoder.parameters() if isinstance(autoencoder, nn.Module) else ():
-        if parameter.is_floating_point():
-            return parameter.dtype, parameter.device
-    return torch.float32, torch.device("cpu")
+def _checked_backend(backend: str | None) -> str | None:
+    if backend is not None and backend not in backends.BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(backends.BACKENDS)} or None, got {backend!r}")
+    return backend

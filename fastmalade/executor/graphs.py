@@ -7,21 +7,25 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastmalade.executor.capture import Capture, CudaCapture
+from fastmalade.executor.fingerprint import fingerprint
 from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed, signed64
-
-if TYPE_CHECKING:
-    from fastmalade.defenses.base import Defense
-    from fastmalade.defenses.defended import DefendedClassifier
-    from fastmalade.defenses.purifier import Purifier
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 """images (B, ...), seed bits int64 (1,), sample ids int64 (B,), all on the device -> (B, ...)."""
+
+
+class Capturable(Protocol):
+    """A model that reads its seed from the device, as :class:`fastmalade.Defense` and ``DefendedClassifier`` do."""
+
+    def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
+        """See :data:`Function`."""
+
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEFAULT_MAX_BYTES = 2**30
@@ -86,7 +90,7 @@ class GraphExecutor:
     Args:
         function: see ``Function``; launches kernels only, the same ones at every call.
         version: a value that changes whenever a captured graph is no longer the function, such as
-            :func:`fastmalade.executor.chains.fingerprint`; asked at every call.
+            :func:`fastmalade.executor.fingerprint.fingerprint`; asked at every call.
         buckets: batch sizes to capture, ascending.
         max_bytes: of device memory that all graphs together may keep; the least recently used ones are given
             up first. The graph in use is kept, whatever its size.
@@ -119,31 +123,35 @@ class GraphExecutor:
         self._graphs: OrderedDict[tuple[Hashable, ...], _Graph] = OrderedDict()
 
     @classmethod
-    def of_purifier(cls, purifier: Purifier, **options: Any) -> GraphExecutor:
-        """``purifier(images)`` without gradient; ``options`` as for the constructor."""
-        from fastmalade.executor import chains as models
-
-        return cls(models.purifier_function(purifier), version=lambda: models.fingerprint(purifier), **options)
-
-    @classmethod
-    def of_defense(cls, defense: Defense, **options: Any) -> GraphExecutor:
+    def of_defense(cls, defense: Capturable, **options: Any) -> GraphExecutor:
         """``defense(images)`` of any :class:`fastmalade.Defense` without gradient; ``options`` as for the constructor.
 
         All steps of its iteration, and the gradients that it takes inside, are in the graph.
 
         Raises:
-            TypeError: no Defense.
+            TypeError: something else, whose randomness is unknown: a graph would replay it.
         """
-        from fastmalade.executor import chains as models
-
-        return cls(models.defense_function(defense), version=lambda: models.fingerprint(defense), **options)
+        return cls._of(defense, "Defense", options)
 
     @classmethod
-    def of_classifier(cls, defended: DefendedClassifier, **options: Any) -> GraphExecutor:
-        """``defended(images)``, defence and classifier in one graph, without gradient."""
-        from fastmalade.executor import chains as models
+    def of_purifier(cls, purifier: Capturable, **options: Any) -> GraphExecutor:
+        """``purifier(images)`` without gradient, as :meth:`of_defense`."""
+        return cls._of(purifier, "Purifier", options)
 
-        return cls(models.classifier_function(defended), version=lambda: models.fingerprint(defended), **options)
+    @classmethod
+    def of_classifier(cls, defended: Capturable, **options: Any) -> GraphExecutor:
+        """``defended(images)`` of a ``DefendedClassifier``: defence, classifier and vote in one graph.
+
+        See :meth:`of_defense`.
+        """
+        return cls._of(defended, "DefendedClassifier", options)
+
+    @classmethod
+    def _of(cls, model: Capturable, expected: str, options: dict[str, Any]) -> GraphExecutor:
+        function = getattr(model, "forward_from_device", None)
+        if not callable(function):
+            raise TypeError(f"executor: expected a fastmalade.{expected}, got {type(model).__name__}")
+        return cls(function, version=lambda: fingerprint(model), **options)
 
     def __call__(self, images: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
         """The function's result for a batch.
