@@ -53,10 +53,10 @@ def purify(
 ) -> None:
     """Purify images and write them in the format, dtype and layout they came in.
 
-    uint8 means 0..255, floating values lie in the model's range (0..1 for the shipped ones). Sample ids are
-    the positions in the file (for a folder, in the order of the file names), so that the same --seed gives
-    the same result whatever the batch size (bit for bit on the cpu backend). OUT appears when it is complete,
-    and not before. An .npy file is mapped and not loaded; .npz and IDX files are held in memory.
+    uint8 means 0..255; floating values lie in the model's range (0..1 for the shipped ones). Sample ids are the
+    positions in the file (in a folder, in the order of the file names), so the same --seed gives the same result
+    for every batch size (bit for bit on the cpu backend). OUT appears only when it is complete. An .npy file is
+    memory-mapped; .npz and IDX files are loaded whole.
     """
     with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
         from fastmalade.backends import BACKENDS
@@ -78,7 +78,7 @@ def purify(
 
         started = time.perf_counter()
         with images.writer(out) as write, _progress(images.count, quiet=quiet) as advance:
-            # An empty file still goes through once, so that its dtype and shape are checked like any other's.
+            # An empty file goes through once, so that its dtype and shape are checked too.
             for start in range(0, max(images.count, 1), chunk_size):
                 stop = min(start + chunk_size, images.count)
                 chunk = images.read(start, stop)

@@ -108,7 +108,7 @@ class Defense(nn.Module):
 
     @property
     def states_kept(self) -> int:
-        """Tensors of the size of an image that the gradient of one call keeps, roughly."""
+        """Roughly how many tensors of the size of an image the gradient of one call keeps."""
         return 1
 
     def cost(self, batch: int = 1, image_shape: tuple[int, int, int] = (1, 28, 28)) -> Cost:
@@ -156,7 +156,7 @@ class Defense(nn.Module):
 
     @torch.no_grad()
     def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
-        """:meth:`forward` without gradient, for a seed that is read when the kernels run: what a CUDA graph records.
+        """:meth:`forward` without gradient, with a seed that kernels read when they run: what a CUDA graph records.
 
         Args:
             x: see :meth:`forward`.
@@ -194,7 +194,7 @@ class Defense(nn.Module):
         prepared = self._prepared(images)
         with torch.no_grad():
             result = self(prepared.images, seed=seed, sample_ids=sample_ids)
-        # The map back to the value range may round a value on its edge to the outside.
+        # Mapping back to the value range may round a value at its edge out of it.
         return prepared.restore(result.clamp(*self.value_range))
 
     @classmethod

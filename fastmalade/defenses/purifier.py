@@ -1,4 +1,4 @@
-"""``Purifier``: an autoencoder and the settings of a chain as one module that cleans images."""
+"""``Purifier``: MALADE, an autoencoder and the settings of a Langevin chain as one module."""
 
 from __future__ import annotations
 
@@ -28,23 +28,21 @@ from fastmalade.pretrained import expected_in_header
 
 
 class Purifier(Defense):
-    """Relaxes images towards high density by Langevin dynamics (MALADE or MALA: 000 sec. 4.2, 001 sec. 3).
+    """Moves images towards high density by Langevin dynamics (MALADE or MALA: 000 sec. 4.2, 001 sec. 3).
 
-    ``forward`` is the differentiable piece that goes in front of a classifier; ``purify`` is the forgiving
-    one that takes any array of images and checks it. Both draw fresh noise at every call unless a seed is
-    given. Picklable, deep-copyable, and moved by ``.to`` like any module.
+    ``forward`` is differentiable and goes in front of a classifier; ``purify`` takes any array of images, checks it and
+    gives no gradient. Both draw fresh noise at every call unless they are given a seed. A purifier can be pickled,
+    deep-copied, and moved with ``.to`` like any module.
 
     Args:
-        autoencoder: r, an :class:`fastmalade.Autoencoder` or any module (B, C, H, W) -> (B, C, H, W) on [0,
-            1]. A module of your own tells its channel count in an attribute ``in_channels``, if ``purify``
-            is to take layouts other than (B, C, H, W).
+        autoencoder: r, an :class:`fastmalade.Autoencoder` or any callable (B, C, H, W) -> (B, C, H, W) on [0, 1]. Give
+            your own module an attribute ``in_channels`` if ``purify`` is to take layouts other than (B, C, H, W).
         chain: number of steps, step sizes, noise and clamp.
-        value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0,
-            1].
+        value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0, 1].
         backend: "torch", "cpu", "cuda", "triton" or None to choose by environment, dtype and device at each call.
-        max_bytes: budget for what a gradient through the chain keeps in memory, see
-            :func:`fastmalade.langevin_chain`.
-        precision: of the products on a GPU, see there; like the backend not part of a saved file.
+        max_bytes: budget for what a gradient through the chain keeps in memory, see :func:`fastmalade.langevin_chain`.
+        precision: of the matrix products on a GPU, see :func:`fastmalade.langevin_chain`. Backend, budget and precision
+            are not saved to files.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -83,12 +81,16 @@ class Purifier(Defense):
     ) -> Purifier:
         """Load a shipped purifier ("malade-mnist", "mala-mnist") or a file of :meth:`save_pretrained`.
 
-        Never runs code from the file and never uses a network. Parameters are frozen, the module is in eval
-        mode.
+        Never runs code from the file and never uses a network. Parameters are frozen, the module is in eval mode.
+
+        Args:
+            name_or_path: a shipped name or a file.
+            backend, precision: see the constructor.
 
         Raises:
             FileNotFoundError: neither a shipped name nor a file; lists the shipped names.
-            PretrainedError: a damaged or foreign file.
+            PretrainedError: a damaged or foreign file, or one that does not hold a purifier.
+            ValueError: an unknown backend or precision.
         """
         backend, precision = _checked_backend(backend), backends.checked_precision(precision)
         purifier = load_defense(name_or_path, Purifier)
@@ -100,8 +102,8 @@ class Purifier(Defense):
     ) -> Tensor:
         """Purify a batch, differentiably.
 
-        The gradient is the exact derivative of this computation for the noise that it drew. Values are not
-        checked against the range: that would cost a pass over the batch inside every step of an attack.
+        The gradient is the exact derivative of the computation for the noise that it drew. Values are not checked
+        against the range: that would cost a pass over the batch inside every step of an attack.
 
         Args:
             x: (B, C, H, W) in ``value_range``, dtype and device of the autoencoder.
@@ -118,7 +120,7 @@ class Purifier(Defense):
     def trajectory(
         self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
     ) -> Tensor:
-        """All states, (N + 1, B, C, H, W), entry 0 is ``x``; as :meth:`forward`, without gradients."""
+        """All states, (N + 1, B, C, H, W), entry 0 is ``x``; arguments as for :meth:`forward`, no gradients."""
         return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise, trajectory=True)
 
     def purify(
@@ -133,14 +135,13 @@ class Purifier(Defense):
         """Purify images of any supported kind; the result has the same kind, dtype, device and layout.
 
         Args:
-            images: torch tensor, numpy array or object with ``__dlpack__``, never written to; uint8 or
-                floating with values in ``value_range``; (B, C, H, W) or, where unambiguous, (B, H, W, C),
-                (B, H, W), (H, W). The full rules are those of :func:`fastmalade.inputs.prepare`. Computed
-                in the dtype of the autoencoder.
+            images: torch tensor, numpy array or object with ``__dlpack__``, never written to; uint8 or floating with
+                values in ``value_range``; (B, C, H, W) or, where unambiguous, (B, H, W, C), (B, H, W), (H, W). The full
+                rules are those of :func:`fastmalade.inputs.prepare`. The chain runs in the dtype of the autoencoder.
             seed: 0 <= seed < 2**64; None draws a fresh one from the operating system.
-            sample_ids: B integers, 0..B-1 by default. A pipeline that splits a data set passes global ids,
-                so that the result does not depend on the split.
-            backend: overrides the purifier's.
+            sample_ids: B integers, 0..B-1 by default. If you split a data set, pass global ids: then the result does
+                not depend on the split.
+            backend: in place of the purifier's, for this call.
             chain_overrides: fields of :class:`ChainConfig`, for this call.
 
         Returns:
@@ -170,23 +171,23 @@ class Purifier(Defense):
         if result is None:
             result = self._run(prepared.images, config, wanted, **options, gradients=False)
         if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
-            # The map back to the value range may round a value on its edge to the outside.
+            # Mapping back to the value range may round a value at its edge out of it.
             result = result.clamp(*self.value_range)
         return prepared.restore(result)
 
     def gradient_plan(self, images: Tensor, *, max_bytes: int | None = None) -> GradientPlan:
-        """What a gradient through this chain would keep and run again; print it before running anything.
+        """What a gradient through this chain would keep in memory and what it would run again; print it to see.
 
-        The plan is for the backward pass by itself. Where no budget was set, a small batch keeps its activations from
-        the forward pass instead.
+        The plan is for the backward pass alone. Where no budget was set, a small batch keeps its activations from the
+        forward pass instead.
 
         Args:
-            images: a batch (B, C, H, W) like the one to come, on any device, "meta" included; its values are not read.
+            images: a batch (B, C, H, W) of the size to come, on any device including "meta"; values are not read.
             max_bytes: budget, by default the purifier's own.
 
         Raises:
-            TypeError: the autoencoder is not a Table 8 ``Autoencoder``, of whose steps no sizes are known.
-            ValueError: the budget does not hold a single step, or the backend is one for GPUs, which has no such plan.
+            TypeError: the autoencoder is not a Table 8 ``Autoencoder``; the sizes of other steps are not known.
+            ValueError: the budget does not hold a single step, or the backend is one for GPUs, which makes no plan.
         """
         autoencoder = self.autoencoder
         if not chain.is_native_autoencoder(autoencoder):
@@ -227,7 +228,7 @@ class Purifier(Defense):
         """Work of one call: one pass of the autoencoder for each step; see :meth:`fastmalade.Defense.cost`.
 
         Raises:
-            TypeError: the autoencoder is no module.
+            TypeError: the autoencoder is not a module.
             ValueError: a batch below 1, or a shape that does not fit.
         """
         check_count("batch", batch, 1)
@@ -242,7 +243,7 @@ class Purifier(Defense):
         return {"autoencoder": autoencoder}
 
     def settings(self) -> dict[str, Any]:
-        """Arguments besides the network and the value range, as JSON values; backend and budget are not part of it."""
+        """Arguments besides the network and the value range that a file holds, as JSON values."""
         return {"chain": self.chain.to_dict()}
 
     def extra_repr(self) -> str:
@@ -253,13 +254,13 @@ class Purifier(Defense):
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         autoencoder = self.autoencoder
         if isinstance(autoencoder, Autoencoder):
-            # The general search takes a hundredth of a call on one image.
+            # The general search would take a hundredth of a call on one image.
             weight = autoencoder.conv1.weight
             return weight.dtype, weight.device
         return super()._dtype_and_device()
 
     def _check(self, x: Tensor) -> None:
-        """Nothing: the chain checks its images itself, also those of other callables."""
+        """Checks nothing: the chain checks its images itself."""
 
     def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         options: Any = {"seed": seed, "backend": self.backend}
@@ -269,7 +270,7 @@ class Purifier(Defense):
         return run_chain(x, self.autoencoder, self.chain, (0.0, 1.0), **options)
 
     def _to_header(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        # The oldest kind of file, which older versions read: its one network needs neither a name nor a type.
+        # The oldest kind of file, kept so that older versions can read it. Its one network has neither name nor type.
         header = {
             "kind": self.file_kind,
             "autoencoder": table8_config(self.autoencoder),
@@ -306,7 +307,7 @@ def run_chain(
     """:func:`fastmalade.chain.call.run` with a purifier's settings, images in and out in ``value_range``."""
     low, high = value_range
     is_unit = value_range == (0.0, 1.0)
-    # Inside a compiled graph the settings are constants, and the cache is none of its business.
+    # Under torch.compile the settings are constants, so skip the cache.
     compiling = torch.compiler.is_compiling()
     settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
     scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)

@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 
 class ChainModule(Protocol):
-    """What is needed of a purifier."""
+    """What is needed from a purifier."""
 
     autoencoder: Callable[[Tensor], Tensor]
     chain: ChainConfig
