@@ -19,6 +19,7 @@ from fastmalade.backends.gradient_plan import check_max_bytes
 from fastmalade.chain import direct
 from fastmalade.chain import operators as ops
 from fastmalade.chain.checkpointing import run_checkpointed
+from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.observers import is_transformed, is_unobserved
 from fastmalade.chain.update_operator import run_update
 from fastmalade.models import Autoencoder
@@ -213,6 +214,24 @@ def run(
         if trajectory:
             return ops.run_chain(*arguments, trajectory=True)
         return torch.ops.fastmalade.langevin_chain.default(*arguments)
+
+
+def run_chain(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    config: ChainConfig,
+    value_range: tuple[float, float],
+    **options: Any,
+) -> Tensor:
+    """:func:`run` with the settings of a :class:`ChainConfig`, images in and out in ``value_range``."""
+    low, high = value_range
+    is_unit = value_range == (0.0, 1.0)
+    # Under torch.compile the settings are constants, so skip the cache.
+    compiling = torch.compiler.is_compiling()
+    settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
+    scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)
+    result = run(scaled, autoencoder, *settings, **options)
+    return result if is_unit else result * (high - low) + low
 
 
 def _run_callable(

@@ -267,7 +267,7 @@ class Purifier(Defense):
         if isinstance(seed, Tensor):
             options = {"seed_bits": seed, "backend": graph_backend(self.backend, x.device, x.dtype)}
         options |= {"sample_ids": sample_ids, "max_bytes": self.max_bytes, "precision": self.precision}
-        return run_chain(x, self.autoencoder, self.chain, (0.0, 1.0), **options)
+        return chain.run_chain(x, self.autoencoder, self.chain, (0.0, 1.0), **options)
 
     def _to_header(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         # The oldest kind of file, kept so that older versions can read it. Its one network has neither name nor type.
@@ -294,25 +294,7 @@ class Purifier(Defense):
             plain = direct.plain_chain(x, autoencoder, config.settings, **options)
             if plain is not None:
                 return plain
-        return run_chain(x, autoencoder, config, self.value_range, **options)
-
-
-def run_chain(
-    x: Tensor,
-    autoencoder: Callable[[Tensor], Tensor],
-    config: ChainConfig,
-    value_range: tuple[float, float],
-    **options: Any,
-) -> Tensor:
-    """:func:`fastmalade.chain.call.run` with a purifier's settings, images in and out in ``value_range``."""
-    low, high = value_range
-    is_unit = value_range == (0.0, 1.0)
-    # Under torch.compile the settings are constants, so skip the cache.
-    compiling = torch.compiler.is_compiling()
-    settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
-    scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)
-    result = chain.run(scaled, autoencoder, *settings, **options)
-    return result if is_unit else result * (high - low) + low
+        return chain.run_chain(x, autoencoder, config, self.value_range, **options)
 
 
 def _checked_backend(backend: str | None) -> str | None:

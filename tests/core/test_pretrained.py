@@ -49,6 +49,13 @@ def test_round_trip(purifier, saved, make_images):
     assert torch.equal(registry.load_autoencoder(saved)(x), purifier.autoencoder(x))
 
 
+def test_wrong_options_of_loading_are_not_blamed_on_the_file(saved):
+    for option, value in (("backend", "tpu"), ("precision", "fp8")):
+        with pytest.raises(ValueError, match=f"{option}: expected one of") as caught:
+            Purifier.from_pretrained(saved, **{option: value})
+        assert not isinstance(caught.value, PretrainedError)
+
+
 def test_all_settings_survive(make_autoencoder, tmp_path):
     config = ChainConfig(n_steps=7, step_size=0.1, noise_scale=0.2, decay=0.3, offset=4.0, clamp="every_step")
     path = tmp_path / "other.safetensors"
