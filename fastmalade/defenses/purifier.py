@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from fastmalade import backends
 from fastmalade.backends.gradient_plan import GradientPlan, check_max_bytes, make_plan
-from fastmalade.chain import call as chain
-from fastmalade.chain import direct
+from fastmalade.backends.values import Execution, NoiseSource
+from fastmalade.chain.call import noise_source, run_chain
 from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.gradient import batch_sizes
 from fastmalade.checks import check_count
 from fastmalade.defenses.base import Cost, Defense, load_defense
 from fastmalade.executor.chains import graph_backend, purify_in_graph
-from fastmalade.inputs import plain_tensor
 from fastmalade.models import Autoencoder
+from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.flops import network_flops
 from fastmalade.models.registry import network_of, table8_config
 from fastmalade.pretrained import expected_in_header
@@ -115,13 +115,18 @@ class Purifier(Defense):
         Raises:
             TypeError, ValueError, BackendUnavailableError: see :func:`fastmalade.langevin_chain`.
         """
-        return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise)
+        config = self.chain
+        source = noise_source(x, config.n_steps, seed=seed, sample_ids=sample_ids, noise=noise)
+        how = Execution(self.backend, self.max_bytes, self.precision)
+        return run_chain(x, self.autoencoder, config, self.value_range, source, how)
 
     def trajectory(
         self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
     ) -> Tensor:
         """All states, (N + 1, B, C, H, W), entry 0 is ``x``; arguments as for :meth:`forward`, no gradients."""
-        return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise, trajectory=True)
+        source = noise_source(x, self.chain.n_steps, seed=seed, sample_ids=sample_ids, noise=noise)
+        how = Execution(self.backend, self.max_bytes, self.precision)
+        return run_chain(x, self.autoencoder, self.chain, self.value_range, source, how, trajectory=True)
 
     def purify(
         self,
@@ -154,22 +159,15 @@ class Purifier(Defense):
             BackendUnavailableError: the backend asked for cannot run here.
         """
         config = self.chain.replace(**chain_overrides) if chain_overrides else self.chain
-        autoencoder = self.autoencoder
-        plain, restored = plain_tensor(images) if self.value_range == (0.0, 1.0) else (None, None)
-        if plain is not None:
-            options = {"backend": backend or self.backend, "seed": seed, "sample_ids": sample_ids}
-            result = direct.plain_chain(
-                plain, autoencoder, config.settings, precision=self.precision, gradients=False, checked=True, **options
-            )
-            if result is not None:
-                return result if restored is None else restored(result)
         prepared = self._prepared(images)
-        wanted, options = backend or self.backend, {"seed": seed, "sample_ids": sample_ids}
+        x, how = prepared.images, Execution(backend or self.backend, self.max_bytes, self.precision)
         result = None
-        if prepared.images.is_cuda:
-            result = purify_in_graph(self, prepared.images, config, wanted, **options)
+        if x.is_cuda:
+            result = purify_in_graph(self, x, config, how.backend, seed=seed, sample_ids=sample_ids)
         if result is None:
-            result = self._run(prepared.images, config, wanted, **options, gradients=False)
+            source = noise_source(x, config.n_steps, seed=seed, sample_ids=sample_ids)
+            options = {"gradients": False, "inspect": not prepared.inspected}
+            result = run_chain(x, self.autoencoder, config, self.value_range, source, how, **options)
         if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
             # Mapping back to the value range may round a value at its edge out of it.
             result = result.clamp(*self.value_range)
@@ -190,7 +188,7 @@ class Purifier(Defense):
             ValueError: the budget does not hold a single step, or the backend is one for GPUs, which makes no plan.
         """
         autoencoder = self.autoencoder
-        if not chain.is_native_autoencoder(autoencoder):
+        if not is_native_autoencoder(autoencoder):
             raise TypeError(f"gradient_plan: expected a Table 8 Autoencoder, got {type(autoencoder).__name__}")
         assert isinstance(autoencoder, Autoencoder)
         autoencoder.check_shape(images.shape)
@@ -253,21 +251,20 @@ class Purifier(Defense):
 
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         autoencoder = self.autoencoder
-        if isinstance(autoencoder, Autoencoder):
+        if type(autoencoder) is Autoencoder:
             # The general search would take a hundredth of a call on one image.
-            weight = autoencoder.conv1.weight
-            return weight.dtype, weight.device
+            weight = autoencoder._modules["conv1"]._parameters.get("weight")  # type: ignore[union-attr]
+            if weight is not None:
+                return weight.dtype, weight.device
         return super()._dtype_and_device()
 
     def _check(self, x: Tensor) -> None:
         """Checks nothing: the chain checks its images itself."""
 
     def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
-        options: Any = {"seed": seed, "backend": self.backend}
-        if isinstance(seed, Tensor):
-            options = {"seed_bits": seed, "backend": graph_backend(self.backend, x.device, x.dtype)}
-        options |= {"sample_ids": sample_ids, "max_bytes": self.max_bytes, "precision": self.precision}
-        return chain.run_chain(x, self.autoencoder, self.chain, (0.0, 1.0), **options)
+        backend = graph_backend(self.backend, x.device, x.dtype) if isinstance(seed, Tensor) else self.backend
+        how = Execution(backend, self.max_bytes, self.precision)
+        return run_chain(x, self.autoencoder, self.chain, (0.0, 1.0), NoiseSource(seed, sample_ids), how)
 
     def _to_header(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         # The oldest kind of file, kept so that older versions can read it. Its one network has neither name nor type.
@@ -286,15 +283,6 @@ class Purifier(Defense):
             low, high = header["value_range"]
             purifier = cls(autoencoder, ChainConfig.from_dict(header["chain"]), value_range=(low, high))
         return purifier, {"": autoencoder}
-
-    def _run(self, x: Tensor, config: ChainConfig, backend: str | None, **options: Any) -> Tensor:
-        options |= {"backend": backend, "max_bytes": self.max_bytes, "precision": self.precision}
-        autoencoder = self.autoencoder
-        if self.value_range == (0.0, 1.0) and not torch.compiler.is_compiling():
-            plain = direct.plain_chain(x, autoencoder, config.settings, **options)
-            if plain is not None:
-                return plain
-        return chain.run_chain(x, autoencoder, config, self.value_range, **options)
 
 
 def _checked_backend(backend: str | None) -> str | None:

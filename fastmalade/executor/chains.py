@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import backends
-from fastmalade.chain.call import is_native_autoencoder
 from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.executor.capture import Capture, GraphCaptureError
 from fastmalade.executor.fingerprint import fingerprint
 from fastmalade.executor.graphs import GraphExecutor
+from fastmalade.models.autoencoder import is_native_autoencoder
 
 _READS_SEEDS_ON_THE_DEVICE = ("cuda", "triton", "torch")
 _lock = threading.Lock()
