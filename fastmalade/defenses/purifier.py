@@ -20,6 +20,7 @@ from fastmalade.chain.gradient import batch_sizes
 from fastmalade.checks import check_count
 from fastmalade.defenses.base import Cost, Defense, load_defense
 from fastmalade.executor.chains import graph_backend, purify_in_graph
+from fastmalade.inputs import Prepared, prepare
 from fastmalade.models import Autoencoder
 from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.flops import network_flops
@@ -210,12 +211,12 @@ class Purifier(Defense):
     @property
     def channels(self) -> int | None:
         """C of the images; None for an autoencoder that does not say, which may be any callable."""
-        return getattr(self.autoencoder, "in_channels", None)
+        return _channels(self.autoencoder)
 
     @property
     def multiple(self) -> int:
         """4 for the Table 8 autoencoder."""
-        return 4 if isinstance(self.autoencoder, Autoencoder) else 1
+        return _multiple(self.autoencoder)
 
     @property
     def is_random(self) -> bool:
@@ -249,14 +250,17 @@ class Purifier(Defense):
         precision = "" if self.precision == "fp32" else f", precision={self.precision!r}"
         return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}{precision}"
 
-    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+    def _prepared(self, images: Any) -> Prepared:
+        # Looks up the autoencoder once: three properties would take another hundredth of a call on one image.
         autoencoder = self.autoencoder
-        if type(autoencoder) is Autoencoder:
-            # The general search would take a hundredth of a call on one image.
-            weight = autoencoder._modules["conv1"]._parameters.get("weight")  # type: ignore[union-attr]
-            if weight is not None:
-                return weight.dtype, weight.device
-        return super()._dtype_and_device()
+        dtype, device = _dtype_and_device(autoencoder)
+        channels, multiple = _channels(autoencoder), _multiple(autoencoder)
+        return prepare(
+            images, channels=channels, multiple=multiple, value_range=self.value_range, dtype=dtype, device=device
+        )
+
+    def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        return _dtype_and_device(self.autoencoder)
 
     def _check(self, x: Tensor) -> None:
         """Checks nothing: the chain checks its images itself."""
@@ -283,6 +287,26 @@ class Purifier(Defense):
             low, high = header["value_range"]
             purifier = cls(autoencoder, ChainConfig.from_dict(header["chain"]), value_range=(low, high))
         return purifier, {"": autoencoder}
+
+
+def _channels(autoencoder: object) -> int | None:
+    return getattr(autoencoder, "in_channels", None)
+
+
+def _multiple(autoencoder: object) -> int:
+    return 4 if isinstance(autoencoder, Autoencoder) else 1
+
+
+def _dtype_and_device(autoencoder: object) -> tuple[torch.dtype, torch.device]:
+    if type(autoencoder) is Autoencoder:
+        # The search through all parameters would take a hundredth of a call on one image.
+        weight = autoencoder._modules["conv1"]._parameters.get("weight")  # type: ignore[union-attr]
+        if weight is not None:
+            return weight.dtype, weight.device
+    for parameter in autoencoder.parameters() if isinstance(autoencoder, nn.Module) else ():
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    return torch.float32, torch.device("cpu")
 
 
 def _checked_backend(backend: str | None) -> str | None:
