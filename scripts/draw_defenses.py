@@ -22,7 +22,7 @@ from fastmalade.evaluation import attacked_images
 from fastmalade.evaluation.defenses import compared_defenses
 from fastmalade.files import replacing
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 EPSILON, SEED, COUNT = 0.3, 0, 6
 TITLES = {

@@ -70,7 +70,7 @@ def attack(
         from fastmalade.defenses.defended import DefendedClassifier
         from fastmalade.defenses.purifier import Purifier
         from fastmalade.models import in_channels_last
-        from fastmalade.pretrained import load_classifier
+        from fastmalade.models.registry import load_classifier
 
         common = {
             "epsilon": epsilon,
