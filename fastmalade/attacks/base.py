@@ -26,9 +26,10 @@ from fastmalade.attacks.eot import (
 )
 from fastmalade.attacks.geometry import Norm
 from fastmalade.attacks.state import AttackResult, RunState, checked_path, identity_of
-from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode
+from fastmalade.attacks.target import Loss, Model, Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images, check_number, check_range
 from fastmalade.defenses.defended import GradientMode
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.seeds import check_sample_ids, check_seed, derive_seed
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode, noise_ids, per_image_loss
+from fastmalade.attacks.target import Loss, Model, Target, noise_ids, per_image_loss
 from fastmalade.checks import check_count, check_labelled_images
 from fastmalade.defenses.defended import GradientMode
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 DEFAULT_MAX_BYTES = 2**28

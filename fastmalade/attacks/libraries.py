@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, judge
-from fastmalade.attacks.target import Target, evaluation_mode
+from fastmalade.attacks.target import Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images
 from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.seeds import check_seed, derive_seed
 
 _AUTOATTACK_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastmalade.attacks.base import Attack
 from fastmalade.attacks.eot import judge
-from fastmalade.attacks.target import Model, Target, evaluation_mode
+from fastmalade.attacks.target import Model, Target
 from fastmalade.checks import check_count
 from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.seeds import check_seed, derive_seed
 
