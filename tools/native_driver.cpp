@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "common/philox.h"
-#include "cpu/engine.h"
-#include "cpu/packed.h"
-#include "cpu/pool.h"
+#include "cpu/host/engine.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/pool.h"
 
 #ifndef FASTMALADE_ISA
 #error "FASTMALADE_ISA names the instruction set the kernels were compiled as"
@@ -204,16 +204,16 @@ void check_update() {
 }
 
 // Callers with and without company, on the pool that all share.
-void check_concurrent_callers(const AutoencoderShape* shapes, int64_t count) {
+void check_concurrent_callers(const std::vector<AutoencoderShape>& shapes) {
     std::vector<std::thread> callers;
     for (int64_t n = 0; n < 6; ++n)
-        callers.emplace_back([shapes, count, n] {
+        callers.emplace_back([&shapes, n] {
             std::vector<float> z(400);
             const int64_t ids[4] = {1, 2, 3, 4};
             for (int round = 0; round < 50; ++round) {
                 cpu::standard_normal(kernels(), 9, ids, 4, 0, 100, z.data(), 1 + (int)n % 3);
             }
-            check_chain(shapes[n % count], 9, false);
+            check_chain(shapes[(size_t)n % shapes.size()], 9, false);
         });
     for (std::thread& caller : callers) caller.join();
     const cpu::PoolInfo pool = cpu::pool_info();
@@ -229,8 +229,21 @@ void check_concurrent_callers(const AutoencoderShape* shapes, int64_t count) {
 int main(int argc, char** argv) {
     dump = argc > 1 && std::strcmp(argv[1], "dump") == 0;
     check_noise();
-    const AutoencoderShape shapes[] = {{1, 4, 4, 1, 1},   {1, 28, 28, 10, 25}, {2, 8, 12, 7, 17}, {3, 4, 20, 2, 33},
-                                       {3, 20, 4, 16, 3}, {1, 8, 36, 5, 11},   {2, 12, 44, 3, 6}};
+    const std::vector<AutoencoderShape> shapes = {
+        {1, 4, 4, 1, 1},
+        {1, 28, 28, 10, 25},
+        {2, 8, 12, 7, 17},
+        {3, 4, 20, 2, 33},
+        {3, 20, 4, 16, 3},
+        {1, 8, 36, 5, 11},
+        {2, 12, 44, 3, 6},
+        // Transformed layers in several tiles of columns. Quarter-size rows of 9, 13 and 15 columns are longer than a
+        // tile and shorter than 16 lanes, one of 17 is longer than both.
+        {1, 44, 36, 16, 40},
+        {1, 24, 52, 7, 17},
+        {2, 20, 60, 5, 11},
+        {1, 24, 68, 7, 17},
+    };
     for (const AutoencoderShape& shape : shapes) {
         for (const int64_t batch : {0, 1, 7, 17}) {
             check_chain(shape, batch, false);
@@ -238,7 +251,7 @@ int main(int argc, char** argv) {
         }
     }
     check_update();
-    if (!dump) check_concurrent_callers(shapes, 7);  // their results would come in any order
+    if (!dump) check_concurrent_callers(shapes);  // their results would come in any order
     std::printf("%s: %d failed\n", kernels().isa, failures.load());
     return failures == 0 ? 0 : 1;
 }

@@ -47,7 +47,7 @@ struct JacobianArguments {
     float* out;  // (B, C, H, W)
 };
 
-// What a vector holds: one image in each lane, some channels of four images, or channels of one (cpu/forms.h).
+// What a vector holds: one image in each lane, some channels of four images, or channels of one (cpu/isa/forms.h).
 enum FormIndex { throughput, quad, latency, form_count };
 
 // The operations in one form.
@@ -65,7 +65,7 @@ struct FormKernels {
     // content.
     void (*langevin_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
                            int64_t first, int64_t count, float* scratch);
-    // One stage of one step of the chain by itself, for benchmarks: 0 .. stages-1, see stage_names.
+    // One stage of one step of the chain by itself, for benchmarks: 0 .. kStages-1, see kStageNames.
     void (*run_stage)(const AutoencoderShape& shape, const float* packed, int stage, float* scratch);
     // out = r(x). x, out: (batch, C, H, W)
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
@@ -102,8 +102,8 @@ struct UpdateArguments {
     float* out;                 // (B, elements)
 };
 
-constexpr int stages = 5;
-constexpr const char* stage_names[stages] = {"conv1", "conv2", "deconv1", "deconv2", "conv3, update and noise"};
+constexpr int kStages = 5;
+constexpr const char* kStageNames[kStages] = {"conv1", "conv2", "deconv1", "deconv2", "conv3, update and noise"};
 
 struct Kernels {
     const char* isa;

@@ -1,4 +1,4 @@
-// tanh and the normal deviates of one Philox counter, one number at a time: the scalar form of cpu/elementary.h, with
+// tanh and the normal deviates of one Philox counter, one number at a time: the scalar form of cpu/isa/elementary.h, with
 // its polynomials (tools/fit_elementary.py). Division is the approximate one, 2 ulp: nothing here comes near the
 // denominators (above 2^126) for which it is not.
 #pragma once

@@ -1,4 +1,4 @@
-"""tanh, the normal deviate of Box and Muller, and Philox; the polynomials are those of kernels/cpu/elementary.h.
+"""tanh, the normal deviate of Box and Muller, and Philox; the polynomials are those of kernels/cpu/isa/elementary.h.
 
 CUDA's own approximations would not do: lg2.approx loses all digits of ln u near u = 1, and a fast tanh has an error of
 1e-5. libdevice has exact ones, but the interpreter, which runs these kernels where there is no GPU, cannot call it.
