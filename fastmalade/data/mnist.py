@@ -98,6 +98,12 @@ def embedded_digits() -> tuple[np.ndarray, np.ndarray]:
     return images.copy(), labels.copy()
 
 
+def embedded_tensors() -> tuple[Tensor, Tensor]:
+    """:func:`embedded_digits` in the form of :func:`load_mnist`: (1000, 1, 28, 28) float32 in [0, 1], (1000,) int64."""
+    images, labels = embedded_digits()
+    return torch.from_numpy(images).unsqueeze(1).float() / 255, torch.from_numpy(labels)
+
+
 def embedded_indices() -> np.ndarray:
     """Positions (1000,) int64 of the embedded digits in the MNIST test set, ascending."""
     return _sample()[2].copy()
