@@ -40,7 +40,7 @@ sanitize: $(VENV)/.installed-test
 
 # The CUDA kernels on the CPU as in `make test`, and compiled for every GPU generation.
 emulate: $(VENV)/.installed-test
-	FASTMALADE_COMPLETE_TESTS=1 $(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
+	FASTMALADE_COMPLETE_TESTS=1 $(BIN)/python -m pytest tests/backends/cuda tests/tools $(PYTEST_ARGS)
 
 # Offline, with the torch and the nvcc of the machine: no .venv.
 gpu-check:

@@ -1,6 +1,6 @@
 // fastmalade._cuda: checks arguments and calls kernels/cuda. Arrays come as addresses on the device and sizes, a stream
-// as its handle; the caller in fastmalade/backends/cuda/calls.py owns them and has checked dtype, device and contiguity.
-// CUDA's runtime is linked statically and neither torch nor the driver is needed to load the module.
+// as its handle; the caller in fastmalade/backends/cuda/calls.py owns them and has checked dtype, device and
+// contiguity. CUDA's runtime is linked statically and neither torch nor the driver is needed to load the module.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -7,9 +7,6 @@
 
 #include <stdint.h>
 
-#include <algorithm>
-#include <array>
-
 namespace fastmalade::exchange {
 
 struct Tensor {
@@ -58,55 +55,5 @@ inline bool read_plain(const Table& table, pybind11::handle object, int32_t ndim
 }
 
 inline uintptr_t address(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset; }
-
-// The sizes of images and of an autoencoder, and where its arrays lie.
-struct Model {
-    int64_t sizes[5];  // channels, height, width, hidden1, hidden2
-    uintptr_t weights[10];
-};
-
-// Fills `model` from images (B, C, H, W) that were read and from the ten weights that `weight(n)` gives, where every
-// one of them is a plain array of the right shape; else false.
-template <class Weight>
-bool read_weights(const Table& table, const Tensor& images, Weight weight, Model* model) {
-    Tensor array;
-    const int64_t channels = images.shape[1];
-    int64_t hidden1 = 0, hidden2 = 0;
-    for (int n = 0; n < 10; ++n) {
-        const bool is_bias = n % 2 == 1;
-        if (!read_plain(table, weight(n), is_bias ? 1 : 4, &array)) return false;
-        if (n == 0) hidden1 = array.shape[0];
-        if (n == 2) hidden2 = array.shape[0];
-        const int64_t expected[10][4] = {{hidden1, channels, 5, 5},  {hidden1}, {hidden2, hidden1, 5, 5},  {hidden2},
-                                         {hidden2, hidden1, 9, 9},   {hidden1}, {hidden1, channels, 1, 1}, {channels},
-                                         {channels, channels, 5, 5}, {channels}};
-        for (int32_t axis = 0; axis < array.ndim; ++axis) {
-            if (array.shape[axis] != expected[n][axis]) return false;
-        }
-        model->weights[n] = address(array);
-    }
-    const int64_t sizes[5] = {channels, images.shape[2], images.shape[3], hidden1, hidden2};
-    std::copy(sizes, sizes + 5, model->sizes);
-    return true;
-}
-
-// x and the ten weights of a call as (address of x, sizes, addresses of the weights), where every one is a plain array
-// of the right shape; else None, and the caller finds out which is not. capsule: holds the table
-inline pybind11::object read_model(const pybind11::capsule& capsule, pybind11::handle x,
-                                   const pybind11::sequence& weights) {
-    namespace py = pybind11;
-    const Table* table = table_of(capsule);
-    Tensor images;
-    Model model;
-    if (!table || weights.size() != 10 || !read_plain(*table, x, 4, &images)) return py::none();
-    const uintptr_t images_at = address(images);
-    std::array<py::object, 10> held;
-    const auto weight = [&](int n) -> py::handle { return held[(size_t)n] = weights[(size_t)n]; };
-    if (!read_weights(*table, images, weight, &model)) return py::none();
-    const py::list sizes(5), addresses(10);
-    for (size_t n = 0; n < 5; ++n) sizes[n] = model.sizes[n];
-    for (size_t n = 0; n < 10; ++n) addresses[n] = model.weights[n];
-    return py::make_tuple(images_at, sizes, addresses);
-}
 
 }  // namespace fastmalade::exchange

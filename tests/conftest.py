@@ -1,8 +1,8 @@
-"""Fixtures that all tests share: real digits, the full MNIST where it is, few threads."""
+"""Fixtures for all tests: small models, real digits, the full MNIST where it is installed, one thread."""
 
 from __future__ import annotations
 
-import os
+import importlib.util
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,18 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastmalade import Autoencoder, ChainConfig, Purifier, backends
 from fastmalade.data import DataNotFoundError, embedded_digits, find_data_dir, load_mnist
+
+if importlib.util.find_spec("hypothesis") is not None:  # `make gpu-check` does without it
+    from hypothesis import settings
+
+    # The same examples in every run, so that a failure is the change's; `make fuzz` draws others, and more.
+    settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=40)
+    settings.register_profile("fuzz", deadline=None, max_examples=2000)
+    settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:
-    """Two threads everywhere, so that a run on a large machine tests what a run on a small one does.
-
-    One in each of several processes that run tests side by side: threads would only wait for each other there.
-    """
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    """One thread: the arrays are small, and two processes run side by side. Tests of threads set their own number."""
+    torch.set_num_threads(1)
 
 
-# A few tests of a minute each: begun last, they would leave one of two processes idle.
+# Begun last, one of these would leave the other process idle.
 LONG = (
     "test_native_checks.py",
     "test_distribution.py",
@@ -55,6 +61,53 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the name of the test: the same in every run, different in every test."""
     return np.random.default_rng(list(request.node.nodeid.encode()))
+
+
+@pytest.fixture(params=["torch", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend of a CPU in turn; a skip where the extension is missing."""
+    reason = backends.available()[request.param]
+    if reason is not None:
+        pytest.skip(f"backend {request.param}: {reason}")
+    return request.param
+
+
+@pytest.fixture
+def make_autoencoder() -> Callable[..., Autoencoder]:
+    """Autoencoders with Xavier weights and non-zero biases, repeatable and without the global generator."""
+
+    def make(
+        channels: int = 1,
+        hidden: tuple[int, int] = (10, 25),
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> Autoencoder:
+        generator = torch.Generator().manual_seed(seed)
+        model = Autoencoder(channels, hidden, generator=generator)
+        with torch.no_grad():
+            for bias in model.weights()[1::2]:
+                bias.uniform_(-0.2, 0.4, generator=generator)
+        return model.to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def make_images() -> Callable[..., Tensor]:
+    """Images of uniform noise in [0, 1] of a shape and a seed."""
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+        return torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture
+def purifier(make_autoencoder: Callable[..., Autoencoder]) -> Purifier:
+    """Three steps of decreasing size, with noise, of an untrained autoencoder."""
+    config = ChainConfig(n_steps=3, step_size=0.3, noise_scale=0.1, decay=0.5, offset=2.0)
+    return Purifier(make_autoencoder().requires_grad_(False), config).eval()
 
 
 @pytest.fixture(scope="session")

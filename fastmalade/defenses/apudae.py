@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.chain.call import is_native_autoencoder
 from fastmalade.chain.reconstruction import autoencoder_vjp, reconstruct, reconstruction_error_gradient
 from fastmalade.checks import check_count
 from fastmalade.defenses.base import Cost, Defense, StatedGradient
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
 from fastmalade.models import Autoencoder
+from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.denoiser import SkipDenoiser
 from fastmalade.models.flops import network_flops
 from fastmalade.noise import normals_like

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmalade.chain import call as chain
+from fastmalade.backends.values import NoiseSource
+from fastmalade.chain.call import run
 from fastmalade.chain.config import ChainConfig
 from fastmalade.checks import check_count
 from fastmalade.defenses.base import Cost, Defense, StatedGradient
@@ -162,7 +163,7 @@ class MagNet(Defense):
 
     def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         # A step without noise reads no seed.
-        return chain.run(x, self.autoencoder, *_ONE_FULL_STEP.settings, seed=0, sample_ids=sample_ids)
+        return run(x, self.autoencoder, _ONE_FULL_STEP.settings, NoiseSource(0, sample_ids))
 
 
 def _jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

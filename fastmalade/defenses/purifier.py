@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from fastmalade import backends
 from fastmalade.backends.gradient_plan import GradientPlan, check_max_bytes, make_plan
-from fastmalade.chain import call as chain
-from fastmalade.chain import direct
+from fastmalade.backends.values import Execution, NoiseSource
+from fastmalade.chain.call import noise_source, run
 from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.gradient import batch_sizes
 from fastmalade.defenses.base import Cost, Defense
-from fastmalade.inputs import plain_tensor, prepare
+from fastmalade.inputs import prepare
 from fastmalade.models import Autoencoder
+from fastmalade.models.autoencoder import is_native_autoencoder
 
 
 class Purifier(Defense):
@@ -116,13 +117,18 @@ class Purifier(Defense):
         Raises:
             TypeError, ValueError, BackendUnavailableError: see :func:`fastmalade.langevin_chain`.
         """
-        return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise)
+        config = self.chain
+        source = noise_source(x, config.n_steps, seed=seed, sample_ids=sample_ids, noise=noise)
+        how = Execution(self.backend, self.max_bytes, self.precision)
+        return run_chain(x, self.autoencoder, config, self.value_range, source, how)
 
     def trajectory(
         self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None, noise: Tensor | None = None
     ) -> Tensor:
         """All states, (N + 1, B, C, H, W), entry 0 is ``x``; as :meth:`forward`, without gradients."""
-        return self._run(x, self.chain, self.backend, seed=seed, sample_ids=sample_ids, noise=noise, trajectory=True)
+        source = noise_source(x, self.chain.n_steps, seed=seed, sample_ids=sample_ids, noise=noise)
+        how = Execution(self.backend, self.max_bytes, self.precision)
+        return run_chain(x, self.autoencoder, self.chain, self.value_range, source, how, trajectory=True)
 
     def purify(
         self,
@@ -157,14 +163,6 @@ class Purifier(Defense):
         """
         config = self.chain.replace(**chain_overrides) if chain_overrides else self.chain
         autoencoder = self.autoencoder
-        plain, restored = plain_tensor(images) if self.value_range == (0.0, 1.0) else (None, None)
-        if plain is not None:
-            options = {"backend": backend or self.backend, "seed": seed, "sample_ids": sample_ids}
-            result = direct.plain_chain(
-                plain, autoencoder, config.settings, precision=self.precision, gradients=False, checked=True, **options
-            )
-            if result is not None:
-                return result if restored is None else restored(result)
         dtype, device = _dtype_and_device(autoencoder)
         prepared = prepare(
             images,
@@ -174,14 +172,16 @@ class Purifier(Defense):
             dtype=dtype,
             device=device,
         )
-        wanted, options = backend or self.backend, {"seed": seed, "sample_ids": sample_ids}
+        x, how = prepared.images, Execution(backend or self.backend, self.max_bytes, self.precision)
         result = None
-        if prepared.images.is_cuda:
+        if x.is_cuda:
             from fastmalade.executor.chains import purify_in_graph
 
-            result = purify_in_graph(self, prepared.images, config, wanted, **options)
+            result = purify_in_graph(self, x, config, how.backend, seed=seed, sample_ids=sample_ids)
         if result is None:
-            result = self._run(prepared.images, config, wanted, **options, gradients=False)
+            source = noise_source(x, config.n_steps, seed=seed, sample_ids=sample_ids)
+            options = {"gradients": False, "inspect": not prepared.inspected}
+            result = run_chain(x, autoencoder, config, self.value_range, source, how, **options)
         if self.value_range != (0.0, 1.0) and config.clamp != "none" and config.n_steps > 0:
             # The map back to the value range may round a value on its edge to the outside.
             result = result.clamp(*self.value_range)
@@ -202,7 +202,7 @@ class Purifier(Defense):
             ValueError: the budget does not hold a single step, or the backend is one for GPUs, which has no such plan.
         """
         autoencoder = self.autoencoder
-        if not chain.is_native_autoencoder(autoencoder):
+        if not is_native_autoencoder(autoencoder):
             raise TypeError(f"gradient_plan: expected a Table 8 Autoencoder, got {type(autoencoder).__name__}")
         assert isinstance(autoencoder, Autoencoder)
         autoencoder.check_shape(images.shape)
@@ -247,38 +247,31 @@ class Purifier(Defense):
         precision = "" if self.precision == "fp32" else f", precision={self.precision!r}"
         return f"chain={self.chain}, value_range={self.value_range}, backend={self.backend!r}{precision}"
 
-    def _run(self, x: Tensor, config: ChainConfig, backend: str | None, **options: Any) -> Tensor:
-        options |= {"backend": backend, "max_bytes": self.max_bytes, "precision": self.precision}
-        autoencoder = self.autoencoder
-        if self.value_range == (0.0, 1.0) and not torch.compiler.is_compiling():
-            plain = direct.plain_chain(x, autoencoder, config.settings, **options)
-            if plain is not None:
-                return plain
-        return run_chain(x, autoencoder, config, self.value_range, **options)
-
 
 def run_chain(
     x: Tensor,
     autoencoder: Callable[[Tensor], Tensor],
     config: ChainConfig,
     value_range: tuple[float, float],
-    **options: Any,
+    noise: NoiseSource,
+    how: Execution,
+    **options: bool,
 ) -> Tensor:
     """:func:`fastmalade.chain.call.run` with a purifier's settings, images in and out in ``value_range``."""
+    # Under torch.compile the settings are constants, so skip the cache.
+    steps = config.steps() if torch.compiler.is_compiling() else config.settings
+    if value_range == (0.0, 1.0):
+        return run(x, autoencoder, steps, noise, how, **options)
     low, high = value_range
-    is_unit = value_range == (0.0, 1.0)
-    # Inside a compiled graph the settings are constants, and the cache is none of its business.
-    compiling = torch.compiler.is_compiling()
-    settings = (*config.schedule(), *config.clamp_bounds()) if compiling else config.settings
-    scaled = x if is_unit or not isinstance(x, Tensor) else (x - low) / (high - low)
-    result = chain.run(scaled, autoencoder, *settings, **options)
-    return result if is_unit else result * (high - low) + low
+    return run((x - low) / (high - low), autoencoder, steps, noise, how, **options) * (high - low) + low
 
 
 def _dtype_and_device(autoencoder: Callable[[Tensor], Tensor]) -> tuple[torch.dtype, torch.device]:
-    if isinstance(autoencoder, Autoencoder):
-        weight = autoencoder.conv1.weight
-        return weight.dtype, weight.device
+    if type(autoencoder) is Autoencoder:
+        # An attribute of a module is found by a search that takes a hundredth of a call on one image.
+        weight = autoencoder._modules["conv1"]._parameters.get("weight")  # type: ignore[union-attr]
+        if weight is not None:
+            return weight.dtype, weight.device
     for parameter in autoencoder.parameters() if isinstance(autoencoder, nn.Module) else ():
         if parameter.is_floating_point():
             return parameter.dtype, parameter.device

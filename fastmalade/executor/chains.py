@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade import backends
-from fastmalade.chain import call as chain
+from fastmalade.backends.values import Execution, NoiseSource
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.executor.capture import Capture, GraphCaptureError
 from fastmalade.executor.graphs import Function, GraphExecutor
+from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.seeds import check_seed, signed64
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def purifier_function(purifier: Purifier, config: ChainConfig | None = None, bac
 
     def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
         name = graph_backend(backend, images.device, images.dtype)
-        options: Any = {"seed_bits": seed_bits, "sample_ids": ids, "backend": name, "gradients": False}
-        return run_chain(images, autoencoder, config, value_range, precision=precision, **options)
+        how, noise = Execution(name, None, precision), NoiseSource(seed_bits, ids)
+        return run_chain(images, autoencoder, config, value_range, noise, how, gradients=False)
 
     return function
 
@@ -158,7 +159,7 @@ def purify_in_graph(
     if why_not_captured(purifier, images, capture) is not None or config.n_steps == 0 or images.shape[0] == 0:
         return None
     chosen = backends.resolve(backend, device=images.device, dtype=images.dtype)
-    native = chain.is_native_autoencoder(purifier.autoencoder)
+    native = is_native_autoencoder(purifier.autoencoder)
     if native and chosen == "cuda":
         # One launch holds the whole chain already.
         return None

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fastmalade import reference
 from fastmalade.attacks.target import evaluation_mode
-from fastmalade.chain.call import is_native_autoencoder
 from fastmalade.checks import check_count
 from fastmalade.defenses.base import Defense
 from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.defenses.purifier import Purifier
 from fastmalade.gradcheck.report import GradientCheck, GradientReport, Status
+from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.seeds import check_seed, derive_seed
 
 # Lengths of the finite differences and the relative error allowed, by dtype. The shorter of two lengths rarely

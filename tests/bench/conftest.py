@@ -6,17 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from fastmalade.bench.contenders.base import Contender
 from fastmalade.bench.contenders.eager import Eager
 from fastmalade.bench.task import Task, make_task
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Small images, many calls: threads that wait for each other would only cost time."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

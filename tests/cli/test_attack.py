@@ -7,13 +7,6 @@ import signal
 import time
 
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_threads_as_before) -> None:
-    """Tiny tensors on a busy machine: more threads only wait for each other."""
-    torch.set_num_threads(1)
 
 
 def test_table_figures_and_resume(invoke, model_path, tmp_path):

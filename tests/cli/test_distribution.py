@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from repository import ROOT
 
 from fastmalade import Purifier
 
-ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = shutil.ignore_patterns(
     ".*", "build", "dist", "runs", "demo-output", "*.egg-info", "*.so", "__pycache__", "_build_info.json"
 )

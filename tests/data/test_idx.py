@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,7 +16,6 @@ from fastmalade.data import IdxError, read_idx, write_idx
 IDX_DTYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     values=st.sampled_from(IDX_DTYPES).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))

@@ -46,12 +46,6 @@ def _build(name: str, value_range: tuple[float, float]) -> Defense:
     return Apudae(SkipDenoiser(1, 4, 3), variant=name.removeprefix("apudae-"), n_steps=4, **statistics, **options)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """These networks are too small for a second thread, which only waits where the machine is busy."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def make_defense() -> Callable[..., Defense]:
     """Builds a small defence by name, always with the same parameters."""

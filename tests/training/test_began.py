@@ -15,12 +15,6 @@ from fastmalade.training.began import next_balance, train_began
 SMALL = {"epochs": 2, "batch_size": 8, "width": 4, "latent_dim": 4, "learning_rate": 3e-3}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """These networks are too small for a second thread, which only waits where the machine is busy."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def pictures() -> Tensor:
     """24 pictures (24, 3, 64, 64): a bright disc of random place and colour on a dark ground."""

@@ -18,12 +18,6 @@ TRAININGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """These networks are too small for a second thread, which only waits where the machine is busy."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(params=TRAININGS)
 def training(request):
     return TRAININGS[request.param]

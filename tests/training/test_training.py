@@ -21,12 +21,6 @@ from fastmalade.training import loop as training_loop
 QUICK = {"epochs": 3, "batch_size": 50, "progress": False}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Batches this small are slower on two threads, much slower on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def few(digits):
     return digits[0][:120], digits[1][:120]

@@ -18,6 +18,7 @@ from fastmalade.backends.arguments import IMAGES, checked_model, checked_precisi
 from fastmalade.backends.cuda.extension import architectures as architectures
 from fastmalade.backends.cuda.extension import load
 from fastmalade.backends.cuda.extension import unavailable_reason as unavailable_reason
+from fastmalade.backends.values import NoiseSource, Steps
 
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
@@ -54,14 +55,9 @@ def plan(
 def langevin_chain(
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     trajectory: bool = False,
     form: str = "auto",
     images: int = 0,
@@ -71,10 +67,8 @@ def langevin_chain(
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) on a CUDA device, of any strides, H and W multiples of 4; ``weights`` the ten float32
-    tensors of ``Autoencoder.weights()`` there; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0
-    to 2^64 - 1, or int64 (1,) on the device, which is read when the kernel runs; ``sample_ids`` int64 (B,), None for
-    0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn one. Where d_t is 0 no noise is drawn. ``form``,
-    ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of
+    tensors of ``Autoencoder.weights()`` there; a tensor as the seed of ``noise`` is read when the kernel runs.
+    ``form``, ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of
     ``arguments.PRECISIONS``, of the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10
     and 25 hidden channels. Whatever it is, an image gets the same bits in every batch.
 
@@ -83,7 +77,7 @@ def langevin_chain(
     BackendUnavailableError without the extension, RuntimeError with CUDA's own words for a launch that fails.
     """
     x, arrays, sizes = _model(x, weights, precision)
-    n_steps = len(step_sizes)
+    n_steps = steps.n_steps
     out = x.new_empty((n_steps + 1, *x.shape)) if trajectory else torch.empty_like(x)
     if trajectory:
         out[0] = x
@@ -91,8 +85,8 @@ def langevin_chain(
         out.copy_(x)
     if x.shape[0] == 0 or n_steps == 0:
         return out
-    keep, source = _noise(x, n_steps, seed, sample_ids, noise)
-    _launch_chain(x, arrays, sizes, (step_sizes, noise_scales, lows, highs), source, out, form, images, cluster,
+    keep, source = _noise(x, n_steps, noise)
+    _launch_chain(x, arrays, sizes, steps, source, out, form, images, cluster,
                   trajectory=trajectory, precision=precision)  # fmt: skip
     del keep
     return out
@@ -107,7 +101,8 @@ def autoencoder_forward(
     out = torch.empty_like(x)
     if x.shape[0]:
         source = {"seed": 0, "seed_pointer": 0, "sample_ids": 0, "noise": 0}
-        _launch_chain(x, arrays, sizes, ((), (), (), ()), source, out, form, images, cluster, reconstruct_only=True,
+        none = Steps((), (), (), ())
+        _launch_chain(x, arrays, sizes, none, source, out, form, images, cluster, reconstruct_only=True,
                       precision=precision)  # fmt: skip
     return out
 
@@ -116,14 +111,9 @@ def chain_gradient(
     cotangent: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     max_bytes: int | None = None,
     form: str = "auto",
     images: int = 0,
@@ -144,27 +134,27 @@ def chain_gradient(
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes: expected at least 1 or None, got {max_bytes}")
-    n_steps, batch = len(step_sizes), x.shape[0]
+    n_steps, batch = steps.n_steps, x.shape[0]
     if batch == 0 or n_steps == 0:
         return cotangent.clone()
-    if sample_ids is None:
-        sample_ids = torch.arange(batch, device=x.device)
-    sample_ids = checked_tensor("sample_ids", sample_ids, torch.int64, (batch,), x.device)
-    if noise is not None:
-        noise = checked_tensor("noise", noise, torch.float32, (n_steps, *x.shape), x.device)
-    settings = (step_sizes, noise_scales, lows, highs)
+    ids, given = noise.sample_ids, noise.given
+    ids = torch.arange(batch, device=x.device) if ids is None else ids
+    ids = checked_tensor("sample_ids", ids, torch.int64, (batch,), x.device)
+    if given is not None:
+        given = checked_tensor("noise", given, torch.float32, (n_steps, *x.shape), x.device)
     gradient = torch.empty_like(x)
     with torch.cuda.device(x.device):
         for part in _parts(batch, (n_steps + 1) * 4 * math.prod(x.shape[1:]), max_bytes or DEFAULT_GRADIENT_BYTES):
-            given = None if noise is None else noise[:, part].contiguous()
-            states = langevin_chain(x[part], arrays, *settings, seed=seed, sample_ids=sample_ids[part], noise=given,
-                                    trajectory=True, form=form, images=images, cluster=cluster,
-                                    precision=precision)  # fmt: skip
-            keep, source = _noise(x[part], n_steps, seed, sample_ids[part], given)
+            drawn = NoiseSource(noise.seed, ids[part], None if given is None else given[:, part].contiguous())
+            states = langevin_chain(
+                x[part], arrays, steps, drawn, trajectory=True, form=form, images=images, cluster=cluster,
+                precision=precision,
+            )  # fmt: skip
+            keep, source = _noise(x[part], n_steps, drawn)
             workspace, call = _gradient_call(states[0], arrays, sizes, form, images, cluster, precision)
             load().chain_gradient(
-                **call, states=states.data_ptr(), step_sizes=step_sizes, noise_scales=noise_scales, lows=lows,
-                highs=highs, cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(),
+                **call, states=states.data_ptr(), **steps._asdict(),
+                cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(),
                 noise_gradient=0, precision=precision, **source,
             )  # fmt: skip
             del keep, workspace
@@ -246,7 +236,7 @@ def langevin_update(
     _check_device(x)
     x = checked_tensor("x", x, torch.float32, x.shape, x.device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
-    keep, source = _noise(x, None, seed, sample_ids, noise)
+    keep, source = _noise(x, None, NoiseSource(seed, sample_ids, noise))
     out = torch.empty_like(x)
     batch = x.shape[0]
     with torch.cuda.device(x.device):
@@ -296,7 +286,7 @@ def _draw(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int, *,
 
 
 def _launch_chain(
-    x: Tensor, arrays: list[Tensor], sizes: list[int], settings: Sequence[Sequence[float]], source: dict[str, int],
+    x: Tensor, arrays: list[Tensor], sizes: list[int], steps: Steps, source: dict[str, int],
     out: Tensor, form: str, images: int, cluster: int, *, trajectory: bool = False, reconstruct_only: bool = False,
     precision: str = "fp32",
 ) -> None:  # fmt: skip
@@ -305,11 +295,10 @@ def _launch_chain(
         launched = extension.choice(_index(x), sizes, x.shape[0], False, form, images, cluster, precision)
         # Torch's allocator hands memory on in the order of the stream, so the kernels are done with it by then.
         workspace = x.new_empty(launched["packed_floats"])
-        step_sizes, noise_scales, lows, highs = settings
         extension.langevin_chain(
             device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=x.shape[0],
             shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(), x=x.data_ptr(),
-            step_sizes=step_sizes, noise_scales=noise_scales, lows=lows, highs=highs, out=out.data_ptr(),
+            **steps._asdict(), out=out.data_ptr(),
             trajectory=trajectory, reconstruct_only=reconstruct_only, precision=precision, **source,
         )  # fmt: skip
 
@@ -320,24 +309,23 @@ def _parts(batch: int, bytes_each: int, max_bytes: int) -> Iterator[slice]:
         yield slice(first, min(first + most, batch))
 
 
-def _noise(
-    x: Tensor, n_steps: int | None, seed: int | Tensor, sample_ids: Tensor | None, noise: Tensor | None
-) -> tuple[list[Tensor], dict[str, int]]:
+def _noise(x: Tensor, n_steps: int | None, noise: NoiseSource) -> tuple[list[Tensor], dict[str, int]]:
     """Where the noise comes from, for the extension, and the tensors that keep those addresses alive."""
+    seed, sample_ids, given = noise
     number, pointer = _seed(seed, x.device)
     keep = [seed] if isinstance(seed, Tensor) else []
     if sample_ids is not None:
         sample_ids = checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],), x.device)
         keep.append(sample_ids)
-    if noise is not None:
+    if given is not None:
         shape = x.shape if n_steps is None else (n_steps, *x.shape)
-        noise = checked_tensor("noise", noise, torch.float32, shape, x.device)
-        keep.append(noise)
+        given = checked_tensor("noise", given, torch.float32, shape, x.device)
+        keep.append(given)
     return keep, {
         "seed": number,
         "seed_pointer": pointer,
         "sample_ids": 0 if sample_ids is None else sample_ids.data_ptr(),
-        "noise": 0 if noise is None else noise.data_ptr(),
+        "noise": 0 if given is None else given.data_ptr(),
     }
 
 

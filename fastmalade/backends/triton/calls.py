@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
 from fastmalade.backends.extensions import BackendUnavailableError
+from fastmalade.backends.values import NoiseSource, Steps
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
@@ -47,30 +48,23 @@ def unavailable_reason() -> str | None:
 def langevin_chain(
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     trajectory: bool = False,
     precision: str = "fp32",
 ) -> Tensor:
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) of any strides on a CUDA device, H and W multiples of 4; ``weights`` the ten
-    float32 tensors of ``Autoencoder.weights()`` on that device; four sequences of N floats, -inf and +inf
-    meaning no bound; ``seed`` 0 to 2^64 - 1, or int64 (1,) with its bits, which is read on the device when
-    the kernels run; ``sample_ids`` int64 (B,), None for 0..B-1; ``noise`` float32 (N, B, C, H, W) in place of
-    the drawn one. Where d_t is 0 no noise is drawn. ``precision``: one of ``arguments.PRECISIONS``.
+    float32 tensors of ``Autoencoder.weights()`` on that device; a tensor as the seed of ``noise`` is read on the device
+    when the kernels run. ``precision``: one of ``arguments.PRECISIONS``.
 
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
     ValueError for arguments that do not fit and BackendUnavailableError where Triton cannot run.
     """
-    call = _Call(x, weights, (step_sizes, noise_scales, lows, highs), seed, sample_ids, noise, precision)
-    x, n_steps = call.x, len(step_sizes)
+    call = _Call(x, weights, steps, noise, precision)
+    x, n_steps = call.x, steps.n_steps
     out = torch.empty((n_steps + 1, *x.shape), dtype=x.dtype, device=x.device) if trajectory else torch.empty_like(x)
     if n_steps == 0 or x.numel() == 0:
         return out.copy_(x)
@@ -78,9 +72,9 @@ def langevin_chain(
 
     def part(model: Any, images: slice, drawn: Any) -> None:
         if not trajectory:
-            triton_chain.run(x[images], model, call.settings, drawn, out[images])
+            triton_chain.run(x[images], model, steps, drawn, out[images])
             return
-        for state, place in zip(triton_chain.states(x[images], model, call.settings, drawn), out, strict=True):
+        for state, place in zip(triton_chain.states(x[images], model, steps, drawn), out, strict=True):
             place[images].copy_(state.inside)
 
     call.in_parts(part, keeps_states=trajectory)
@@ -91,14 +85,9 @@ def chain_gradient(
     cotangent: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     max_bytes: int | None = None,
     precision: str = "fp32",
 ) -> Tensor:
@@ -110,15 +99,15 @@ def chain_gradient(
     ``MAX_WORKING_BYTES``) is worked through in parts, with the same bits; one image is always taken. Returns
     float32 (B, C, H, W).
     """
-    call = _Call(x, weights, (step_sizes, noise_scales, lows, highs), seed, sample_ids, noise, precision)
+    call = _Call(x, weights, steps, noise, precision)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, call.x.shape, call.x.device)
     out = torch.empty_like(call.x)
-    if len(step_sizes) == 0 or out.numel() == 0:
+    if steps.n_steps == 0 or out.numel() == 0:
         return out.copy_(cotangent)
     from fastmalade.backends.triton import chain as triton_chain
 
     def part(model: Any, images: slice, drawn: Any) -> None:
-        triton_chain.vector_jacobian(cotangent[images], call.x[images], model, call.settings, drawn, out[images])
+        triton_chain.vector_jacobian(cotangent[images], call.x[images], model, steps, drawn, out[images])
 
     call.in_parts(part, keeps_states=True, backward=True, max_bytes=max_bytes)
     return out
@@ -198,34 +187,29 @@ class _Call:
         self,
         x: Tensor,
         weights: Sequence[Tensor],
-        settings: tuple[Sequence[float], ...],
-        seed: int | Tensor,
-        sample_ids: Tensor | None,
-        noise: Tensor | None,
+        steps: Steps,
+        noise: NoiseSource,
         precision: str,
     ) -> None:
         _require(x)
-        from fastmalade.backends.triton import chain as triton_chain
-
         device = x.device
         self.x = checked_tensor("x", x, torch.float32, IMAGES, device)
         if self.x.shape[2] % 4 or self.x.shape[3] % 4:
             raise ValueError(f"x: expected height and width multiples of 4, got {tuple(self.x.shape)}")
         self.weights, _ = checked_model(weights, self.x)
-        lengths = {len(values) for values in settings}
-        if len(lengths) != 1:
-            raise ValueError(f"settings: expected N of each, got {[len(values) for values in settings]}")
-        for name, values in zip(("step_sizes", "noise_scales"), settings, strict=False):
-            _check_finite(name, *values)
-        for low, high in zip(*settings[2:], strict=True):
+        if len({len(values) for values in steps}) != 1:
+            raise ValueError(f"steps: expected N of each, got {[len(values) for values in steps]}")
+        _check_finite("step_sizes", *steps.step_sizes)
+        _check_finite("noise_scales", *steps.noise_scales)
+        for low, high in zip(steps.lows, steps.highs, strict=True):
             _check_bounds(low, high)
         self.precision = checked_precision(precision)
-        self.settings = triton_chain.Settings(*settings)
-        batch = self.x.shape[0]
-        self.ids = _ids(sample_ids, batch, device)
-        self.seed = _seed(seed, device)
-        expected = (lengths.pop(), *self.x.shape)
-        self.noise = None if noise is None else checked_tensor("noise", noise, torch.float32, expected, device)
+        self.n_steps = steps.n_steps
+        self.ids = _ids(noise.sample_ids, self.x.shape[0], device)
+        self.seed = _seed(noise.seed, device)
+        self.given = noise.given
+        if self.given is not None:
+            self.given = checked_tensor("noise", self.given, torch.float32, (self.n_steps, *self.x.shape), device)
 
     def in_parts(
         self,
@@ -242,15 +226,14 @@ class _Call:
 
         batch, *shape = self.x.shape
         hidden = (self.weights[0].shape[0], self.weights[2].shape[0])
-        n_steps = len(self.settings.step_sizes)
-        each = triton_chain.bytes_per_image(shape, hidden, n_steps if keeps_states else 0, backward=backward)
+        each = triton_chain.bytes_per_image(shape, hidden, self.n_steps if keeps_states else 0, backward=backward)
         images = max(1, (max_bytes or MAX_WORKING_BYTES) // each)
         with triton_stages.on(self.x.device):
             tiles = triton_tiles.tiles(device_name(self.x.device))
             model = triton_stages.Model(self.weights, shape, tiles, precision=self.precision, backward=backward)
             for first in range(0, batch, images):
                 these = slice(first, min(first + images, batch))
-                given = None if self.noise is None else self.noise[:, these]
+                given = None if self.given is None else self.given[:, these]
                 if given is not None and images < batch:
                     given = given.contiguous()
                 part(model, these, triton_stages.Noise(self.seed, self.ids[these], given))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,21 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmalade.backends.triton.stages import Framed, Model, Noise, ceil_div
+from fastmalade.backends.values import Steps
 from fastmalade.kernels.triton import tail, tail_backward
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Step sizes, noise scales and clamp bounds of the N steps."""
-
-    step_sizes: Sequence[float]
-    noise_scales: Sequence[float]
-    lows: Sequence[float]
-    highs: Sequence[float]
-
-    def of_step(self, step: int) -> tuple[float, float, float, float]:
-        """a, d, low and high of one step."""
-        return self.step_sizes[step], self.noise_scales[step], self.lows[step], self.highs[step]
 
 
 class Activations:
@@ -42,44 +28,44 @@ class Activations:
         model.convolve("deconv1", self.second.buffer, self.third.inside, self.third.inside)
 
 
-def run(x: Tensor, model: Model, settings: Settings, noise: Noise, out: Tensor) -> None:
+def run(x: Tensor, model: Model, steps: Steps, noise: Noise, out: Tensor) -> None:
     """All N >= 1 steps from ``x`` (B, C, H, W) into ``out`` of the same shape, any strides; four launches each."""
     state = _framed_state(model, x)
     activations = Activations(model, x.shape[0])
-    last = len(settings.step_sizes) - 1
+    last = steps.n_steps - 1
     for step in range(last + 1):
-        _advance(model, activations, state, out if step == last else state.inside, settings, noise, step)
+        _advance(model, activations, state, out if step == last else state.inside, steps, noise, step)
 
 
-def states(x: Tensor, model: Model, settings: Settings, noise: Noise) -> list[Framed]:
+def states(x: Tensor, model: Model, steps: Steps, noise: Noise) -> list[Framed]:
     """The N + 1 states of the chain, framed, the first of them ``x``."""
     found = [_framed_state(model, x)]
     activations = Activations(model, x.shape[0])
-    for step in range(len(settings.step_sizes)):
+    for step in range(steps.n_steps):
         following = model.framed("conv1", x.shape[0])
-        _advance(model, activations, found[-1], following.inside, settings, noise, step)
+        _advance(model, activations, found[-1], following.inside, steps, noise, step)
         found.append(following)
     return found
 
 
-def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, settings: Settings, noise: Noise, out: Tensor) -> None:
+def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, steps: Steps, noise: Noise, out: Tensor) -> None:
     """Gradient with respect to ``x``, given that with respect to the result; nine launches per step.
 
     All tensors (B, C, H, W), ``cotangent`` and ``out`` contiguous. The states are kept, the activations of a step are
     computed again from them, the noise is drawn again from its counters.
     """
     batch = x.shape[0]
-    kept = states(x, model, settings, noise)
+    kept = states(x, model, steps, noise)
     activations = Activations(model, batch)
     out.copy_(cotangent)
     before_tanh = torch.empty_like(out)
     even, third = model.framed("deconv2_backward", batch), model.framed("deconv1_backward", batch)
     second, first = model.framed("conv2_backward", batch), model.framed("conv1_backward", batch)
-    for step in reversed(range(len(settings.step_sizes))):
+    for step in reversed(range(steps.n_steps)):
         kept.pop()
         state = kept[-1]
         activations.compute(model, state)
-        _tail_cotangents(model, activations, state, out, before_tanh, even, settings, noise, step)
+        _tail_cotangents(model, activations, state, out, before_tanh, even, steps, noise, step)
         model.convolve("deconv2_backward", even.buffer, third.inside, activations.third.inside)
         model.convolve("deconv1_backward", third.buffer, second.inside, activations.second.inside)
         model.convolve("conv2_backward", second.buffer, first.inside, activations.first.inside)
@@ -104,10 +90,10 @@ def _framed_state(model: Model, x: Tensor) -> Framed:
 
 
 def _advance(
-    model: Model, activations: Activations, state: Framed, out: Tensor, settings: Settings, noise: Noise, step: int
+    model: Model, activations: Activations, state: Framed, out: Tensor, steps: Steps, noise: Noise, step: int
 ) -> None:
     activations.compute(model, state)
-    a, d, low, high = settings.of_step(step)
+    a, d, low, high = steps.at(step)
     kind, given = noise.of_step(step, d, model.start)
     w, tile = model.weights, model.tiles["tail"]
     blocks = out.shape[0] * (model.height // 2) * (model.width // 4)
@@ -147,11 +133,11 @@ def _tail_cotangents(
     gradient: Tensor,
     before_tanh: Tensor,
     even: Framed,
-    settings: Settings,
+    steps: Steps,
     noise: Noise,
     step: int,
 ) -> None:
-    a, d, low, high = settings.of_step(step)
+    a, d, low, high = steps.at(step)
     kind, given = noise.of_step(step, d, model.start)
     w, tile = model.weights, model.tiles["tail_cotangent"]
     batch = gradient.shape[0]

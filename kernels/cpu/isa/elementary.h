@@ -1,5 +1,5 @@
 // tanh, the normal deviate of Box and Muller, and the vector Philox. Polynomials are fitted by tools/fit_elementary.py.
-// Errors are stated in units in the last place (ulp) of the exact result and are checked by tests/kernels.
+// Errors are stated in units in the last place (ulp) of the exact result and are checked by tests/backends/cpu.
 #pragma once
 
 #include "common/philox.h"

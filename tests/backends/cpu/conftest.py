@@ -1,0 +1,49 @@
+"""Fixtures of the kernel tests: every instruction set by turn, native tools found."""
+
+from __future__ import annotations
+
+import shutil
+from types import ModuleType
+
+import check_native
+import pytest
+
+from fastmalade.backends.cpu import calls as cpu
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Forces one instruction set; skips where the build or the processor lacks it, saying which."""
+    reason = cpu.unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"no native CPU backend: {reason}")
+    if request.param not in cpu.isas_built():
+        pytest.skip(f"this build has no {request.param}: {cpu.isas_built()}")
+    if request.param not in cpu.isas_supported():
+        pytest.skip(f"this processor does not run {request.param}")
+    monkeypatch.setenv("FASTMALADE_CPU_ISA", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def native() -> ModuleType:
+    """The cpu backend, or a skip with the reason it is not there."""
+    reason = cpu.unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"no native CPU backend: {reason}")
+    return cpu
+
+
+@pytest.fixture
+def compiler() -> str:
+    """A C++ compiler's path, or a skip."""
+    path = shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        pytest.skip("no C++ compiler on this machine")
+    return path
+
+
+@pytest.fixture
+def setup_file() -> ModuleType:
+    """setup.py as a module (it builds nothing when imported): the flags of every instruction set."""
+    return check_native.load_setup()
