@@ -30,6 +30,12 @@ struct AutoencoderWeights {
     const float* deconv2_bias;    // (channels,)
     const float* conv3_weight;    // (channels, channels, 5, 5)  stride 1, padding 2
     const float* conv3_bias;      // (channels,)
+
+    // arrays: ten, in the order of the members
+    __attribute__((always_inline)) static AutoencoderWeights of(const float* const* arrays) {
+        return {arrays[0], arrays[1], arrays[2], arrays[3], arrays[4],
+                arrays[5], arrays[6], arrays[7], arrays[8], arrays[9]};
+    }
 };
 
 // One call of the Langevin chain: x <- clamp(x + a_t (r(x) - x) + d_t z_t), t = 0 .. n_steps-1.

@@ -41,7 +41,7 @@ AutoencoderWeights weights_in(const AutoencoderShape& s, const float* raw) {
         at[n++] = raw;
         raw += array.count;
     }
-    return AutoencoderWeights{at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], at[8], at[9]};
+    return AutoencoderWeights::of(at);
 }
 
 class PackedCache {

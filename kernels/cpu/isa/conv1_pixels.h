@@ -50,7 +50,7 @@ struct PixelTile {
 // Sums before tanh. Not inlined, or sums are pushed out of registers by the loops around. Taps that fall outside the
 // row are computed with whatever lies there and then not selected. out: [CHANNELS][2 * kLanes]
 template <int CHANNELS, int VECTORS>
-__attribute__((noinline)) void pixel_sums(const PixelTile& t, float* out) {
+FASTMALADE_NOINLINE void pixel_sums(const PixelTile& t, float* out) {
     Vec sum[CHANNELS][VECTORS];
 #pragma GCC unroll 10
     for (int o = 0; o < CHANNELS; ++o) {
@@ -100,8 +100,8 @@ void pixel_sums_of(const PixelTile& t, int64_t channels, float* out) {
 
 // rows: [hidden1, rounded up to kLanes][2 * kLanes], zero from hidden1 on; out: first of the tile's columns in unit 0,
 // units `unit_stride` apart
-__attribute__((noinline)) inline void store_pixels(const AutoencoderShape& s, float* rows, int64_t count, float* out,
-                                                   int64_t unit_stride) {
+FASTMALADE_NOINLINE inline void store_pixels(const AutoencoderShape& s, float* rows, int64_t count, float* out,
+                                             int64_t unit_stride) {
     const int64_t vectors = count > kLanes ? 2 : 1;
     for (int64_t o = 0; o < s.hidden1; ++o) {
         float* row = rows + 2 * o * kLanes;

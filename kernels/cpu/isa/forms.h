@@ -74,6 +74,12 @@ struct FromImage : Form {
     FASTMALADE_INLINE int64_t channel(int64_t c, int64_t stride) { return c * stride; }
 };
 
+// Vectors that hold `channels` channels of one pixel.
+template <class Form>
+inline int64_t vectors_of(int64_t channels) {
+    return (channels + Form::unit - 1) / Form::unit;
+}
+
 template <class Form>
 struct Blocks {
     int64_t units, count;

@@ -8,10 +8,15 @@ namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
 inline Update step_update(const ChainArguments& c, int64_t t) {
-    return Update{false, c.step_sizes[t], c.noise_scales[t], c.lows[t], c.highs[t]};
+    Update update;
+    update.step_size = c.step_sizes[t];
+    update.noise_scale = c.noise_scales[t];
+    update.low = c.lows[t];
+    update.high = c.highs[t];
+    return update;
 }
 
-constexpr Update kReconstructOnly = {true, 0.0f, 0.0f, 0.0f, 0.0f};
+constexpr Update kReconstructOnly = {true};
 
 // The planar forms. Images that a group lacks repeat its last one, so that they hold nothing odd.
 template <class Form>

@@ -15,8 +15,8 @@ namespace {
 
 // What becomes of r(x): stored as it is, or one Langevin step.
 struct Update {
-    bool reconstruct_only;  // x <- r(x)
-    float step_size, noise_scale, low, high;
+    bool reconstruct_only = false;  // x <- r(x), and the numbers are not read
+    float step_size = 0.0f, noise_scale = 0.0f, low = 0.0f, high = 0.0f;
 };
 
 FASTMALADE_INLINE Vec updated(Vec x, Vec r, const Update& u) {

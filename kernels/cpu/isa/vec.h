@@ -30,6 +30,7 @@
 #endif
 
 #define FASTMALADE_INLINE static inline __attribute__((always_inline))
+#define FASTMALADE_NOINLINE __attribute__((noinline))
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
