@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fastmalade.cli.errors import CliError, exit_codes
+from fastmalade.cli.options import names
 from fastmalade.cli.tables import whitebox_table
 from fastmalade.files import write_json
 
@@ -79,7 +80,7 @@ def attack(
             seed=seed,
         )
         try:
-            runs = settings.attacks([part.strip() for part in attacks.split(",") if part.strip()])
+            runs = settings.attacks(names(attacks))
         except AttackNameError as error:
             raise CliError(f"--attacks: {error}") from error
         x, y = _images(split, images, data_dir)
