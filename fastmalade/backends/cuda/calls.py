@@ -207,9 +207,7 @@ def reconstruction_error_gradient(
         with torch.cuda.device(x.device):
             request = extension.Request(form, images, cluster)
             call, workspace = _call(x, arrays, sizes, request, gradient=True)
-            extension.reconstruction_error_gradient(
-                call, workspace.data_ptr(), x=x.data_ptr(), gradient=out.data_ptr()
-            )
+            extension.reconstruction_error_gradient(call, workspace.data_ptr(), x=x.data_ptr(), gradient=out.data_ptr())
     return out
 
 

@@ -163,7 +163,10 @@ def langevin_update_vjp(
     by_x, by_reconstruction = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     if cotangent.numel() > 0:
         launch(
-            "langevin_update_vjp_kernel", cotangent=cotangent, x_gradient=by_x, reconstruction_gradient=by_reconstruction
+            "langevin_update_vjp_kernel",
+            cotangent=cotangent,
+            x_gradient=by_x,
+            reconstruction_gradient=by_reconstruction,
         )
     return by_x, by_reconstruction
 
