@@ -175,8 +175,8 @@ def main() -> int:
         barriers = 5 * 500
         alone, whole = (10 * count / clock * 1e6 for count in (chain, chain + barriers))
         group = 10 * total / 0.85 / clock * 1e6
-        print(f"cluster, one image: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 cycles"
-              f" a step; {group:.0f} us for a group of eight in the form digits, with 15% stalls")  # fmt: skip
+        print(f"cluster, one image: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 "
+              f"cycles a step; {group:.0f} us for a group of eight in the form digits, with 15% stalls")  # fmt: skip
     return 0
 
 

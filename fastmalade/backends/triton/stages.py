@@ -116,7 +116,7 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceNoise:
-    """Where z comes from, on the device: ``given`` (N, B, C, H, W), or ``seed`` int64 (1,), ``sample_ids`` int64 (B,)."""
+    """Where z comes from, on the device: ``given`` (N, B, C, H, W), or ``seed`` (1,) and ``sample_ids`` (B,), int64."""
 
     seed: Tensor
     sample_ids: Tensor

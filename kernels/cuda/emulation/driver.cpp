@@ -27,7 +27,7 @@ const char* guarded(F work) {
 
 extern "C" {
 
-// Structs of tests/cuda/emulated.py, field by field.
+// tests/helpers/emulated.py has the same structs, field by field.
 
 struct EmulatedChoice {
     int form, images, cluster, resident, blocks, threads, shared_bytes, packed_floats, precision;
