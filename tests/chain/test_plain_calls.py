@@ -34,7 +34,7 @@ def model(make_autoencoder) -> Purifier:
 @pytest.fixture
 def taken(monkeypatch) -> list[str]:
     """Which of the short calls gave a result, in order."""
-    if cpu.unavailable_reason() is not None or cpu.EXCHANGE is None:
+    if cpu.unavailable_reason() is not None or cpu.DLPACK_TABLE is None:
         pytest.skip("no extension, or a version of torch without the table")
     seen: list[str] = []
 
