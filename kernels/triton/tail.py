@@ -1,8 +1,8 @@
 """The last stage: deconv2, conv3, residual, Langevin update, noise and clamp.
 
 The 1x1 transposed convolution is computed at even positions only; elsewhere it is the constant tanh(bias), part of a
-start value per output (start_kernel), as in kernels/cpu/isa/tail.h. One element of a block is two rows of four pixels: two
-counters of Philox, and 12 even positions whose values are computed once for all eight pixels. Recomputing them for
+start value per output (start_kernel), as in kernels/cpu/isa/tail.h. One element of a block is two rows of four pixels:
+two counters of Philox, and 12 even positions whose values are computed once for all eight pixels. Recomputing them for
 neighbouring blocks costs about 2% of a step's arithmetic and saves a launch and a trip through memory.
 """
 
