@@ -177,7 +177,9 @@ def test_blocks_are_replaced_and_nothing_else(make_tables, result, tmp_path):
     assert "old" not in text
     assert make_tables.sources_of(text) == ["bench.json"]
     brief = readme.read_text()
-    assert brief.startswith("# Title\n\n<!-- speed:begin -->\n\n| 1x28x28, N=10, batch | 1 | 16 |\n| --- | ---: | ---: |\n")
+    assert brief.startswith(
+        "# Title\n\n<!-- speed:begin -->\n\n| 1x28x28, N=10, batch | 1 | 16 |\n| --- | ---: | ---: |\n"
+    )
     assert brief.endswith("from `bench.json`.\n\n<!-- speed:end -->\n\ntail\n")
     assert not {"ceiling", "warning", "old"} & set(brief.split())
     assert make_tables.main([*arguments, "--check"]) == 0
