@@ -30,6 +30,7 @@ lint: $(VENV)/.installed-test
 	git ls-files $(NATIVE_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/python tools/check_layout.py
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .

@@ -15,10 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastmalade.bench.report import Grid, grids, notes, rows
-from fastmalade.files import replacing
+from blocks import ROOT, renew, replaced, table
 
-ROOT = Path(__file__).resolve().parents[1]
+from fastmalade.bench.report import grids, notes, rows
 
 
 def marks(result: dict[str, Any]) -> tuple[str, str]:
@@ -34,28 +33,12 @@ def markdown(result: dict[str, Any], source: str) -> str:
         result: of ``fastmalade bench``.
         source: name of its file, printed below the table.
     """
-    parts = [_table(grid) for grid in grids(result)]
+    parts = [
+        table([f"{grid.shape}, N={grid.steps}, batch", *map(str, grid.batches)], rows(grid)) for grid in grids(result)
+    ]
     lines = [f"- {line}" for line in notes(result)]
     parts.append("\n".join([f"Microseconds per image, medians, from `{source}`:", "", *lines]))
     return "\n\n".join(parts)
-
-
-def _table(grid: Grid) -> str:
-    head = [f"{grid.shape}, N={grid.steps}, batch", *map(str, grid.batches)]
-    rule = ["---", *("---:" for _ in grid.batches)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows(grid)])
-
-
-def replaced(text: str, block: str, begin: str, end: str) -> str:
-    """``text`` with ``block`` between the marks ``begin`` and ``end``.
-
-    Raises:
-        ValueError: the marks are not there exactly once and in order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"expected the lines {begin} and {end} once each and in this order")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
 def sources_of(text: str) -> list[str]:
@@ -74,14 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     result = json.loads(options.result.read_text(encoding="utf-8"))
     path = options.result.resolve()
     source = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-    old = options.readme.read_text(encoding="utf-8")
-    new = replaced(old, markdown(result, source), *marks(result))
-    if options.check:
-        print("up to date" if new == old else f"out of date: run python benchmarks/make_tables.py {source}")
-        return int(new != old)
-    with replacing(options.readme) as partial:
-        partial.write_text(new, encoding="utf-8")
-    return 0
+    text = replaced(options.readme.read_text(encoding="utf-8"), markdown(result, source), *marks(result))
+    return renew({options.readme: text}, f"benchmarks/make_tables.py {source}", check=options.check)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 
+import emulated
 import numpy as np
 import pytest
 import torch
+from repository import built_once
+from small_defenses import small_defense
 from torch import Tensor, nn
 
-from fastmalade import Autoencoder, ChainConfig, Purifier, backends
+from fastmalade import Autoencoder, ChainConfig, Defense, Purifier, backends
 from fastmalade.data import DataNotFoundError, embedded_digits, find_data_dir, load_mnist
 
 if importlib.util.find_spec("hypothesis") is not None:  # `make gpu-check` does without it
@@ -38,8 +44,12 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of long tests first, the rest in order."""
+    """Files of long tests first, the rest in order; ``complete`` ones only where FASTMALADE_COMPLETE_TESTS=1."""
     items.sort(key=lambda item: item.path.name not in LONG)
+    if os.environ.get("FASTMALADE_COMPLETE_TESTS", "0") in {"", "0"}:
+        for item in items:
+            if item.get_closest_marker("complete"):
+                item.add_marker(pytest.mark.skip(reason="part of the complete set: make emulate"))
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +82,22 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """A C++20 compiler's path, or a skip."""
+    path = shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        pytest.skip("no C++ compiler on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def emulation(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> emulated.Emulation:
+    """The CUDA kernels with every CUDA thread a fiber: quick, and strict about barriers."""
+    build = functools.partial(emulated.compile_library, compiler)
+    return emulated.Emulation(built_once(tmp_path_factory, "fibers.so", build))
+
+
 @pytest.fixture
 def make_autoencoder() -> Callable[..., Autoencoder]:
     """Autoencoders with Xavier weights and non-zero biases, repeatable and without the global generator."""
@@ -101,6 +127,12 @@ def make_images() -> Callable[..., Tensor]:
         return torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def make_defense() -> Callable[..., Defense]:
+    """Builds a small defence by name, always with the same parameters."""
+    return small_defense
 
 
 @pytest.fixture

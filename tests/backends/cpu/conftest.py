@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from types import ModuleType
 
 import check_native
@@ -32,15 +31,6 @@ def native() -> ModuleType:
     if reason is not None:
         pytest.skip(f"no native CPU backend: {reason}")
     return cpu
-
-
-@pytest.fixture
-def compiler() -> str:
-    """A C++ compiler's path, or a skip."""
-    path = shutil.which("g++") or shutil.which("clang++")
-    if path is None:
-        pytest.skip("no C++ compiler on this machine")
-    return path
 
 
 @pytest.fixture

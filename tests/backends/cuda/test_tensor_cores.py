@@ -100,7 +100,7 @@ def test_errors_over_weights(emulation, monkeypatch, precision: str, weights: st
 def test_one_reconstruction(emulation) -> None:
     weights, x = reference64.random_weights(1, *HIDDEN), images(9, DIGIT)
     exact = reference64.forward(x.double(), weights)
-    result = emulation.chain(chosen(emulation, "tf32x3", 9), x, weights, settings(1), reconstruct_only=True)
+    result = emulation.forward(chosen(emulation, "tf32x3", 9), x, weights)
     reference64.assert_within_rule(result, reference64.forward(x, weights), exact)
 
 
@@ -144,7 +144,7 @@ def test_what_is_refused(emulation) -> None:
             emulation.choose(sizes, 8, precision="tf32", **options)
         with pytest.raises(RuntimeError, match=message):
             emulation.choose(sizes, 8, precision="tf32", gradient=True, **options)
-    for form in ("general", "cluster", "split"):
+    for form in ("general", "cluster"):
         with pytest.raises(RuntimeError, match=f"expected auto or tensor for the precision tf32x3, got {form}"):
             emulation.choose((*DIGIT, *HIDDEN), 1, precision="tf32x3", form=form)
     for gradient in (False, True):

@@ -1,6 +1,6 @@
 """The overpowered attack on INC before and after robust training of the classifier (004 section 4.3), on MNIST.
 
-    python scripts/evaluate_overpowered.py [--output benchmarks/results/overpowered.json] [--checkpoint robust.pt]
+    python benchmarks/evaluate_overpowered.py [--output benchmarks/results/overpowered.json] [--checkpoint robust.pt]
 
 Searches code pairs of INC's generator against classifier C, trains the classifier against such pairs, and searches
 again. Shares are of the pairs that are valid, that is close enough. The paper searches 10,000 steps, and 500 within
@@ -21,9 +21,9 @@ from fastmalade.attacks.overpowered import CodePairs, find_pairs, judge_pairs, t
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.defenses import InvertAndClassify
 from fastmalade.evaluation import accuracy
-from fastmalade.files import replacing
+from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 PAPER = {
     "before": {"valid": 0.93, "changed": 0.57, "divergence": 2.47},
@@ -97,8 +97,7 @@ def main() -> None:
     result["clean after"] = accuracy(classifier, test, test_labels)
     result |= {"of test digits": len(test), "paper": PAPER, "torch": torch.__version__}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.output) as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output, result)
     print(json.dumps(result, indent=1))
 
 

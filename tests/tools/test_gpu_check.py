@@ -104,15 +104,15 @@ class StandIn:
     def __init__(self, error: float = 0.0) -> None:
         self.error, self.asked = error, []
 
-    def langevin_chain(self, x, weights, a, d, lows, highs, *, seed, sample_ids, precision="fp32"):
-        self.asked.append((precision, isinstance(seed, torch.Tensor)))
+    def langevin_chain(self, x, weights, steps, noise, *, precision="fp32"):
+        self.asked.append((precision, isinstance(noise.seed, torch.Tensor)))
         r = functools.partial(reference.autoencoder_forward, weights=weights)
-        return reference.langevin_chain(x, r, a, d, seed=seed, sample_ids=sample_ids) + self.error
+        return reference.langevin_chain(x, r, steps.step_sizes, steps.noise_scales, seed=noise.seed) + self.error
 
-    def chain_gradient(self, cotangent, x, weights, *settings, **options):
+    def chain_gradient(self, cotangent, x, weights, steps, noise, **options):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            return torch.autograd.grad(self.langevin_chain(leaf, weights, *settings, **options), leaf, cotangent)[0]
+            return torch.autograd.grad(self.langevin_chain(leaf, weights, steps, noise, **options), leaf, cotangent)[0]
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def backends_on_the_cpu(monkeypatch) -> dict[str, StandIn]:
     found = {"cuda": StandIn(), "triton": StandIn()}
     for name, module in found.items():
         for function in ("langevin_chain", "chain_gradient"):
-            monkeypatch.setattr(f"fastmalade.backends.{name}.{function}", getattr(module, function))
+            monkeypatch.setattr(f"fastmalade.backends.{name}.calls.{function}", getattr(module, function))
     monkeypatch.setattr(gpu_bench, "_captured", lambda work: work)
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)

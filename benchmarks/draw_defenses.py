@@ -1,6 +1,6 @@
 """Draw docs/images/defenses.png: digits, the same digits attacked, and what each defence makes of them.
 
-    python scripts/draw_defenses.py [--output docs/images/defenses.png]
+    python benchmarks/draw_defenses.py [--output docs/images/defenses.png]
 
 PGD with eps 0.3 against the bare classifier C, the papers' protocol. The digits are chosen before any defence is run:
 the first of each class that the classifier gets right as it is and wrong after the attack.
@@ -16,13 +16,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastmalade.data import embedded_digits
-from fastmalade.demo.figure import choose_digits
+from fastmalade.data import embedded_tensors
 from fastmalade.evaluation import attacked_images
 from fastmalade.evaluation.defenses import compared_defenses
+from fastmalade.evaluation.figure import choose_digits
 from fastmalade.files import replacing
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 EPSILON, SEED, COUNT = 0.3, 0, 6
 TITLES = {
@@ -82,10 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/images/defenses.png"))
     arguments = parser.parse_args()
-    pixels, classes = embedded_digits()
-    images = torch.from_numpy(pixels).float()[:, None] / 255
-    labels = torch.from_numpy(classes).long()
-    images, labels = images[:200], labels[:200]
+    images, labels = (part[:200] for part in embedded_tensors())
     classifier = in_channels_last(load_classifier("mnist-c"))
     attacked = attacked_images(classifier, images, labels, "pgd", EPSILON, seed=SEED)
     chosen = choose_digits(classifier, images, attacked, labels, COUNT)

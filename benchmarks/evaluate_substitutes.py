@@ -1,6 +1,6 @@
 """Attacks that never differentiate the defence (004 sections 4.2.2 and 4.2.3), on defences shipped for MNIST.
 
-    python scripts/evaluate_substitutes.py [--defenses malade,magnet,inc] [--output benchmarks/results/substitutes.json]
+    python benchmarks/evaluate_substitutes.py [--defenses malade,magnet,inc] [--output FILE]
 
 Three attackers, each with FGSM and with BIM of 20 steps: "bare" attacks classifier C as it is; "substitute" trains a
 network of C's architecture on the defended classifier's answers; "combined" trains a network on the purifier's images
@@ -13,13 +13,14 @@ An interrupted run goes on from --output, where every defence that is there stay
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from defense_runs import chosen, gone_on, substitute_table
 from torch import Tensor, nn
 
 from fastmalade import DefendedClassifier, Defense
@@ -32,10 +33,10 @@ from fastmalade.attacks.substitute import (
 )
 from fastmalade.attacks.transfer import transfer_attack
 from fastmalade.data import find_data_dir, load_mnist
-from fastmalade.evaluation.defenses import compared_defenses, substitute_table
-from fastmalade.files import replacing
+from fastmalade.evaluation.defenses import compared_defenses
+from fastmalade.files import write_json
 from fastmalade.models import build_classifier, in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 EPSILONS = (0.1, 0.2, 0.3)
 BIM_STEPS = 20
@@ -50,17 +51,27 @@ def attacks() -> dict[str, Attack]:
     return made
 
 
+@dataclass(frozen=True)
+class Training:
+    """How the attackers train their models.
+
+    Attributes:
+        purified: digits shown to the purifier for the combined attack; the substitute starts from a sixteenth of them.
+        rounds: of the substitute's training.
+        epochs: of each round of the substitute's training.
+        combined_epochs: of the training for the combined attack.
+        cache: folder for what was asked and answered.
+    """
+
+    purified: int
+    rounds: int
+    epochs: int
+    combined_epochs: int
+    cache: Path
+
+
 def substitutes(
-    name: str,
-    defense: Defense,
-    classifier: nn.Module,
-    asked: Tensor,
-    *,
-    rounds: int,
-    purified: int,
-    epochs: int,
-    combined_epochs: int,
-    cache: Path,
+    name: str, defense: Defense, classifier: nn.Module, asked: Tensor, training: Training
 ) -> dict[str, Callable[[], nn.Module]]:
     """The attackers' models by name, each made when it is called.
 
@@ -68,11 +79,7 @@ def substitutes(
         name: of the defence, in the names of checkpoints.
         defense, classifier: the parts of the target.
         asked: the attackers' digits, (n, 1, 28, 28).
-        rounds: of the substitute's training, which starts from a sixteenth of ``purified`` of these.
-        purified: so many of them are shown to the purifier for the combined attack.
-        epochs: of each round of the substitute's training.
-        combined_epochs: of the training for the combined attack.
-        cache: folder for what was asked and answered.
+        training: how the models are trained.
     """
     target = DefendedClassifier(defense, classifier, gradient="bpda").eval()
 
@@ -83,18 +90,23 @@ def substitutes(
         train_substitute_classifier(
             model,
             target,
-            asked[: max(purified // 16, 1)],
+            asked[: max(training.purified // 16, 1)],
             inner_attack=FGSM(epsilon=0.2),
-            rounds=rounds,
-            epochs=epochs,
-            checkpoint=cache / f"{name}-substitute.safetensors",
+            rounds=training.rounds,
+            epochs=training.epochs,
+            checkpoint=training.cache / f"{name}-substitute.safetensors",
         )
         return model
 
     def combined() -> nn.Module:
         model = substitute_purifier(defense, width=16, channels=1)
-        checkpoint = cache / f"{name}-combined.safetensors"
-        train_substitute_purifier(model, defense, asked[:purified], epochs=combined_epochs, checkpoint=checkpoint)
+        train_substitute_purifier(
+            model,
+            defense,
+            asked[: training.purified],
+            epochs=training.combined_epochs,
+            checkpoint=training.cache / f"{name}-combined.safetensors",
+        )
         return CombinedSubstitute(model, classifier)
 
     return {"bare": lambda: classifier, "substitute": trained, "combined": combined}
@@ -128,33 +140,23 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = {key: getattr(arguments, key) for key in ("images", "purified", "rounds", "epochs", "combined_epochs")}
     state: dict[str, Any] = {"settings": settings, "torch": torch.__version__, "results": {}}
-    if arguments.output.exists():
-        earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
-        if earlier["settings"] != settings:
-            parser.error(f"{arguments.output}: expected a result of the same settings to go on from; name another file")
-        state = earlier
+    state = gone_on(parser, arguments.output, state, "settings")
     available = compared_defenses()
-    wanted = [name for name in arguments.defenses.split(",") if name]
-    unknown = sorted(set(wanted) - set(available))
-    if unknown:
-        parser.error(f"--defenses: expected any of {', '.join(available)}, got {', '.join(unknown)}")
+    wanted = chosen(parser, "--defenses", arguments.defenses, available)
     folder = find_data_dir(arguments.data)
     asked, _ = load_mnist("train", folder)
     images, labels = (part[: arguments.images] for part in load_mnist("test", folder))
     classifier = in_channels_last(load_classifier("mnist-c"))
+    training = Training(
+        purified=arguments.purified,
+        rounds=arguments.rounds,
+        epochs=arguments.epochs,
+        combined_epochs=arguments.combined_epochs,
+        cache=arguments.cache,
+    )
     for name in wanted:
         entries = state["results"].setdefault(name, {})
-        models = substitutes(
-            name,
-            available[name],
-            classifier,
-            asked,
-            rounds=arguments.rounds,
-            purified=arguments.purified,
-            epochs=arguments.epochs,
-            combined_epochs=arguments.combined_epochs,
-            cache=arguments.cache,
-        )
+        models = substitutes(name, available[name], classifier, asked, training)
         for attacker, made in models.items():
             if attacker in entries:
                 continue
@@ -162,8 +164,7 @@ def main() -> None:
             columns = measure(made(), available[name], classifier, images, labels)
             entries[attacker] = {"seconds": round(time.perf_counter() - started, 1), "attacks": columns}
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(arguments.output) as partial:
-                partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            write_json(arguments.output, state)
     print(substitute_table(state["results"]))
 
 

@@ -1,6 +1,6 @@
 """Accuracy of MALADE and of every rival on attacked digits, by the papers' protocol and by the sound one.
 
-    python scripts/evaluate_defenses.py [--defenses a,b] [--images 1000] [--adaptive-images 1000] [--output FILE]
+    python benchmarks/evaluate_defenses.py [--defenses a,b] [--images 1000] [--adaptive-images 1000] [--output FILE]
 
 Columns: clean; FGSM and PGD made against the bare classifier (the papers' protocol: the attacker does not know the
 defence); PGD with BPDA, and PGD through the exact gradient, both with fresh randomness at each step; for APuDAE its
@@ -16,13 +16,14 @@ figure stands where that is not the most.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from defense_runs import accuracy_table, chosen, gone_on
 from torch import Tensor, nn
 
 from fastmalade import DefendedClassifier, Defense
@@ -30,10 +31,10 @@ from fastmalade.attacks import PGD, Attack, CounterAttackA, CounterAttackB
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.defenses import Apudae
 from fastmalade.evaluation import accuracy, attacked_images
-from fastmalade.evaluation.defenses import accuracy_table, compared_defenses
-from fastmalade.files import replacing
+from fastmalade.evaluation.defenses import compared_defenses
+from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 from fastmalade.progress import progress_bar
 
 SEED = 0
@@ -64,42 +65,53 @@ def adaptive_attacks(defense: Defense, steps: int) -> dict[str, Attack]:
     return found
 
 
-def measure(
-    name: str,
-    defense: Defense,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    adaptive: int,
-    steps: int,
-    earlier: Mapping[str, Entry],
-    columns: Container[str] | None = None,
-    cache: Path | None = None,
-) -> Iterator[tuple[str, Entry]]:
-    """Counts of one column after the other, each as often as it grows.
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        classifier: stands behind every defence.
+        images, labels: (n, 1, 28, 28) in [0, 1], and (n,).
+        adaptive: how many of the first images meet the adaptive attacks.
+        steps: of the adaptive attacks.
+        columns: names of the columns to measure; all where None.
+        cache: folder for attacked images and checkpoints.
+    """
+
+    classifier: nn.Module
+    images: Tensor
+    labels: Tensor
+    adaptive: int
+    steps: int
+    columns: Container[str] | None = None
+    cache: Path | None = None
+
+    def missing(self, column: str, n: int, wanted: int) -> bool:
+        """Whether a column that has ``n`` images of ``wanted`` is to be measured."""
+        return n < wanted and (self.columns is None or column in self.columns)
+
+
+def measure(name: str, defense: Defense, plan: Plan, earlier: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
+    """Count one column after the other.
 
     Args:
         name: of the defence, in the names of checkpoints.
-        defense, classifier: the parts of what is attacked.
-        images, labels: (n, 1, 28, 28) in [0, 1], and (n,).
-        adaptive: so many of the first images meet the adaptive attacks.
-        steps: of the adaptive attacks.
+        defense: what is attacked, with the classifier of the plan.
+        plan: what to measure.
         earlier: entries by column, of the first images in their "n"; the rest is measured.
-        columns: those to measure; all where None.
-        cache: folder for attacked images and checkpoints.
 
     Yields:
-        A column's name and its entry so far: correct answers out of how many images, in how many seconds.
+        A column's name and its entry so far: correct answers out of how many images, in how many seconds. A column
+        comes up each time it grows.
     """
+    classifier, images, labels, cache = plan.classifier, plan.images, plan.labels, plan.cache
     nothing: Entry = {"correct": 0, "n": 0, "seconds": 0.0}
     for column, (attack, epsilon) in TRANSFER_COLUMNS.items():
         entry = earlier.get(column, nothing)
-        if entry["n"] >= len(images) or not (columns is None or column in columns):
+        if not plan.missing(column, entry["n"], len(images)):
             continue
-        if attack == "none":
-            shown = images
-        else:
+        shown = images
+        if attack != "none":
             shown = attacked_images(
                 classifier, images, labels, attack, epsilon, step_size=STEP_SIZE, seed=SEED, cache_dir=cache
             )  # type: ignore[arg-type]
@@ -111,15 +123,15 @@ def measure(
             entry = _grown(entry, accuracy(classifier, purified, labels[part]), part.stop, started)
             yield column, entry
     model = DefendedClassifier(defense, classifier, gradient=defense.gradient).eval()
-    for column, adaptive_attack in adaptive_attacks(defense, steps).items():
+    for column, adaptive_attack in adaptive_attacks(defense, plan.steps).items():
         entry = earlier.get(column, nothing)
-        if entry["n"] >= adaptive or not (columns is None or column in columns):
+        if not plan.missing(column, entry["n"], plan.adaptive):
             continue
-        part = slice(entry["n"], adaptive)
+        part = slice(entry["n"], plan.adaptive)
         checkpoint = None
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
-            numbers = f"{adaptive}" if part.start == 0 else f"{part.start}-{adaptive}"
+            numbers = f"{part.stop}" if part.start == 0 else f"{part.start}-{part.stop}"
             checkpoint = cache / f"{name}-{column.replace(' ', '-')}-{numbers}.safetensors"
         started = time.perf_counter()
         result = adaptive_attack(
@@ -153,45 +165,32 @@ def main() -> None:
     arguments = parser.parse_args()
     protocol = {"steps": arguments.steps, "step_size": STEP_SIZE, "norm": "linf", "seed": SEED, "papers": PAPERS}
     state: dict[str, Any] = {"protocol": protocol, "results": {}}
-    if arguments.output.exists():
-        earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
-        if earlier["protocol"] != protocol:
-            parser.error(f"{arguments.output}: expected a result of the same protocol to go on from; name another file")
-        state = earlier
+    state = gone_on(parser, arguments.output, state, "protocol")
     if arguments.print:
         print(accuracy_table(state["results"]))
         return
     available = compared_defenses()
-    wanted = [name for name in arguments.defenses.split(",") if name] or list(available)
-    unknown = sorted(set(wanted) - set(available))
-    if unknown:
-        parser.error(f"--defenses: expected any of {', '.join(available)}, got {', '.join(unknown)}")
-    columns = [column for column in arguments.columns.split(",") if column]
+    wanted = chosen(parser, "--defenses", arguments.defenses, available) or list(available)
     known = {column for defense in available.values() for column in (*TRANSFER_COLUMNS, *adaptive_attacks(defense, 1))}
-    if not known.issuperset(columns):
-        parser.error(f"--columns: expected any of {', '.join(sorted(known))}, got {', '.join(columns)}")
+    columns = chosen(parser, "--columns", arguments.columns, sorted(known))
     images, labels = (part[: arguments.images] for part in load_mnist("test", find_data_dir(arguments.data)))
-    classifier = in_channels_last(load_classifier("mnist-c"))
+    plan = Plan(
+        classifier=in_channels_last(load_classifier("mnist-c")),
+        images=images,
+        labels=labels,
+        adaptive=min(arguments.adaptive_images, len(images)),
+        steps=arguments.steps,
+        columns=columns or None,
+        cache=arguments.cache,
+    )
     with progress_bar() as bar:
         task = bar.add_task("defences", total=len(wanted))
         for name in wanted:
             bar.update(task, description=name)
             entries = state["results"].setdefault(name, {})
-            for column, entry in measure(
-                name,
-                available[name],
-                classifier,
-                images,
-                labels,
-                adaptive=min(arguments.adaptive_images, len(images)),
-                steps=arguments.steps,
-                earlier=dict(entries),
-                columns=columns or None,
-                cache=arguments.cache,
-            ):
+            for column, entry in measure(name, available[name], plan, dict(entries)):
                 entries[column] = entry
-                with replacing(arguments.output) as partial:
-                    partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+                write_json(arguments.output, state)
             bar.advance(task)
     print(accuracy_table(state["results"]))
 

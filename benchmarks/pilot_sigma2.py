@@ -1,6 +1,6 @@
 """Compare training noises sigma^2 by short trainings, judged on validation images under attacks on the bare classifier.
 
-    python scripts/pilot_sigma2.py [--kind supervised|unsupervised|both] [--runs runs] [--data DIR]
+    python benchmarks/pilot_sigma2.py [--kind supervised|unsupervised|both] [--runs runs] [--data DIR]
 
 An unsupervised pilot trains a DAE from the start; a supervised one trains the sDAE from the shipped DAE. Each chain is
 searched as in scripts/train_shipped.py, with fewer settings. benchmarks/results/pilot-sigma2.json keeps each outcome;
@@ -16,18 +16,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import train_shipped as shipped
 
 from fastmalade import Purifier
 from fastmalade.data import find_data_dir, load_mnist
-from fastmalade.files import replacing
+from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 from fastmalade.training import train_autoencoder
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "pilot-sigma2.json"
+RESULTS = Path(__file__).parent / "results" / "pilot-sigma2.json"
 UNSUPERVISED = {"sigma2": (0.04, 0.07, 0.15, 0.3), "epochs": 4}
 SUPERVISED = {"sigma2": (0.07, 0.15, 0.3), "epochs": 3}
 SEARCH = {"n_random": 24, "n_local": 16}
@@ -76,8 +76,7 @@ def pilot(kind: str, sigma2: float, epochs: int, runs: Path, data: Path) -> None
         "chain": best.chain.to_dict(),
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    with replacing(RESULTS) as partial:
-        partial.write_text(json.dumps(done, indent=2) + "\n")
+    write_json(RESULTS, done, indent=2)
     print(name, json.dumps(done[name], indent=2), flush=True)
 
 
