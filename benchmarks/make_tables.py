@@ -1,7 +1,7 @@
 """Write the tables of speed in docs/performance.md and README.md from a result of ``fastmalade bench``.
 
     python benchmarks/make_tables.py benchmarks/results/bench-cpu.json            # rewrites both
-    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json --check    # only says whether they are up to date
+    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json --check    # says whether they are up to date
 
 docs/performance.md gets everything that a run says about itself, between the lines ``<!-- bench:begin -->`` and
 ``<!-- bench:end -->``, or ``<!-- gradient:begin -->`` and ``<!-- gradient:end -->`` for a run with ``--gradient``.
