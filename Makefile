@@ -28,7 +28,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	git ls-files $(NATIVE_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/python tools/check_layout.py
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .

@@ -40,8 +40,8 @@ X86_ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
 }
-KERNEL_SOURCE = "kernels/cpu/langevin_chain.cpp"
-ENGINE_SOURCES = ["kernels/cpu/engine.cpp", "kernels/cpu/packed.cpp", "kernels/cpu/pool.cpp"]
+KERNEL_SOURCE = "kernels/cpu/isa/kernels.cpp"
+ENGINE_SOURCES = ["kernels/cpu/host/engine.cpp", "kernels/cpu/host/model_cache.cpp", "kernels/cpu/host/pool.cpp"]
 EXTENSION_SOURCES = ["csrc/cpu_module.cpp", *ENGINE_SOURCES]
 
 CUDA_EXTENSION = "fastmalade._cuda"

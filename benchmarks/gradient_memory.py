@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from fastmalade.bench.contenders.eager import Eager
 from fastmalade.bench.contenders.native import Native
 from fastmalade.bench.task import make_images, make_task
 from fastmalade.bench.verify import make_cotangent
-from fastmalade.files import replacing
+from fastmalade.files import write_json
 
 CONTENDERS = {"eager": Eager, "native": Native}
 
@@ -83,8 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append({"steps": steps, "batch": batch, "additional_bytes": found})
     if options.output is not None:
         result = {"rows": rows, "machine": machine.describe(), "commit": machine.commit()}
-        with replacing(options.output) as partial:
-            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(options.output, result)
     return 0
 
 

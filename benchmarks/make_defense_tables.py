@@ -1,12 +1,12 @@
-"""Write the tables of rival defences into README.md and docs/defenses.md from committed results.
+"""Write the tables of rival defences into docs/defenses.md from committed results.
 
-    python benchmarks/make_defense_tables.py            # rewrites both
+    python benchmarks/make_defense_tables.py            # rewrites them
     python benchmarks/make_defense_tables.py --check    # only says whether they are up to date
 
 Times come from ``fastmalade bench defenses --output benchmarks/results/bench-defenses.json``, accuracy from
-``python scripts/evaluate_defenses.py`` and ``python scripts/evaluate_substitutes.py``. Blocks stand between
-``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``: ``rivals`` in README.md, ``defense-times``, ``defense-accuracy`` and
-``substitute-attacks`` in docs/defenses.md; nothing else is touched.
+``python benchmarks/evaluate_defenses.py`` and ``python benchmarks/evaluate_substitutes.py``. Blocks stand between
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``: ``rivals``, ``defense-times``, ``defense-accuracy`` and
+``substitute-attacks``; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from make_tables import ROOT, replaced
+from blocks import ROOT, renew, replaced, table
+from defense_runs import accuracy_table, substitute_table
 
 from fastmalade.bench.defenses import ratios
-from fastmalade.evaluation.defenses import accuracy_table, substitute_table
-from fastmalade.files import replacing
 
 TIMES = Path("benchmarks/results/bench-defenses.json")
 ACCURACY = Path("benchmarks/results/defenses-accuracy.json")
 SUBSTITUTES = Path("benchmarks/results/substitutes.json")
-# Row of README's table: its contender in the timing run and its defence in the accuracy run.
+# Row of the first table: its contender in the timing run and its defence in the accuracy run.
 ROWS = (
     ("MALADE, native", "malade native", "malade"),
     ("MALADE, PyTorch eager", "malade eager", None),
@@ -50,7 +48,7 @@ THREADS, BATCH = 1, 64
 
 
 def rivals(times: dict[str, Any], accuracy: dict[str, Any]) -> str:
-    """README's table: microseconds per image beside accuracy in percent."""
+    """The first table: microseconds per image beside accuracy in percent."""
     medians = _medians(times)
     steps = times["settings"]["steps"]
     head = ["defence", *(f"N = L = {n}, us" for n in steps), *(f"{title}, %" for title, _ in COLUMNS)]
@@ -64,7 +62,7 @@ def rivals(times: dict[str, Any], accuracy: dict[str, Any]) -> str:
                 *(_share(entries.get(column)) for _, column in COLUMNS),
             ]
         )
-    return _markdown(head, lines)
+    return table(head, lines)
 
 
 def time_tables(times: dict[str, Any]) -> str:
@@ -76,7 +74,7 @@ def time_tables(times: dict[str, Any]) -> str:
         head = [f"us per image, {threads} core{'s' if threads > 1 else ''}", *(f"B={b}, N=L={n}" for b, n in columns)]
         names = dict.fromkeys(name for name, t, _, _ in medians if t == threads)
         lines = [[name, *(_time(medians.get((name, threads, b, n))) for b, n in columns)] for name in names]
-        parts.append(_markdown(head, lines))
+        parts.append(table(head, lines))
     head = ["Defense-GAN, R = 1 : MALADE, native", "cores", "batch", "N = L", "ratio", "000 Table 6"]
     lines = [
         [
@@ -87,7 +85,7 @@ def time_tables(times: dict[str, Any]) -> str:
         ]
         for row in ratios(times)
     ]
-    parts.append(_markdown(head, lines))
+    parts.append(table(head, lines))
     notes = [
         f"Medians, from `{TIMES.as_posix()}`; one call only where marked *: {times['machine']['processor']}, "
         f"torch {times['versions']['torch']}, commit {times['commit']['id'][:12]}.",
@@ -118,23 +116,18 @@ def _share(entry: dict[str, Any] | None) -> str:
     return f"{100 * entry['correct'] / entry['n']:.1f}{among}"
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
-
-
 def pages(times: dict[str, Any], accuracy: dict[str, Any], substitutes: dict[str, Any]) -> dict[Path, str]:
     """File -> its text with the blocks renewed."""
-    readme, docs = ROOT / "README.md", ROOT / "docs" / "defenses.md"
-    found = {path: path.read_text(encoding="utf-8") for path in (readme, docs)}
-    for path, name, block in (
-        (readme, "rivals", rivals(times, accuracy)),
-        (docs, "defense-times", time_tables(times)),
-        (docs, "defense-accuracy", accuracy_table(accuracy["results"])),
-        (docs, "substitute-attacks", substitute_table(substitutes["results"])),
+    docs = ROOT / "docs" / "defenses.md"
+    text = docs.read_text(encoding="utf-8")
+    for name, block in (
+        ("rivals", rivals(times, accuracy)),
+        ("defense-times", time_tables(times)),
+        ("defense-accuracy", accuracy_table(accuracy["results"])),
+        ("substitute-attacks", substitute_table(substitutes["results"])),
     ):
-        found[path] = replaced(found[path], block, f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
-    return found
+        text = replaced(text, block, f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
+    return {docs: text}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,14 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
     options = parser.parse_args(arguments)
     results = [json.loads((ROOT / path).read_text(encoding="utf-8")) for path in (TIMES, ACCURACY, SUBSTITUTES)]
-    changed = {p: text for p, text in pages(*results).items() if text != p.read_text(encoding="utf-8")}
-    if options.check:
-        print("out of date: run python benchmarks/make_defense_tables.py" if changed else "up to date")
-        return int(bool(changed))
-    for path, text in changed.items():
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return 0
+    return renew(pages(*results), "benchmarks/make_defense_tables.py", check=options.check)
 
 
 if __name__ == "__main__":

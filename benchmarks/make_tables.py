@@ -1,10 +1,11 @@
-"""Write README's table of speed from a result of ``fastmalade bench``.
+"""Write the tables of speed in docs/performance.md and README.md from a result of ``fastmalade bench``.
 
-    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json            # rewrites README.md
-    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json --check    # only says whether it is up to date
+    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json            # rewrites both
+    python benchmarks/make_tables.py benchmarks/results/bench-cpu.json --check    # only says whether they are up to date
 
-The table goes between the lines ``<!-- bench:begin -->`` and ``<!-- bench:end -->``, that of a run with ``--gradient``
-between ``<!-- gradient:begin -->`` and ``<!-- gradient:end -->``; nothing else is touched.
+docs/performance.md gets everything that a run says about itself, between the lines ``<!-- bench:begin -->`` and
+``<!-- bench:end -->``, or ``<!-- gradient:begin -->`` and ``<!-- gradient:end -->`` for a run with ``--gradient``.
+README.md gets the table of a forward run alone, between ``<!-- speed:begin -->`` and ``<!-- speed:end -->``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastmalade.bench.report import Grid, grids, notes, rows
-from fastmalade.files import replacing
+from blocks import ROOT, renew, replaced, table
 
-ROOT = Path(__file__).resolve().parents[1]
+from fastmalade.bench.report import grids, notes, rows
 
 
 def marks(result: dict[str, Any]) -> tuple[str, str]:
@@ -34,28 +34,24 @@ def markdown(result: dict[str, Any], source: str) -> str:
         result: of ``fastmalade bench``.
         source: name of its file, printed below the table.
     """
-    parts = [_table(grid) for grid in grids(result)]
+    parts = [
+        table([f"{grid.shape}, N={grid.steps}, batch", *map(str, grid.batches)], rows(grid)) for grid in grids(result)
+    ]
     lines = [f"- {line}" for line in notes(result)]
     parts.append("\n".join([f"Microseconds per image, medians, from `{source}`:", "", *lines]))
     return "\n\n".join(parts)
 
 
-def _table(grid: Grid) -> str:
-    head = [f"{grid.shape}, N={grid.steps}, batch", *map(str, grid.batches)]
-    rule = ["---", *("---:" for _ in grid.batches)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows(grid)])
-
-
-def replaced(text: str, block: str, begin: str, end: str) -> str:
-    """``text`` with ``block`` between the marks ``begin`` and ``end``.
-
-    Raises:
-        ValueError: the marks are not there exactly once and in order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"expected the lines {begin} and {end} once each and in this order")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
+def short(result: dict[str, Any], source: str) -> str:
+    """README's block: the table without the machine's ceilings, and where the rest is."""
+    (grid,) = grids(result)
+    kept = [row for row in rows(grid) if "ceiling" not in row[0]]
+    settings, facts = result["settings"], result["machine"]
+    conditions = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}, {facts['processor']}"
+    return (
+        table([f"{grid.shape}, N={grid.steps}, batch", *map(str, grid.batches)], kept)
+        + f"\n\nMicroseconds per image, medians, noise included; {conditions}; from `{source}`."
+    )
 
 
 def sources_of(text: str) -> list[str]:
@@ -68,20 +64,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path, help="JSON file of fastmalade bench")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
     options = parser.parse_args(arguments)
     result = json.loads(options.result.read_text(encoding="utf-8"))
     path = options.result.resolve()
     source = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-    old = options.readme.read_text(encoding="utf-8")
-    new = replaced(old, markdown(result, source), *marks(result))
-    if options.check:
-        print("up to date" if new == old else f"out of date: run python benchmarks/make_tables.py {source}")
-        return int(new != old)
-    with replacing(options.readme) as partial:
-        partial.write_text(new, encoding="utf-8")
-    return 0
+    pages = pages_with(result, source, options.root)
+    return renew(pages, f"benchmarks/make_tables.py {source}", check=options.check)
+
+
+def pages_with(result: dict[str, Any], source: str, root: Path = ROOT) -> dict[Path, str]:
+    """File -> its text with the blocks of this result renewed."""
+    performance, readme = root / "docs" / "performance.md", root / "README.md"
+    found = {performance: replaced(performance.read_text(encoding="utf-8"), markdown(result, source), *marks(result))}
+    if not result["settings"]["gradient"]:
+        text, block = readme.read_text(encoding="utf-8"), short(result, source)
+        found[readme] = replaced(text, block, "<!-- speed:begin -->", "<!-- speed:end -->")
+    return found
 
 
 if __name__ == "__main__":

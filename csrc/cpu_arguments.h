@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/engine.h"
+#include "cpu/host/engine.h"
 
 namespace {
 
@@ -26,18 +26,21 @@ struct Isa {
 };
 
 // Built instruction sets from the most portable to the widest, and whether this processor and system run them.
-std::vector<Isa> isas() {
-    std::vector<Isa> list = {{&cpu::baseline::kernels, true}};
+const std::vector<Isa>& isas() {
+    static const std::vector<Isa> found = [] {
+        std::vector<Isa> list = {{&cpu::baseline::kernels, true}};
 #if defined(FASTMALADE_WITH_AVX2)
-    list.push_back({&cpu::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+        list.push_back({&cpu::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
 #if defined(FASTMALADE_WITH_AVX512)
-    list.push_back({&cpu::avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                                               __builtin_cpu_supports("avx512bw") &&
-                                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
-                                               __builtin_cpu_supports("fma")});
+        list.push_back(
+            {&cpu::avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                                        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
-    return list;
+        return list;
+    }();
+    return found;
 }
 
 std::vector<std::string> isas_built() {
@@ -138,7 +141,7 @@ AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
     if (addresses.size() != 10) fail("weights", "10 addresses", std::to_string(addresses.size()));
     const float* p[10];
     for (size_t n = 0; n < 10; ++n) p[n] = pointer<const float>("weights", addresses[n], true);
-    return AutoencoderWeights{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
+    return AutoencoderWeights::of(p);
 }
 
 std::vector<float> check_numbers(const char* what, const std::vector<double>& values, size_t count) {
@@ -162,12 +165,12 @@ void check_step(int64_t step) {
     }
 }
 
-// The settings of a chain, checked once for all its calls, and the arguments made of them.
-struct Settings {
+// What the N steps of a chain do, checked once for all its calls, and the arguments made of it.
+struct Steps {
     std::vector<float> a, d, low, high;  // (n_steps,) each
 
-    Settings(const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
-             const std::vector<double>& lows, const std::vector<double>& highs)
+    Steps(const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
+          const std::vector<double>& lows, const std::vector<double>& highs)
         : a(check_numbers("step_sizes", step_sizes, step_sizes.size())),
           d(check_numbers("noise_scales", noise_scales, step_sizes.size())),
           low(check_numbers("lows", lows, step_sizes.size())),
@@ -181,12 +184,41 @@ struct Settings {
         }
     }
 
-    ChainArguments arguments(int64_t batch, const float* x, uint64_t seed, const int64_t* sample_ids,
-                             const float* noise, float* out, bool trajectory) const {
-        check_least("batch", batch, 0);
-        return ChainArguments{batch, (int64_t)a.size(), x,     a.data(), d.data(),  low.data(), high.data(),
-                              seed,  sample_ids,        noise, out,      trajectory};
-    }
+    int64_t count() const { return (int64_t)a.size(); }
 };
+
+// Where the noise of a chain comes from: drawn from its counters, or given.
+struct NoiseSource {
+    uint64_t seed;
+    const int64_t* sample_ids;  // (batch,)
+    const float* given;         // (n_steps, batch, C, H, W), or null
+    std::vector<int64_t> own_ids;
+
+    // sample_ids: (batch,) or 0 for 0 .. batch-1; noise: (n_steps, batch, C, H, W) or 0
+    NoiseSource(uint64_t the_seed, uintptr_t sample_ids_at, uintptr_t noise_at, int64_t batch)
+        : seed(the_seed), given(pointer<const float>("noise", noise_at, false)) {
+        sample_ids = sample_ids_or_default(sample_ids_at, batch, own_ids);
+    }
+    NoiseSource(const NoiseSource&) = delete;  // sample_ids may point into it
+};
+
+// out: (batch, C, H, W), with a trajectory (n_steps + 1, batch, C, H, W), or null for a gradient
+ChainArguments chain_arguments(int64_t batch, const float* x, const Steps& steps, const NoiseSource& noise, float* out,
+                               bool trajectory) {
+    ChainArguments arguments{};
+    arguments.batch = batch;
+    arguments.n_steps = steps.count();
+    arguments.x = x;
+    arguments.step_sizes = steps.a.data();
+    arguments.noise_scales = steps.d.data();
+    arguments.lows = steps.low.data();
+    arguments.highs = steps.high.data();
+    arguments.seed = noise.seed;
+    arguments.sample_ids = noise.sample_ids;
+    arguments.noise = noise.given;
+    arguments.out = out;
+    arguments.trajectory = trajectory;
+    return arguments;
+}
 
 }  // namespace

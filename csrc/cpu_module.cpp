@@ -1,55 +1,59 @@
 // fastmalade._cpu: checks arguments and calls kernels/cpu. Arrays come as addresses and sizes, so that the module needs
-// neither torch nor numpy; the caller in fastmalade/backends/cpu/calls.py owns them and has checked dtype and contiguity.
+// neither torch nor numpy; the caller in fastmalade/backends/cpu/calls.py owns them and has checked dtype and
+// contiguity.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
+#include <cstdlib>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "cpu_arguments.h"
-#include "exchange.h"
-#include "plain_call.h"
+#include "cpu_model.h"
 #include "recorded_call.h"
 
-#include "cpu/engine.h"
-#include "cpu/packed.h"
-#include "cpu/pool.h"
+#include "cpu/host/engine.h"
+#include "cpu/host/model_cache.h"
+#include "cpu/host/pool.h"
 
 namespace {
 
-// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0 for 0 .. batch-1, out: as
-// ChainArguments::out.
-void langevin_chain(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings,
-                    uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, int threads) {
+// out: as ChainArguments::out; sample_ids, noise: as NoiseSource. With `inspect` nothing runs unless every value of x
+// lies in [0, 1], and the result is looked through for what is not finite: "outside" and "diverged" say what was found.
+const char* langevin_chain(const Model& model, const std::string& isa, const std::string& form, const Steps& steps,
+                           uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory,
+                           bool inspect, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("threads", threads, 1);
-    std::vector<int64_t> own_ids;
-    const ChainArguments arguments = settings.arguments(
-        batch, pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
-        pointer<const float>("noise", noise, false), pointer<float>("out", out, batch > 0), trajectory);
-    without_interpreter_lock([&] { cpu::langevin_chain(kernels, shape, weights, arguments, chosen, threads); });
+    const NoiseSource source(seed, sample_ids, noise, model.batch);
+    float* const result = pointer<float>("out", out, model.batch > 0);
+    const ChainArguments arguments = chain_arguments(model.batch, model.x, steps, source, result, trajectory);
+    const char* outcome = "finished";
+    without_interpreter_lock([&] {
+        if (inspect && cpu::first_outside(model.x, model.count(), 0.0f, 1.0f) >= 0) {
+            outcome = "outside";
+            return;
+        }
+        cpu::langevin_chain(kernels, model.shape, model.weights, arguments, chosen, threads);
+        const float most = std::numeric_limits<float>::max();
+        if (inspect && cpu::first_outside(result, model.count(), -most, most) >= 0) outcome = "diverged";
+    });
+    return outcome;
 }
 
-// x, out: (batch, C, H, W)
-void autoencoder_forward(const std::string& isa, const std::string& form, int64_t batch,
-                         const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses, uintptr_t x,
-                         uintptr_t out, int threads) {
+// out: (batch, C, H, W)
+void autoencoder_forward(const Model& model, const std::string& isa, const std::string& form, uintptr_t out,
+                         int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("batch", batch, 0);
     check_least("threads", threads, 1);
-    const float* images = pointer<const float>("x", x, batch > 0);
-    float* result = pointer<float>("out", out, batch > 0);
-    without_interpreter_lock(
-        [&] { cpu::autoencoder_forward(kernels, shape, weights, batch, images, result, chosen, threads); });
+    float* result = pointer<float>("out", out, model.batch > 0);
+    without_interpreter_lock([&] {
+        cpu::autoencoder_forward(kernels, model.shape, model.weights, model.batch, model.x, result, chosen, threads);
+    });
 }
 
 // actions: (kind, step, which) of every action, one after the other. Simulates the program, so that no kernel is ever
@@ -100,80 +104,71 @@ std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbe
     return actions;
 }
 
-// x, cotangent, gradient: (batch, C, H, W); the rest as langevin_chain.
-void chain_gradient(const std::string& isa, const std::string& form, int64_t batch, const std::vector<int64_t>& sizes,
-                    const std::vector<uintptr_t>& weight_addresses, uintptr_t x, const Settings& settings,
+// cotangent, gradient: (batch, C, H, W); actions, checkpoints and records: a plan of
+// fastmalade/backends/gradient_plan.py
+void chain_gradient(const Model& model, const std::string& isa, const std::string& form, const Steps& steps,
                     uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t cotangent, uintptr_t gradient,
                     const std::vector<int64_t>& actions, int64_t checkpoints, int64_t records, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("threads", threads, 1);
     check_least("checkpoints", checkpoints, 0);
     check_least("records", records, 0);
-    const std::vector<cpu::GradientAction> program =
-        check_actions(actions, (int64_t)settings.a.size(), checkpoints, records);
-    std::vector<int64_t> own_ids;
-    const ChainArguments arguments = settings.arguments(batch, pointer<const float>("x", x, batch > 0), seed,
-                                                        sample_ids_or_default(sample_ids, batch, own_ids),
-                                                        pointer<const float>("noise", noise, false), nullptr, false);
-    const cpu::GradientArguments back{pointer<const float>("cotangent", cotangent, batch > 0),
-                                      pointer<float>("gradient", gradient, batch > 0),
-                                      program.data(),
-                                      (int64_t)program.size(),
-                                      checkpoints,
-                                      records};
-    without_interpreter_lock([&] { cpu::chain_gradient(kernels, shape, weights, arguments, back, chosen, threads); });
+    const std::vector<cpu::GradientAction> program = check_actions(actions, steps.count(), checkpoints, records);
+    const NoiseSource source(seed, sample_ids, noise, model.batch);
+    const ChainArguments arguments = chain_arguments(model.batch, model.x, steps, source, nullptr, false);
+    cpu::GradientArguments back{};
+    back.cotangent = pointer<const float>("cotangent", cotangent, model.batch > 0);
+    back.gradient = pointer<float>("gradient", gradient, model.batch > 0);
+    back.actions = program.data();
+    back.n_actions = (int64_t)program.size();
+    back.checkpoints = checkpoints;
+    back.records = records;
+    without_interpreter_lock(
+        [&] { cpu::chain_gradient(kernels, model.shape, model.weights, arguments, back, chosen, threads); });
 }
 
-// x, out: (batch, C, H, W); cotangent: the same, or 0 for 2 (x - r(x))
-void autoencoder_gradient(const std::string& isa, const std::string& form, int64_t batch,
-                          const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
-                          uintptr_t x, uintptr_t cotangent, double scale, double own, uintptr_t out, int threads) {
+// out: (batch, C, H, W); cotangent: the same, or 0 for 2 (x - r(x))
+void autoencoder_gradient(const Model& model, const std::string& isa, const std::string& form, uintptr_t cotangent,
+                          double scale, double own, uintptr_t out, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("batch", batch, 0);
     check_least("threads", threads, 1);
-    const cpu::JacobianArguments arguments{batch,
-                                           pointer<const float>("x", x, batch > 0),
-                                           pointer<const float>("cotangent", cotangent, false),
-                                           (float)scale,
-                                           (float)own,
-                                           pointer<float>("out", out, batch > 0)};
-    without_interpreter_lock([&] { cpu::autoencoder_gradient(kernels, shape, weights, arguments, chosen, threads); });
+    cpu::JacobianArguments arguments{};
+    arguments.batch = model.batch;
+    arguments.x = model.x;
+    arguments.cotangent = pointer<const float>("cotangent", cotangent, false);
+    arguments.scale = (float)scale;
+    arguments.own = (float)own;
+    arguments.out = pointer<float>("out", out, model.batch > 0);
+    without_interpreter_lock(
+        [&] { cpu::autoencoder_gradient(kernels, model.shape, model.weights, arguments, chosen, threads); });
 }
 
-// As langevin_chain, without a trajectory.
-std::unique_ptr<RecordedCall> recorded_chain(const std::string& isa, const std::string& form, int64_t batch,
-                                             const std::vector<int64_t>& sizes,
-                                             const std::vector<uintptr_t>& weight_addresses, uintptr_t x,
-                                             const std::shared_ptr<Settings>& settings, uint64_t seed,
-                                             uintptr_t sample_ids, uintptr_t noise, uintptr_t out, int threads) {
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("threads", threads, 1);
-    check_least("batch", batch, 0);
+// As langevin_chain, its activations kept. out: (batch, C, H, W)
+std::unique_ptr<RecordedCall> recorded_chain(const Model& model, const std::string& isa, const std::string& form,
+                                             const std::shared_ptr<Steps>& steps, uint64_t seed, uintptr_t sample_ids,
+                                             uintptr_t noise, uintptr_t out, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
-    auto call = std::make_unique<RecordedCall>(settings, batch, kernels, shape, chosen, threads);
-    std::vector<int64_t> own_ids;
-    const ChainArguments arguments = settings->arguments(
-        batch, pointer<const float>("x", x, batch > 0), seed, sample_ids_or_default(sample_ids, batch, own_ids),
-        pointer<const float>("noise", noise, false), pointer<float>("out", out, batch > 0), false);
-    without_interpreter_lock([&] { cpu::recorded_chain(call->kept, weights, arguments, threads); });
+    check_least("threads", threads, 1);
+    const NoiseSource source(seed, sample_ids, noise, model.batch);
+    float* const result = pointer<float>("out", out, model.batch > 0);
+    const ChainArguments arguments = chain_arguments(model.batch, model.x, *steps, source, result, false);
+    auto call = std::make_unique<RecordedCall>(steps, model, kernels, chosen, threads);
+    without_interpreter_lock([&] { cpu::recorded_chain(call->kept, model.weights, arguments, threads); });
     return call;
 }
 
 // cotangent, gradient: (batch, C, H, W)
 void chain_reverse(const RecordedCall& call, uintptr_t cotangent, uintptr_t gradient, int threads) {
     check_least("threads", threads, 1);
-    const bool any = call.kept.batch > 0;
-    const float* from = pointer<const float>("cotangent", cotangent, any);
-    float* to = pointer<float>("gradient", gradient, any);
-    const ChainArguments arguments = call.reverse_arguments();
+    const int64_t batch = call.kept.batch;
+    const float* from = pointer<const float>("cotangent", cotangent, batch > 0);
+    float* to = pointer<float>("gradient", gradient, batch > 0);
+    // The way back reads the steps alone: what it needs of the noise is in the activations.
+    const NoiseSource none(0, 0, 0, 0);
+    const ChainArguments arguments = chain_arguments(batch, nullptr, *call.steps, none, nullptr, false);
     without_interpreter_lock([&] { cpu::chain_reverse(call.kept, arguments, from, to, threads); });
 }
 
@@ -238,20 +233,21 @@ void langevin_update(const std::string& isa, int64_t batch, int64_t elements, ui
     check_finite("noise_scale", {(float)noise_scale});
     if (!(low <= high)) fail("clamp bounds", "low <= high", std::to_string(low) + " and " + std::to_string(high));
     const bool any = batch > 0 && elements > 0;
-    std::vector<int64_t> own_ids;
-    const cpu::UpdateArguments arguments{batch,
-                                         elements,
-                                         pointer<const float>("x", x, any),
-                                         pointer<const float>("reconstruction", reconstruction, any),
-                                         (float)step_size,
-                                         (float)noise_scale,
-                                         (float)low,
-                                         (float)high,
-                                         seed,
-                                         sample_ids_or_default(sample_ids, batch, own_ids),
-                                         (uint32_t)step,
-                                         pointer<const float>("noise", noise, false),
-                                         pointer<float>("out", out, any)};
+    const NoiseSource source(seed, sample_ids, noise, batch);
+    cpu::UpdateArguments arguments{};
+    arguments.batch = batch;
+    arguments.elements = elements;
+    arguments.x = pointer<const float>("x", x, any);
+    arguments.reconstruction = pointer<const float>("reconstruction", reconstruction, any);
+    arguments.step_size = (float)step_size;
+    arguments.noise_scale = (float)noise_scale;
+    arguments.low = (float)low;
+    arguments.high = (float)high;
+    arguments.seed = source.seed;
+    arguments.sample_ids = source.sample_ids;
+    arguments.step = (uint32_t)step;
+    arguments.noise = source.given;
+    arguments.out = pointer<float>("out", out, any);
     without_interpreter_lock([&] { cpu::langevin_update(kernels, arguments, threads); });
 }
 
@@ -283,10 +279,10 @@ py::list stage_times(const std::string& isa, const std::string& form, const std:
     const AutoencoderShape shape = check_shape(sizes);
     const AutoencoderWeights weights = check_weights(weight_addresses);
     check_least("repeats", repeats, 1);
-    std::array<double, cpu::stages> seconds;
+    std::array<double, cpu::kStages> seconds;
     without_interpreter_lock([&] { seconds = cpu::stage_seconds(kernels, shape, weights, chosen, repeats); });
     py::list named;
-    for (size_t n = 0; n < seconds.size(); ++n) named.append(py::make_tuple(cpu::stage_names[n], seconds[n]));
+    for (size_t n = 0; n < seconds.size(); ++n) named.append(py::make_tuple(cpu::kStageNames[n], seconds[n]));
     return named;
 }
 
@@ -317,6 +313,13 @@ int64_t scratch_bytes(const std::string& isa, const std::vector<int64_t>& sizes)
     return cpu::scratch_bytes(find_kernels(isa), check_shape(sizes));
 }
 
+// An environment variable, or None where it is not set or empty. For calls on one image: os.environ encodes the name,
+// and raises and catches an error where it is not set.
+py::object environment(const char* name) {
+    const char* const value = std::getenv(name);
+    return value && *value ? py::object(py::str(value)) : py::object(py::none());
+}
+
 int64_t lanes(const std::string& isa) { return find_kernels(isa).lanes; }
 
 }  // namespace
@@ -325,46 +328,32 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "Native CPU kernels of fastmalade; arrays are addresses, see fastmalade/backends/cpu/calls.py";
     m.def("isas_built", &isas_built);
     m.def("isas_supported", &isas_supported);
+    m.def("environment", &environment, py::arg("name"));
     m.def("lanes", &lanes, py::arg("isa"));
     m.def("scratch_bytes", &scratch_bytes, py::arg("isa"), py::arg("shape"));
-    m.def("read_model", &fastmalade::exchange::read_model, py::arg("table"), py::arg("x"), py::arg("weights"));
-    py::class_<Settings, std::shared_ptr<Settings>>(m, "Settings", "Step sizes, noise scales and clamp bounds, checked")
+    py::class_<Model>(m, "Model", "Addresses of a batch of images and of the ten weights, checked")
+        .def(py::init(&make_model), py::arg("batch"), py::arg("sizes"), py::arg("weights"), py::arg("x"));
+    m.def("read_model", &read_model, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("weights"));
+    py::class_<Steps, std::shared_ptr<Steps>>(m, "Steps", "Step sizes, noise scales and clamp bounds, checked")
         .def(py::init<const std::vector<double>&, const std::vector<double>&, const std::vector<double>&,
                       const std::vector<double>&>(),
              py::arg("step_sizes"), py::arg("noise_scales"), py::arg("lows"), py::arg("highs"));
-    py::enum_<PlainResult>(m, "PlainResult")
-        .value("refused", PlainResult::refused)
-        .value("finite", PlainResult::finite)
-        .value("diverged", PlainResult::diverged);
-    py::class_<PlainRecording>(m, "PlainRecording",
-                               "A chain with its activations kept, and the weights that it ran with");
-    m.def("plain_recorded_chain", &plain_recorded_chain, py::arg("table"), py::arg("types"), py::arg("x"),
-          py::arg("out"), py::arg("modules"), py::arg("settings"), py::arg("seed"), py::arg("sample_ids"),
-          py::arg("threads"), py::arg("any_backend"), py::arg("most_bytes"));
-    m.def("plain_chain_reverse", &plain_chain_reverse, py::arg("recording"), py::arg("table"), py::arg("types"),
-          py::arg("cotangent"), py::arg("gradient"), py::arg("threads"));
-    m.def("plain_chain", &plain_chain, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("out"),
-          py::arg("modules"), py::arg("settings"), py::arg("seed"), py::arg("sample_ids"), py::arg("threads"),
-          py::arg("any_backend"), py::arg("recorded"), py::arg("checked"));
-    m.def("langevin_chain", &langevin_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
-          py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("trajectory"), py::arg("threads"));
-    m.def("autoencoder_forward", &autoencoder_forward, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("out"), py::arg("threads"));
-    m.def("chain_gradient", &chain_gradient, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
-          py::arg("sample_ids"), py::arg("noise"), py::arg("cotangent"), py::arg("gradient"), py::arg("actions"),
-          py::arg("checkpoints"), py::arg("records"), py::arg("threads"));
+    m.def("langevin_chain", &langevin_chain, py::arg("model"), py::arg("isa"), py::arg("form"), py::arg("steps"),
+          py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("trajectory"),
+          py::arg("inspect"), py::arg("threads"));
+    m.def("autoencoder_forward", &autoencoder_forward, py::arg("model"), py::arg("isa"), py::arg("form"),
+          py::arg("out"), py::arg("threads"));
+    m.def("chain_gradient", &chain_gradient, py::arg("model"), py::arg("isa"), py::arg("form"), py::arg("steps"),
+          py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("cotangent"), py::arg("gradient"),
+          py::arg("actions"), py::arg("checkpoints"), py::arg("records"), py::arg("threads"));
     py::class_<RecordedCall>(m, "RecordedCall", "A chain with the activations of all steps kept")
         .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); });
-    m.def("recorded_chain", &recorded_chain, py::kw_only(), py::arg("isa"), py::arg("form"), py::arg("batch"),
-          py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("settings"), py::arg("seed"),
-          py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"));
-    m.def("chain_reverse", &chain_reverse, py::kw_only(), py::arg("call"), py::arg("cotangent"), py::arg("gradient"),
+    m.def("recorded_chain", &recorded_chain, py::arg("model"), py::arg("isa"), py::arg("form"), py::arg("steps"),
+          py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"));
+    m.def("chain_reverse", &chain_reverse, py::arg("call"), py::arg("cotangent"), py::arg("gradient"),
           py::arg("threads"));
-    m.def("autoencoder_gradient", &autoencoder_gradient, py::kw_only(), py::arg("isa"), py::arg("form"),
-          py::arg("batch"), py::arg("shape"), py::arg("weights"), py::arg("x"), py::arg("cotangent"), py::arg("scale"),
-          py::arg("own"), py::arg("out"), py::arg("threads"));
+    m.def("autoencoder_gradient", &autoencoder_gradient, py::arg("model"), py::arg("isa"), py::arg("form"),
+          py::arg("cotangent"), py::arg("scale"), py::arg("own"), py::arg("out"), py::arg("threads"));
     m.def("gradient_bytes", &gradient_bytes, py::arg("isa"), py::arg("shape"));
     m.def("standard_normal", &standard_normal, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),
           py::arg("batch"), py::arg("step"), py::arg("elements"), py::arg("z"), py::arg("threads"));

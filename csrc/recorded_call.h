@@ -4,25 +4,18 @@
 #include <memory>
 #include <utility>
 
-#include "cpu_arguments.h"
-
-#include "cpu/engine.h"
+#include "cpu_model.h"
 
 namespace {
 
 // A call of recorded_chain, for chain_reverse.
 struct RecordedCall {
-    const std::shared_ptr<const Settings> settings;
+    const std::shared_ptr<const Steps> steps;
     cpu::KeptChain kept;
 
-    RecordedCall(std::shared_ptr<const Settings> the_settings, int64_t batch, const cpu::Kernels& kernels,
-                 const AutoencoderShape& shape, cpu::Form form, int threads)
-        : settings(std::move(the_settings)), kept(kernels, shape, batch, (int64_t)settings->a.size(), form, threads) {}
-
-    // For chain_reverse, which needs the settings alone.
-    ChainArguments reverse_arguments() const {
-        return settings->arguments(kept.batch, nullptr, 0, nullptr, nullptr, nullptr, false);
-    }
+    RecordedCall(std::shared_ptr<const Steps> the_steps, const Model& model, const cpu::Kernels& kernels,
+                 cpu::Form form, int threads)
+        : steps(std::move(the_steps)), kept(kernels, model.shape, model.batch, steps->count(), form, threads) {}
 };
 
 }  // namespace

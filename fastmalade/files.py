@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def beside(path: Path) -> Path:
@@ -30,3 +32,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int = 1) -> None:
+    """Write ``value`` as indented JSON with a newline at the end, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

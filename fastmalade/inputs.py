@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends
-from fastmalade.backends.arguments import DIVERGED
+from fastmalade.backends.arguments import DIVERGED, PLAIN_TYPES
 
 _EXPECTED_DTYPES = "uint8 (0..255), float16, bfloat16, float32 or float64"
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -25,13 +25,16 @@ class Prepared(NamedTuple):
     """Images ready for a chain, and the way back.
 
     Attributes:
-        images: (B, C, H, W) in the dtype and on the device of the model, values in the range given; may share
-            memory with the caller's images, so it must not be written to.
+        images: (B, C, H, W) in the dtype and on the device of the model; may share memory with the caller's images, so
+            it must not be written to.
         restore: maps a result of the same shape to the kind, dtype, device and layout of the caller's images.
+        inspected: the values are in the range given, and ``restore`` looks through the result. If False, the chain has
+            to do both (``inspect`` of :func:`fastmalade.chain.call.run`): its kernels do it on the way.
     """
 
     images: Tensor
     restore: Callable[[Tensor], Any]
+    inspected: bool = True
 
 
 def prepare(
@@ -42,6 +45,7 @@ def prepare(
     value_range: tuple[float, float],
     dtype: torch.dtype,
     device: torch.device,
+    inspect_later: bool = False,
 ) -> Prepared:
     """Check images and bring them into the form (B, C, H, W), floating.
 
@@ -59,11 +63,16 @@ def prepare(
         multiple: H and W must be positive multiples of this.
         value_range: (low, high) of floating images.
         dtype, device: of the model.
+        inspect_later: leave the values of a plain float32 batch to the chain (see :class:`Prepared`).
 
     Raises:
         TypeError: wrong kind or dtype.
         ValueError: wrong shape, a value out of range, NaN or infinity.
     """
+    if inspect_later and value_range == (0.0, 1.0) and dtype is torch.float32 and device.type == "cpu":
+        plain = _plain(images, channels, multiple)
+        if plain is not None:
+            return plain
     tensor, rebuild = _as_tensor(images)
     if tensor.dtype != torch.uint8 and tensor.dtype not in _FLOATING:
         raise TypeError(f"images: expected dtype {_EXPECTED_DTYPES}, got {tensor.dtype}")
@@ -74,14 +83,12 @@ def prepare(
         if value_range != (0.0, 1.0):
             values = values * (high - low) + low
     else:
-        _check_values(tensor, low, high)
+        check_values(tensor, low, high)
         values = _converted(tensor, dtype, device)
 
     def restore(result: Tensor) -> Any:
         result = from_nchw(result)
-        largest = torch.finfo(result.dtype).max
-        if not _within(result, -largest, largest):
-            raise FloatingPointError(DIVERGED)
+        check_finite(result)
         if tensor.dtype == torch.uint8:
             unit = result if value_range == (0.0, 1.0) else (result - low) / (high - low)
             result = (unit * 255).round().clamp(0, 255)
@@ -94,13 +101,25 @@ def prepare(
     return Prepared(to_nchw(values), restore)
 
 
-def plain_tensor(images: Any) -> tuple[Tensor | None, Callable[[Tensor], Any] | None]:
-    """A tensor, or a writable float32 array in order as a tensor and the way back; (None, None) for anything else."""
-    if isinstance(images, Tensor):
-        return images, None
-    if type(images) is np.ndarray and images.dtype == np.float32 and images.flags.carray and _torch_strides(images):
-        return torch.from_numpy(images), Tensor.numpy
-    return None, None
+def _plain(images: Any, channels: int | None, multiple: int) -> Prepared | None:
+    """Images that are a float32 batch (B, C, H, W) in memory order, tensor or array, which need no preparation."""
+    restore: Callable[[Tensor], Any] = _unchanged
+    if type(images) is np.ndarray:
+        if images.dtype != np.float32 or not images.flags.carray or not _torch_strides(images):
+            return None
+        images, restore = torch.from_numpy(images), Tensor.numpy
+    elif type(images) not in PLAIN_TYPES or images.dtype is not torch.float32 or not images.is_cpu:
+        return None
+    shape = images.shape
+    if len(shape) != 4 or shape[1] != (channels or shape[1]) or not images.is_contiguous() or images.numel() == 0:
+        return None
+    if shape[2] % multiple or shape[3] % multiple:
+        return None
+    return Prepared(images, restore, inspected=False)
+
+
+def _unchanged(result: Tensor) -> Tensor:
+    return result
 
 
 def _torch_strides(images: np.ndarray) -> bool:
@@ -166,7 +185,15 @@ def _layout(
     raise ValueError(f"images: expected shape {expected} with H and W {sides}, got {shape}")
 
 
-def _check_values(images: Tensor, low: float, high: float) -> None:
+def check_finite(result: Tensor) -> None:
+    """Raise FloatingPointError where a value is NaN or infinite."""
+    largest = torch.finfo(result.dtype).max
+    if not _within(result, -largest, largest):
+        raise FloatingPointError(DIVERGED)
+
+
+def check_values(images: Tensor, low: float, high: float) -> None:
+    """Raise ValueError unless all values lie in [low, high]; NaN does not."""
     if images.numel() == 0:
         return
     # Bounds rounded to the dtype of the images: one that the dtype cannot hold is still in range.

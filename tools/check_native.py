@@ -21,7 +21,6 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL = ROOT / "kernels" / "cpu" / "langevin_chain.cpp"
 DRIVER = ROOT / "tools" / "native_driver.cpp"
 # Instrumented for addresses and undefined behaviour, the kernels take the optimiser minutes; for threads they run long.
 SANITIZERS = {
@@ -71,7 +70,7 @@ def compile_kernel(folder: Path, isa: str, extra: list[str], optimisation: str) 
     name = "avx2" if isa == "wide" else isa
     lanes = ["-DFASTMALADE_LANES=16"] if isa == "wide" else []
     command = [find_compiler(), *flags, *setup.isa_flags()[name], *lanes, *extra, f"-DFASTMALADE_ISA={isa}",
-               f"-I{ROOT / 'kernels'}", "-c", str(KERNEL), "-o", str(target)]  # fmt: skip
+               f"-I{ROOT / 'kernels'}", "-c", str(ROOT / setup.KERNEL_SOURCE), "-o", str(target)]  # fmt: skip
     subprocess.run(command, check=True)
     return target
 

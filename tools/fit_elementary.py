@@ -1,4 +1,4 @@
-"""Fits the polynomials of kernels/cpu/elementary.h and prints them as float32 constants.
+"""Fits the polynomials of kernels/cpu/isa/elementary.h and prints them as float32 constants.
 
 Every polynomial minimises the largest weighted error over its interval (Lawson's reweighted least squares in
 float64, on Chebyshev-spaced points); the leading terms that must stay exact are left out of the fit. Run it

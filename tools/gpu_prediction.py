@@ -16,8 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MULTIPROCESSORS, SCHEDULERS, LANES = 132, 4, 32
 CLOCKS = (1.755e9, 1.98e9)  # sustained, boost
 IMAGES = 8  # of a group
-A100_CLOCK = 1.41e9
-SPLIT_BARRIER = 1500  # cycles, assumed: stores on their way out, one trip to L2 to arrive and one to see it
 # Instructions around the loops, counted by hand in the source: a tanh, a counter's four normals with their Philox.
 TANH, QUAD_NOISE, QUAD_REST = 20, 210, 130
 # Tensor cores: multiply-adds of TF32 a cycle and multiprocessor, and of one m16n8k8. The part of that rate that
@@ -170,19 +168,15 @@ def main() -> int:
         bound = MULTIPROCESSORS * clock * IMAGES / (10 * total) / 1e6
         print(f"issue-bound at {clock / 1e9} GHz: {bound:.2f} million images/s, {0.85 * bound:.2f} with 15% stalls")
     print_tensor_forms({stage: flops // 2 for stage, flops in stage_flops(1, 28, 28, 10, 25).items()})
-    # Latency form, a cluster of eight: a scheduler has at most two warps, and the chain of dependent multiply-adds of
-    # an output bounds a layer from below.
+    # One image in a cluster of eight: a scheduler has at most two warps, and the dependent multiply-adds of an output
+    # bound a layer from below.
     chain = 4 * (25 + 250 + 625 + 10 + 25)
     for clock in CLOCKS[:1]:
         barriers = 5 * 500
         alone, whole = (10 * count / clock * 1e6 for count in (chain, chain + barriers))
-        print(f"latency: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 cycles")
-    # Without clusters: five blocks of an A100 that share an image through L2, against a group of four in one block,
-    # which takes half the cycles of eight.
-    waits = (10 * 5 + 1) * SPLIT_BARRIER / A100_CLOCK * 1e6
-    alone, four = (10 * count / A100_CLOCK * 1e6 for count in (chain, total / 2 / 0.85))
-    print(f"split form, A100: {alone:.0f} us of dependent multiply-adds, {waits:.0f} us of 51 barriers")
-    print(f"digits form, A100: {four:.0f} us for a group of four, with 15% stalls")
+        group = 10 * total / 0.85 / clock * 1e6
+        print(f"cluster, one image: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 "
+              f"cycles a step; {group:.0f} us for a group of eight in the form digits, with 15% stalls")  # fmt: skip
     return 0
 
 

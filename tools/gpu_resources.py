@@ -34,8 +34,9 @@ INSTRUCTIONS = {"ffma": ("FFMA",), "lds": ("LDS",), "ldg": ("LDG", "LD."), "loca
 
 
 def source_hash() -> str:
-    """Of everything that the machine code is made of; comments and layout do not count."""
-    files = sorted(path for folder in ("cuda", "common") for path in (ROOT / "kernels" / folder).glob("*.*"))
+    """Of everything that the machine code is made from; comments and layout do not count."""
+    folders = (ROOT / "kernels" / folder for folder in ("cuda", "common"))
+    files = sorted(path for folder in folders for path in folder.glob("*.*") if path.suffix != ".md")
     digest = hashlib.sha256()
     for path in [*files, ROOT / "setup.py"]:
         text = path.read_text(encoding="utf-8") if path.name != "setup.py" else repr(nvcc_flags())
@@ -75,21 +76,29 @@ def find_cuobjdump(nvcc: str) -> str | None:
 def short_name(demangled: str) -> str:
     """As "chain digits x8": what a form of a kernel is called in tables."""
     kind = re.sub(r"_kernel$", "", re.split(r"[<(]", demangled.replace("void ", "", 1))[0].split("::")[-1])
-    tensor = re.search(r"Precision\)(\d)(, (\(bool\)1|true))?", demangled)
-    if tensor is not None:
-        name = f"{'pack' if 'pack' in kind else 'chain'} tensor {PRECISIONS[int(tensor.group(1))]}"
-        return name if "pack" in kind else f"{name}, weights {'resident' if tensor.group(2) else 'streamed'}"
-    form = re.search(
-        r"Form<.*?(FixedShape|AnyShape).*(BlockPeers|ClusterPeers|DevicePeers), (\d+), \d+, (true|false)",
-        demangled.replace("(int)", ""),
-    )
+    # Template arguments are written (int)8, (bool)1 and (Precision)2 for some architectures, plainly for others.
+    plain = re.sub(r"\((?:int|bool|[\w:]*Precision)\)", "", demangled)
+    tiles = re.search(r"\w+Tiles", plain)
+    form = re.search(r"(Digits|General|Cluster|TensorForm)<(\w+)(?:, (\w+))?>", plain)
+    if kind == "pack" and tiles is not None:
+        return f"pack {tiles.group()}"
+    if kind == "pack_tensor":
+        precision = re.search(r"<(\d)>", plain)
+        assert precision is not None
+        return f"pack tensor {PRECISIONS[int(precision.group(1))]}"
     if form is None:
-        tiles = re.search(r"TileSizes<\(?i?n?t?\)?(\d+)", demangled)
-        return kind if tiles is None else f"{kind} tiles of {tiles.group(1)}"
-    shared_by = {"BlockPeers": "general", "ClusterPeers": "cluster", "DevicePeers": "split"}
-    name = "digits" if form.group(1) == "FixedShape" else shared_by[form.group(2)]
-    images = f" x{form.group(3)}" if form.group(3) != "0" else ""
-    return f"{kind} {name}{images}{', weights resident' if form.group(4) == 'true' else ', weights streamed'}"
+        return kind
+    name, first, second = form.groups()
+    if name == "TensorForm":
+        return f"chain tensor {PRECISIONS[int(first)]}, weights {residence(second)}"
+    if name == "Digits":
+        return f"{kind} digits x{first}, weights {'streamed' if kind == 'gradient' else 'resident'}"
+    return f"{kind} {name.lower()}, weights {residence(first)}"
+
+
+def residence(resident: str) -> str:
+    """Of a form's weights: in shared memory, or read through the caches."""
+    return "resident" if resident in {"1", "true"} else "streamed"
 
 
 def parse_report(text: str, architecture: str) -> list[dict[str, Any]]:

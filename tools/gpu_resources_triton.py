@@ -2,8 +2,8 @@
 
     python tools/gpu_resources_triton.py [--write]
 
-Which kernels, with which constants and types, is found by running the backend with a recorder in the place of the
-launches, so that the list cannot fall behind the backend. Nothing here needs a GPU; nothing here says how fast it is.
+Which kernels there are, with which constants and types, is found by running the backend with a recorder in place of the
+launches, so the list cannot fall behind the backend. Nothing here needs a GPU, and nothing here is a speed.
 ``--write`` writes benchmarks/results/gpu-resources-triton.json and docs/gpu-resources-triton.md.
 """
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (80, 90, 100)
 WARP_SIZE = 32
 COLD = ("pack_kernel", "start_kernel", "philox_words_kernel")
-"""Kernels that run once per call or in tests only; a spill there costs nothing that counts."""
+"""Kernels that run once per call or only in tests, where a spill costs next to nothing."""
 _TENSOR_CORE = r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTCMMA)\S*"
 _MODELS = ((1, 28, 28, 10, 25), (3, 32, 32, 10, 25))
 
@@ -76,6 +76,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
     """Every distinct launch of the backend's functions for images of one and of three channels."""
     from fastmalade.backends import arguments
     from fastmalade.backends.triton import calls as backend
+    from fastmalade.backends.values import NoiseSource, Steps
 
     found: dict[Launch, None] = {}
     with _recorder(lambda launch: found.setdefault(launch)):
@@ -84,13 +85,11 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
             weights = [torch.zeros(shape) for shape in arguments.weight_shapes(channels, *hidden)]
             for precision in precisions if channels == 1 else precisions[:1]:
                 # A step with noise and clamp, one without both.
-                settings: Any = ([0.1, 0.1], [0.1, 0.0], [0.0, -float("inf")], [1.0, float("inf")])
-                options: Any = {"seed": 1, "sample_ids": None, "precision": precision}
-                backend.langevin_chain(x, weights, *settings, **options)
-                backend.chain_gradient(x, x, weights, *settings, **options)
-            noise = torch.zeros(1, *x.shape)
-            given: Any = ([0.1], [0.1], [0.0], [1.0])
-            backend.chain_gradient(x, x, weights, *given, seed=1, sample_ids=None, noise=noise)
+                steps = Steps((0.1, 0.1), (0.1, 0.0), (0.0, -float("inf")), (1.0, float("inf")))
+                backend.langevin_chain(x, weights, steps, NoiseSource(1), precision=precision)
+                backend.chain_gradient(x, x, weights, steps, NoiseSource(1), precision=precision)
+            given = NoiseSource(1, given=torch.zeros(1, *x.shape))
+            backend.chain_gradient(x, x, weights, Steps((0.1,), (0.1,), (0.0,), (1.0,)), given)
             for z, d in ((None, 0.1), (None, 0.0), (x, 0.1)):
                 update: Any = {"seed": 1, "sample_ids": None, "step": 0, "noise": z}
                 backend.langevin_update(x, x, 0.1, d, 0.0, 1.0, **update)

@@ -19,6 +19,7 @@ from fastmalade.attacks import geometry
 from fastmalade.attacks.eot import (
     DEFAULT_MAX_BYTES,
     Judge,
+    Judging,
     Objective,
     cross_entropy_objective,
     judge,
@@ -26,13 +27,15 @@ from fastmalade.attacks.eot import (
 )
 from fastmalade.attacks.geometry import Norm
 from fastmalade.attacks.state import AttackResult, RunState, checked_path, identity_of
-from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode
+from fastmalade.attacks.target import Loss, Model, Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images, check_number, check_range
 from fastmalade.defenses.defended import GradientMode
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.seeds import check_sample_ids, check_seed, derive_seed
 
 Noise = Literal["fresh", "fixed"]
+Progress = Callable[[int, int], None]
 
 # What a derived seed is for; the restart and the step follow in its path.
 _START, _STEP, _SELECT, _JUDGE = range(4)
@@ -110,6 +113,11 @@ class Attack(ABC):
         """Runs from different starts."""
         return 1
 
+    @property
+    def judging(self) -> Judging:
+        """How the attack judges its images."""
+        return Judging(self.judge, self.judge_chains, self.targeted)
+
     def settings(self) -> dict[str, Any]:
         """Name and settings of the attack as JSON values."""
         return {"attack": self.name, **dataclasses.asdict(self)}
@@ -139,7 +147,7 @@ class Attack(ABC):
         sample_ids: Any = None,
         value_range: tuple[float, float] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
+        progress: bool | Progress = True,
     ) -> AttackResult:
         """Attack images.
 
@@ -155,7 +163,8 @@ class Attack(ABC):
             checkpoint: file that holds the state of the run, written every ``SAVE_SECONDS``, after each batch and on
                 an interruption. If it exists the run goes on from it, to bitwise the same result where the model is
                 deterministic.
-            progress: show a progress bar on standard error.
+            progress: show a progress bar on standard error; or a function that is called as (steps done, steps in all)
+                after each step.
 
         Raises:
             TypeError, ValueError: a wrong argument, or images outside the value range.
@@ -177,16 +186,22 @@ class Attack(ABC):
             run.keep(lambda state: state.save(path, identity))
             if path.exists():
                 run.state = RunState.load(path, identity, images.device)
-        with evaluation_mode(model), progress_bar(enabled=progress) as bar:
+        with evaluation_mode(model), progress_bar(enabled=progress is True) as bar:
             task = bar.add_task(self.name, total=run.total_steps, completed=run.steps_done)
-            run.all(lambda: bar.update(task, completed=run.steps_done))
+
+            def advanced() -> None:
+                bar.update(task, completed=run.steps_done)
+                if callable(progress):
+                    progress(run.steps_done, run.total_steps)
+
+            run.all(advanced)
         state = run.state
         geometry.check_inside(state.adversarial, images, self.epsilon, self.norm, target.value_range)
         return AttackResult(
             adversarial=state.adversarial,
             success=state.success,
             success_rate=state.success_rate,
-            judged=f"{self.judge} of {self.judge_chains} queries with fresh noise",
+            judged=str(self.judging),
             epsilon=self.epsilon,
             norm=self.norm,
             losses=state.losses,
@@ -276,9 +291,8 @@ class _Run:
                 self._tick()
                 advanced()
             self._end_restart(part, labels, ids)
-        rule = {"chains": attack.judge_chains, "rule": attack.judge, "targeted": attack.targeted, "rows": self.rows}
         seed = derive_seed(attack.seed, _JUDGE)
-        success, share = judge(self.target, state.batch["best"], labels, seed, ids, **rule)  # type: ignore[arg-type]
+        success, share = judge(self.target, state.batch["best"], labels, seed, ids, attack.judging, rows=self.rows)
         with self._changing():
             state.queries[part] += attack.judge_chains
             state.adversarial[part] = state.batch["best"]
@@ -354,17 +368,8 @@ class _Run:
     def _fools(self, x: Tensor, labels: Tensor, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """:func:`judge` with noise of its own: neither that of the gradients nor that of the verdict."""
         attack = self.attack
-        return judge(
-            self.target,
-            x,
-            labels,
-            derive_seed(attack.seed, _SELECT, self.state.restart, step),
-            ids,
-            chains=attack.judge_chains,
-            rule=attack.judge,
-            rows=self.rows,
-            targeted=attack.targeted,
-        )
+        seed = derive_seed(attack.seed, _SELECT, self.state.restart, step)
+        return judge(self.target, x, labels, seed, ids, attack.judging, rows=self.rows)
 
     def _tick(self, *, save: bool = False) -> None:
         now = time.perf_counter()

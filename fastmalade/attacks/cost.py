@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES
-from fastmalade.attacks.target import Target, evaluation_mode, per_image_loss
+from fastmalade.attacks.target import Target, per_image_loss
 from fastmalade.defenses.defended import DefendedClassifier, GradientMode
+from fastmalade.models.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

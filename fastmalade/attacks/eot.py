@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastmalade.attacks.target import Loss, Model, Target, evaluation_mode, noise_ids, per_image_loss
+from fastmalade.attacks.target import Loss, Model, Target, noise_ids, per_image_loss
 from fastmalade.checks import check_count, check_labelled_images
 from fastmalade.defenses.defended import GradientMode
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 DEFAULT_MAX_BYTES = 2**28
@@ -19,6 +20,25 @@ Judge = Literal["majority", "mean"]
 
 # (x, labels, seed, noise ids) of a block of rows -> loss (rows,) to raise, logits (rows, K)
 Objective = Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How an image is judged.
+
+    Attributes:
+        rule: "majority": more than half of the queries are fooled; "mean": the class of the largest mean softmax
+            counts.
+        chains: independent queries m per image.
+        targeted: a query is fooled when its class is the label; otherwise when it differs from the label.
+    """
+
+    rule: Judge = "majority"
+    chains: int = 9
+    targeted: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.rule} of {self.chains} queries with fresh noise"
 
 
 @dataclass(frozen=True)
@@ -153,28 +173,23 @@ def judge(
     labels: Tensor,
     seed: int,
     ids: Tensor,
+    judging: Judging,
     *,
-    chains: int,
-    rule: Judge,
     rows: int,
-    targeted: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Whether images fool the model under noise that no attack has seen.
-
-    One query fools it when the class differs from the label, or, ``targeted``, when it is the label.
 
     Args:
         x: (B, C, H, W).
         labels: int64 (B,).
         seed, ids: of the noise; draw j of image id b has id b * chains + j.
-        chains: independent queries m per image.
-        rule: "majority": more than half of the queries are fooled; "mean": the class of the largest mean softmax
-            counts.
+        judging: the rule and the number of queries.
         rows: images times queries per call.
 
     Returns:
         bool (B,), and the share of fooled queries, float64 (B,): its mean is the expected success of one query.
     """
+    chains, targeted = judging.chains, judging.targeted
     fooled = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     votes: Tensor | None = None
     for part, draws in blocks(len(x), chains, rows):
@@ -187,7 +202,7 @@ def judge(
         votes = probabilities.new_zeros(len(x), probabilities.shape[1]) if votes is None else votes
         votes[part] += probabilities
     share = fooled / chains
-    if rule == "majority" or votes is None:
+    if judging.rule == "majority" or votes is None:
         return share > 0.5, share
     return (votes.argmax(1) == labels) == targeted, share
 

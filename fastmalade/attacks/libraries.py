@@ -13,10 +13,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, judge
-from fastmalade.attacks.target import Target, evaluation_mode
+from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, Judging, judge
+from fastmalade.attacks.target import Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images
 from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.seeds import check_seed, derive_seed
 
 _AUTOATTACK_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -211,6 +212,7 @@ def autoattack_rand(
     _require("pyautoattack", "pyautoattack")
     from pyautoattack import AutoAttack
 
+    judging = Judging(judge_rule, judge_chains)
     model = SeededCalls(defended, derive_seed(seed, 0))
     # The library's seed goes to torch.manual_seed; 0 would be read as no seed by some of its parts.
     small_seed = derive_seed(seed, 1) % 2**31 + 1
@@ -233,8 +235,7 @@ def autoattack_rand(
             labels,
             derive_seed(seed, 2),
             torch.arange(len(images), device=images.device),
-            chains=judge_chains,
-            rule=judge_rule,
+            judging,
             rows=target.chains_per_call(images, DEFAULT_MAX_BYTES),
         )
     return AutoAttackReport(
@@ -242,7 +243,7 @@ def autoattack_rand(
         found=predicted != labels,
         success=success,
         success_rate=rate,
-        judged=f"{judge_rule} of {judge_chains} queries with fresh noise",
+        judged=str(judging),
         model_calls=model.calls,
     )
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmalade.attacks.target import evaluation_mode
 from fastmalade.checks import check_count, check_labels, check_positive, check_unit_images
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.noise import standard_normal
 from fastmalade.seeds import check_seed, derive_seed
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs

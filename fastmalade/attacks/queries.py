@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastmalade.attacks.state import identity_of
-from fastmalade.attacks.target import evaluation_mode
 from fastmalade.files import replacing
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.training.loop import CheckpointError
 

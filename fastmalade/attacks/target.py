@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastmalade.defenses.base import Defense
@@ -134,20 +133,6 @@ def reconstruct(purifier: Defense, x: Tensor) -> Tensor:
     if (low, high) == (0.0, 1.0):
         return autoencoder(x)
     return autoencoder((x - low) / (high - low)) * (high - low) + low
-
-
-@contextmanager
-def evaluation_mode(*models: Any) -> Iterator[None]:
-    """Put modules into eval mode for a while: dropout would make the loss random and judge another model."""
-    modules = [m for model in models if isinstance(model, nn.Module) for m in model.modules()]
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.training = training
 
 
 def noise_ids(image_ids: Tensor, samples: Sequence[int] | range, n_samples: int) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fastmalade.attacks.base import Attack
-from fastmalade.attacks.eot import judge
-from fastmalade.attacks.target import Model, Target, evaluation_mode
+from fastmalade.attacks.eot import Judging, judge
+from fastmalade.attacks.target import Model, Target
 from fastmalade.checks import check_count
 from fastmalade.defenses.defended import DefendedClassifier
+from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.seeds import check_seed, derive_seed
 
@@ -102,7 +103,7 @@ def transfer_attack(
     # Only its value is asked for, so the mode of its gradient is one that every defence has.
     asked = Target(target, "bpda")
     rows = asked.chains_per_call(images, attack.max_bytes)
-    chains = attack.judge_chains if target.purifier.is_random else 1
+    judging = Judging(attack.judge, attack.judge_chains if target.purifier.is_random else 1)
     ids = torch.arange(len(images), device=images.device)
     wrong = torch.zeros(2, len(images), dtype=torch.bool, device=images.device)
     right = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -115,6 +116,6 @@ def transfer_attack(
             for k, x in enumerate((images[part], result.adversarial[part])):
                 # Noise of its own for each: what one draw makes of the image says nothing about the attack.
                 noise = derive_seed(seed, k)
-                wrong[k, part] = judge(asked, x, y, noise, ids[part], chains=chains, rule=attack.judge, rows=rows)[0]
+                wrong[k, part] = judge(asked, x, y, noise, ids[part], judging, rows=rows)[0]
             bar.advance(task, len(y))
     return TransferResult(result.adversarial, right & ~wrong[0], result.success, wrong[1])

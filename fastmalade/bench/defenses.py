@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from fastmalade.data import embedded_digits
 from fastmalade.defenses import Apudae, DeepPrior, DefenseGan, InvertAndClassify, MagNet
 from fastmalade.defenses.base import Defense
 from fastmalade.defenses.purifier import Purifier
-from fastmalade.files import replacing
+from fastmalade.files import write_json
 from fastmalade.models.gan import GanGenerator
 
 FORMAT = 1
@@ -285,7 +284,5 @@ def _paper_generator() -> GanGenerator:
 
 
 def _save(state: dict[str, Any], output: Path | None) -> None:
-    if output is None:
-        return
-    with replacing(output) as partial_file:
-        partial_file.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    if output is not None:
+        write_json(output, state)

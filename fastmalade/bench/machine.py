@@ -26,7 +26,7 @@ def describe() -> dict[str, Any]:
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "usable_cores": len(_usable()),
+        "usable_cores": len(usable()),
         "megahertz": _frequencies(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_bytes": _memory(),
@@ -71,7 +71,7 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
     if not hasattr(os, "sched_setaffinity"):
         yield None
         return
-    before = _usable()
+    before = usable()
     if not 1 <= threads <= len(before):
         raise ValueError(f"threads: expected 1 to {len(before)}, the processors of this process, got {threads}")
     chosen = _distinct_cores(sorted(before))[:threads]
@@ -85,7 +85,8 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         _set_affinity(before)
 
 
-def _usable() -> set[int]:
+def usable() -> set[int]:
+    """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))

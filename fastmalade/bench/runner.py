@@ -21,7 +21,7 @@ from fastmalade.bench.settings import Settings, shape_text
 from fastmalade.bench.task import Task, make_images, make_task
 from fastmalade.bench.timing import interleaved
 from fastmalade.bench.verify import make_cotangent, verify, verify_gradient
-from fastmalade.files import replacing
+from fastmalade.files import write_json
 
 FORMAT = 1
 SCREENING_SECONDS = 0.5
@@ -204,10 +204,8 @@ def _task_key(task: Task) -> tuple[str, int, int]:
 
 
 def _save(state: dict[str, Any], output: Path | None) -> None:
-    if output is None:
-        return
-    with replacing(output) as partial_file:
-        partial_file.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    if output is not None:
+        write_json(output, state)
 
 
 def _scaled(report: Report, done: int, groups: int, task: Task, what: str, part: float) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
+from fastmalade.backends.values import Steps
+
 Clamp = Literal["final", "every_step", "none"]
+ClampSteps = Literal["every_step", "final", "every"]  # "every": the older word for "every_step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +76,17 @@ class ChainConfig:
 
     def clamp_bounds(self, value_range: tuple[float, float] = (0.0, 1.0)) -> tuple[list[float], list[float]]:
         """Lower and upper clamp bound of every step, N floats each; infinite where nothing is clamped."""
-        low, high = value_range
-        clamped = [
-            self.clamp == "every_step" or (self.clamp == "final" and t == self.n_steps - 1) for t in range(self.n_steps)
-        ]
-        return [low if c else -math.inf for c in clamped], [high if c else math.inf for c in clamped]
+        lows, highs = clamp_bounds(self.n_steps, None if self.clamp == "none" else value_range, self.clamp)
+        return list(lows), list(highs)
+
+    def steps(self) -> Steps:
+        """What the N steps do to images in [0, 1]."""
+        return Steps(*map(tuple, self.schedule()), *map(tuple, self.clamp_bounds()))
 
     @functools.cached_property
-    def settings(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """Step sizes, noise scales, lower and upper bounds on [0, 1], N floats each, computed once."""
-        a, d = self.schedule()
-        lows, highs = self.clamp_bounds()
-        return tuple(a), tuple(d), tuple(lows), tuple(highs)
+    def settings(self) -> Steps:
+        """:meth:`steps`, computed once. (Under torch.compile settings are constants: use :meth:`steps`.)"""
+        return self.steps()
 
     def __getstate__(self) -> dict[str, Any]:
         # What was computed from the fields is no part of the value.
@@ -109,3 +113,44 @@ class ChainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ChainConfig:
         """The inverse of :meth:`to_dict`; missing fields take defaults, unknown ones raise TypeError."""
         return cls().replace(**values)
+
+
+def checked_steps(
+    step_sizes: Sequence[float] | Tensor,
+    noise_scales: Sequence[float] | Tensor,
+    clamp: tuple[float, float] | None,
+    clamp_steps: str,
+) -> Steps:
+    """The steps of a chain from the arguments of :func:`fastmalade.langevin_chain`; errors as described there."""
+    a, d = _floats("step_sizes", step_sizes), _floats("noise_scales", noise_scales)
+    if len(a) != len(d):
+        raise ValueError(f"expected as many step sizes as noise scales, got {len(a)} and {len(d)}")
+    if len(d) > 0 and min(d) < 0:
+        raise ValueError(f"noise_scales: expected values >= 0, got {min(d)}")
+    if clamp_steps not in get_args(ClampSteps):
+        raise ValueError(f"clamp_steps: expected 'every_step' or 'final', got {clamp_steps!r}")
+    return Steps(a, d, *clamp_bounds(len(a), clamp, clamp_steps))
+
+
+def clamp_bounds(
+    n_steps: int, clamp: tuple[float, float] | None, clamp_steps: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lower and upper bound of every step, N floats each: those of ``clamp``, infinite where nothing is clamped."""
+    if clamp is None:
+        return (-math.inf,) * n_steps, (math.inf,) * n_steps
+    low, high = (float(bound) for bound in clamp)
+    if not low <= high:
+        raise ValueError(f"clamp: expected (low, high) with low <= high, got ({low}, {high})")
+    free = max(n_steps - 1, 0) if clamp_steps == "final" else 0
+    clamped = n_steps - free
+    return (-math.inf,) * free + (low,) * clamped, (math.inf,) * free + (high,) * clamped
+
+
+def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
+    try:
+        floats = tuple(float(v) for v in values)
+    except TypeError:
+        raise TypeError(f"{name}: expected a sequence of floats, got {type(values).__name__} {values!r}") from None
+    if not all(math.isfinite(v) for v in floats):
+        raise ValueError(f"{name}: expected finite values, got {list(floats)}")
+    return floats

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmalade import reference
 from fastmalade.backends.gradient_plan import Kind, Sizes, make_plan
+from fastmalade.backends.values import Steps
 
 
 @dataclass
@@ -29,7 +30,7 @@ class ChainGradient:
     Attributes:
         x: (B, C, H, W), the chain's input.
         weights: the ten tensors.
-        step_sizes, noise_scales, lows, highs: N floats each.
+        steps: the N steps.
         run: (state, first step, number of steps) -> state after them, by the backend that ran the chain.
         noise: (step) -> (B, C, H, W), the noise of that step.
         weight_gradients, noise_gradient: whether these are wanted.
@@ -37,10 +38,7 @@ class ChainGradient:
 
     x: Tensor
     weights: Sequence[Tensor]
-    step_sizes: Sequence[float]
-    noise_scales: Sequence[float]
-    lows: Sequence[float]
-    highs: Sequence[float]
+    steps: Steps
     run: Callable[[Tensor, int, int], Tensor]
     noise: Callable[[int], Tensor]
     weight_gradients: bool
@@ -55,7 +53,7 @@ class ChainGradient:
             cotangent: (B, C, H, W), gradient with respect to the result.
             max_bytes: budget for states and activations, see :func:`gradient_plan.make_plan`.
         """
-        n_steps = len(self.step_sizes)
+        n_steps = self.steps.n_steps
         self._weight_sums = [torch.zeros_like(w) for w in self.weights] if self.weight_gradients else []
         shape = (n_steps, *self.x.shape) if self.noise_gradient else (0,)
         self._noise_sums = self.x.new_zeros(shape)
@@ -74,7 +72,7 @@ class ChainGradient:
             elif action.kind == Kind.RECORD:
                 for step in range(action.step, action.step + action.which):
                     records.append(_Record(state, reference.autoencoder_activations(state, self.weights)))
-                    if step < n_steps - 1:  # the last state is read by nobody
+                    if step < n_steps - 1:  # nothing reads the last state
                         state = self.run(state, step, 1)
             else:
                 for step in reversed(range(action.step, action.step + action.which)):
@@ -82,7 +80,7 @@ class ChainGradient:
         return gradient, self._noise_sums, self._weight_sums
 
     def _step_back(self, gradient: Tensor, step: int, record: _Record) -> Tensor:
-        a, d, low, high = (v[step] for v in (self.step_sizes, self.noise_scales, self.lows, self.highs))
+        a, d, low, high = self.steps.at(step)
         if low > -math.inf or high < math.inf:
             z = self.noise(step) if d != 0.0 else None
             free = reference.langevin_step(record.state, record.activations[-1], a, d, z)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends, reference
+from fastmalade.backends.values import NoiseSource, Steps
 from fastmalade.chain.gradient import ChainGradient
 from fastmalade.noise import draw
-from fastmalade.seeds import fresh_seed, signed64
+from fastmalade.seeds import check_sample_ids, fresh_seed, signed64
 
 DOUBLE_BACKWARD = (
     "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
@@ -44,15 +45,18 @@ LIBRARY.define("standard_normal(Tensor seed, Tensor sample_ids, int step, Tensor
 LIBRARY.define("fill_fresh_seed_(Tensor(a!) seed) -> ()", tags=(torch.Tag.nondeterministic_seeded,))
 
 
-def seed_tensor(seed: int | None) -> Tensor:
-    """Seed tensor of a checked seed, or of a fresh one: int64 (1,) on the CPU."""
-    if seed is not None:
-        return torch.tensor([signed64(seed)], dtype=torch.int64)
-    if torch.compiler.is_compiling():
-        buffer = torch.empty(1, dtype=torch.int64)
-        torch.ops.fastmalade.fill_fresh_seed_(buffer)
-        return buffer
-    return torch.tensor([signed64(fresh_seed())], dtype=torch.int64)
+def drawn_seed() -> int | Tensor:
+    """A fresh seed from the operating system; inside a compiled graph a tensor that is filled at each of its runs."""
+    if not torch.compiler.is_compiling():
+        return fresh_seed()
+    buffer = torch.empty(1, dtype=torch.int64)
+    torch.ops.fastmalade.fill_fresh_seed_(buffer)
+    return buffer
+
+
+def seed_bits(seed: int | Tensor) -> Tensor:
+    """The seed of a noise source as an operator takes it: a tensor as it is, a number as int64 (1,) on the CPU."""
+    return seed if isinstance(seed, Tensor) else torch.tensor([signed64(seed)], dtype=torch.int64)
 
 
 def seed_value(seed: Tensor) -> int | Tensor:
@@ -98,37 +102,60 @@ def run_chain(
     Returns:
         New contiguous (B, C, H, W), or (N + 1, B, C, H, W) with ``trajectory``.
     """
+    steps = Steps(tuple(step_sizes), tuple(noise_scales), tuple(lows), tuple(highs))
+    source = NoiseSource(seed_value(seed), sample_ids, noise)
+    return evaluate(x, weights, steps, source, backend, precision, trajectory=trajectory)
+
+
+def evaluate(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    steps: Steps,
+    noise: NoiseSource,
+    backend: str,
+    precision: str = "fp32",
+    *,
+    trajectory: bool = False,
+) -> Tensor:
+    """:func:`run_chain` of values: the seed of ``noise`` is what the backend takes, sample ids are given."""
     option = _precision_option(precision, backend)
     x = _standard_strides(x)
-    if x.numel() == 0 or len(step_sizes) == 0:
-        return torch.stack([x] * (len(step_sizes) + 1)) if trajectory else x.clone()
+    if x.numel() == 0 or steps.n_steps == 0:
+        return torch.stack([x] * (steps.n_steps + 1)) if trajectory else x.clone()
     module = backends.native(backend)
     if module is not None:
-        return module.langevin_chain(
-            x,
-            weights,
-            step_sizes,
-            noise_scales,
-            lows,
-            highs,
-            seed=seed_value(seed),
-            sample_ids=sample_ids,
-            noise=noise,
-            trajectory=trajectory,
-            **option,
-        )
+        result: Tensor = module.langevin_chain(x, weights, steps, noise, trajectory=trajectory, **option)
+        return result
     return reference.langevin_chain(
         x,
         functools.partial(reference.autoencoder_forward, weights=weights),
-        step_sizes,
-        noise_scales,
-        lows=lows,
-        highs=highs,
-        seed=seed_value(seed),
-        sample_ids=sample_ids,
-        noise=noise,
+        steps.step_sizes,
+        steps.noise_scales,
+        lows=steps.lows,
+        highs=steps.highs,
+        seed=noise.seed,
+        sample_ids=noise.sample_ids,
+        noise=noise.given,
         trajectory=trajectory,
     ).contiguous()
+
+
+def call_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    steps: Steps,
+    noise: NoiseSource,
+    backend: str,
+    max_bytes: int | None,
+    precision: str,
+) -> Tensor:
+    """The operator ``langevin_chain`` of values, with numbered sample ids where there are none."""
+    ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
+    settings: Any = map(list, steps)
+    result: Tensor = torch.ops.fastmalade.langevin_chain.default(
+        x, list(weights), *settings, seed_bits(noise.seed), ids, noise.given, backend, max_bytes, precision
+    )
+    return result
 
 
 def run_chain_backward(
@@ -166,36 +193,28 @@ def run_chain_backward(
         wanted.
     """
     cotangent = _standard_strides(cotangent)
-    settings = (step_sizes, noise_scales, lows, highs)
+    steps = Steps(tuple(step_sizes), tuple(noise_scales), tuple(lows), tuple(highs))
+    source = NoiseSource(seed_value(seed), sample_ids, noise)
     module = backends.native(backend)
     if module is not None and not (weight_gradients or noise_gradient):
+        option = _precision_option(precision, backend)
         gradient = module.chain_gradient(
-            cotangent,
-            _standard_strides(x),
-            weights,
-            *settings,
-            seed=seed_value(seed),
-            sample_ids=sample_ids,
-            noise=noise,
-            max_bytes=max_bytes,
-            **_precision_option(precision, backend),
+            cotangent, _standard_strides(x), weights, steps, source, max_bytes=max_bytes, **option
         )
         return gradient, x.new_empty(0), []
 
     def drawn(step: int) -> Tensor:
-        return _noise_of_step(x, seed, sample_ids, noise, backend, step)
+        return noise_of_step(x, source, backend, step)
 
     def run(state: Tensor, first: int, count: int) -> Tensor:
-        steps = slice(first, first + count)
-        # Explicit noise: by itself the chain would draw that of steps 0, 1, ...
+        # Explicit noise: a chain of these steps alone would draw that of steps 0, 1, ...
         given = torch.stack(
             [drawn(step) if noise_scales[step] != 0.0 else torch.zeros_like(x) for step in range(first, first + count)]
         )
-        a, d, low, high = (values[steps] for values in settings)
-        return run_chain(state, weights, a, d, low, high, seed, sample_ids, given, backend, precision=precision)
+        part = steps.part(first, count)
+        return evaluate(state, weights, part, NoiseSource(source.seed, sample_ids, given), backend, precision)
 
-    way = ChainGradient(x, weights, *settings, run, drawn, weight_gradients, noise_gradient)
-    return way.evaluate(cotangent, max_bytes)
+    return ChainGradient(x, weights, steps, run, drawn, weight_gradients, noise_gradient).evaluate(cotangent, max_bytes)
 
 
 def _precision_option(precision: str, backend: str) -> dict[str, str]:
@@ -206,12 +225,12 @@ def _precision_option(precision: str, backend: str) -> dict[str, str]:
     return {"precision": precision}
 
 
-def _noise_of_step(
-    x: Tensor, seed: Tensor, sample_ids: Tensor, noise: Tensor | None, backend: str, step: int
-) -> Tensor:
-    if noise is not None:
-        return noise[step]
-    return draw(seed_value(seed), sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend)
+def noise_of_step(x: Tensor, noise: NoiseSource, backend: str, step: int) -> Tensor:
+    """z of one step for images x: (B, C, H, W)."""
+    if noise.given is not None:
+        return noise.given[step]
+    assert noise.sample_ids is not None
+    return draw(noise.seed, noise.sample_ids, step, x.shape[1:], dtype=x.dtype, device=x.device, backend=backend)
 
 
 def _standard_normal(seed: Tensor, sample_ids: Tensor, step: int, like: Tensor, backend: str) -> Tensor:

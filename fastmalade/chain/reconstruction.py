@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends
-from fastmalade.chain.call import is_native_autoencoder, model_on_gpu
+from fastmalade.chain.call import model_on_gpu
 from fastmalade.models import Autoencoder
+from fastmalade.models.autoencoder import is_native_autoencoder
 
 
 def autoencoder_vjp(

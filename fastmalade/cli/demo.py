@@ -1,30 +1,34 @@
-"""``fastmalade demo``: attack real digits, purify them, time it, draw it, and attack the defence itself."""
+"""``fastmalade demo``: attack real digits, purify them, attack the purifier too, time it, and draw it."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fastmalade.cli.errors import CliError, exit_codes, require_packages
-from fastmalade.files import replacing
-from fastmalade.progress import progress_bar
+from fastmalade.cli.stages import Stages
+from fastmalade.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor, nn
 
+    from fastmalade.bench.report import Grid
     from fastmalade.defenses.purifier import Purifier
-    from fastmalade.demo import AttackTable, TimingRow, WhiteboxRow
+    from fastmalade.evaluation import TransferRow, WhiteboxRow
 
 EPSILONS = (0.1, 0.2, 0.3)
-WHITEBOX_EPSILON = 0.3
+LARGEST = EPSILONS[-1]
 FIGURE_DIGITS = 6
+WHITEBOX_ATTACKS = ("pgd:blind", "pgd:bpda", "pgd:unrolled")
+HONEST = (
+    "The last row is the robustness of the defence, because an attacker who knows it differentiates through it. The "
+    "tables above hold against attackers who do not know it."
+)
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,14 @@ class Scale:
     """How much of everything one run does.
 
     Attributes:
-        images: digits in the attack table.
-        whitebox_images: digits in the whitebox block.
+        images: digits attacked without knowledge of the defence.
+        whitebox_images: digits attacked through the defence.
         pgd_steps: steps of every PGD attack.
         pgd_step_size: length of each; together they must reach across the largest ball.
-        eot: noise draws averaged by the whitebox attacks.
+        eot: noise draws averaged by the attacks through the defence.
         batches: batch sizes of the timing.
-        seconds_per_batch: timing budget of each.
+        seconds_per_batch: timing budget of each batch size, for each of the two that take turns.
+        takes: how long the whole takes on two idle cores, in words.
     """
 
     images: int = 500
@@ -46,8 +51,9 @@ class Scale:
     pgd_steps: int = 40
     pgd_step_size: float = 0.01
     eot: int = 4
-    batches: tuple[int, ...] = (1, 16, 256, 1024)
-    seconds_per_batch: float = 5.0
+    batches: tuple[int, ...] = (1, 16, 256)
+    seconds_per_batch: float = 2.0
+    takes: str = "about three minutes"
 
 
 QUICK = Scale(
@@ -57,27 +63,30 @@ QUICK = Scale(
     pgd_step_size=0.04,
     eot=2,
     batches=(1, 16),
-    seconds_per_batch=0.5,
+    seconds_per_batch=0.25,
+    takes="about fifteen seconds",
 )
 
 
 def demo(
     images: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Digits in the attack table [default: 500; quick: 60]."),
+        typer.Option(min=1, max=1000, help="Digits in the attack tables [default: 500; quick: 60]."),
     ] = None,
     whitebox_images: Annotated[
         int | None,
         typer.Option(min=1, max=1000, help="Digits in the whitebox block [default: 50; quick: 10]."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for figure.png and results.json.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(help="Folder for figure.png, results.json and demo.log.")] = Path(
+        "demo-output"
+    ),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Everything but the timing follows from it.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run with weaker attacks, to try things.")] = False,
 ) -> None:
     """Attack digits of the MNIST test set, purify them, and show what that gives.
 
-    Prints accuracy bare, after MALA and after MALADE; microseconds per image against PyTorch eager; and a
-    whitebox block that attacks through the defence. Writes a figure and all numbers as JSON.
+    Prints accuracy bare, after MALA and after MALADE, the accuracy left when the attacker knows MALADE, and
+    microseconds per image against PyTorch eager. Writes a figure, all numbers as JSON, and a log of what took how long.
     """
     with exit_codes():
         require_packages("demo", "foolbox", "matplotlib")
@@ -89,17 +98,14 @@ def demo(
         )
         if scale.whitebox_images > scale.images:
             raise CliError(f"--whitebox-images: expected at most --images {scale.images}, got {scale.whitebox_images}")
-        run(scale, output, seed)
+        _run(scale, output, seed)
 
 
-def run(scale: Scale, output: Path, seed: int) -> None:
-    """Run the demonstration and write its files into ``output``, which is created when it is not there."""
+def _run(scale: Scale, output: Path, seed: int) -> None:
     import torch
-    from rich.console import Console
 
-    from fastmalade import backends, load_classifier
-    from fastmalade.data import embedded_digits
-    from fastmalade.defenses.purifier import Purifier
+    from fastmalade import backends
+    from fastmalade.cli import demo_report as report
 
     started = time.perf_counter()
     try:
@@ -108,192 +114,183 @@ def run(scale: Scale, output: Path, seed: int) -> None:
         # A misspelt FASTMALADE_BACKEND; better said now than after the attacks.
         raise CliError(str(error)) from error
     output.mkdir(parents=True, exist_ok=True)
-    # Without a terminal rich takes 80 columns and folds the table; piped output may as well be wide.
-    console = Console() if Console().is_terminal else Console(width=120)
-    # Its gradients, which the attacks are made of, take two thirds of the time with channels last.
-    classifier = load_classifier("mnist-c").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    purifiers = {
-        "MALADE": Purifier.from_pretrained("malade-mnist"),
-        "MALA": Purifier.from_pretrained("mala-mnist"),
-    }
-    raw_images, raw_labels = embedded_digits()
-    digits = torch.from_numpy(raw_images[: scale.images]).unsqueeze(1).float() / 255
-    labels = torch.from_numpy(raw_labels[: scale.images])
-
-    attacks = _attack_block(console, classifier, purifiers, digits, labels, scale, seed)
-    timing = _timing_block(console, purifiers["MALADE"], digits, scale)
-    figure = _figure_block(console, classifier, purifiers, digits, labels, attacks, output, seed)
-    whitebox = _whitebox_block(console, classifier, purifiers["MALADE"], digits, labels, attacks, scale, seed)
-
-    seconds = time.perf_counter() - started
-    _write_results(output / "results.json", attacks, whitebox, timing, scale, seed, seconds, figure)
-    console.print(
-        f"wrote {output / 'results.json'} and {output / 'figure.png'}; {seconds:.0f} s in all",
-        highlight=False,
-        soft_wrap=True,
+    run = _Demonstration(scale, output, seed)
+    run.stages.say(f"this takes {scale.takes} on two idle cores; Ctrl-C stops it")
+    fgsm = run.transfer("fgsm")
+    pgd = run.transfer("pgd")
+    figure = run.figure()
+    whitebox = run.whitebox()
+    grid = run.speed()
+    write_json(
+        output / "results.json",
+        {
+            "seed": seed,
+            "settings": vars(scale),
+            "machine": report.machine(),
+            "transfer": report.transfer_json([*fgsm, *pgd]),
+            "whitebox": report.whitebox_json(whitebox, LARGEST),
+            "timing": report.timing_json(grid),
+            "figure": figure,
+            "stages": run.stages.seconds,
+            "seconds": time.perf_counter() - started,
+        },
+        indent=2,
     )
+    run.stages.say(f"all figures are in {output / 'results.json'}, this log in {output / 'demo.log'}")
+    run.console.print(f"Picture: {output / 'figure.png'}", highlight=False, soft_wrap=True)
+    run.say(report.summary(pgd[-1], whitebox, grid))
 
 
-def _attack_block(
-    console: Console,
-    classifier: Any,
-    purifiers: dict[str, Purifier],
-    digits: Any,
-    labels: Any,
-    scale: Scale,
-    seed: int,
-) -> AttackTable:
-    from fastmalade.demo import attack_table
-    from fastmalade.demo.report import attack_report
+class _Demonstration:
+    """The blocks of one run; each prints its table and gives its rows."""
 
-    attacks = [(name, epsilon) for name in ("fgsm", "pgd") for epsilon in EPSILONS]
-    with _progress("attacking the bare classifier", len(attacks) * len(digits)) as advance:
-        table = attack_table(
-            classifier,
-            # The order of the columns: what the papers compare against first.
-            {name: purifiers[name] for name in ("MALA", "MALADE")},
-            digits,
-            labels,
-            attacks,  # type: ignore[arg-type]
-            steps=scale.pgd_steps,
-            step_size=scale.pgd_step_size,
-            seed=seed,
-            progress=lambda _what, count: advance(count),
+    def __init__(self, scale: Scale, output: Path, seed: int) -> None:
+        from rich.console import Console
+
+        from fastmalade import load_classifier
+        from fastmalade.data import embedded_tensors
+        from fastmalade.defenses.purifier import Purifier
+        from fastmalade.models import in_channels_last
+
+        self.scale, self.output, self.seed = scale, output, seed
+        self.stages = Stages(output / "demo.log")
+        # Without a terminal rich takes 80 columns and folds the table; piped output may as well be wide.
+        self.console: Console = Console() if Console().is_terminal else Console(width=120)
+        # The gradients of the classifier, which the attacks consist of, take two thirds of the time in this layout.
+        self.classifier: nn.Module = in_channels_last(load_classifier("mnist-c"))
+        # The order of the columns: what the papers compare with comes first.
+        self.purifiers: dict[str, Purifier] = {
+            "MALA": Purifier.from_pretrained("mala-mnist"),
+            "MALADE": Purifier.from_pretrained("malade-mnist"),
+        }
+        digits, labels = embedded_tensors()
+        self.digits, self.labels = digits[: scale.images], labels[: scale.images]
+        self.attacked: dict[tuple[str, float], Tensor] = {}
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        self.console.print(text, highlight=False)
+
+    def transfer(self, attack: Literal["fgsm", "pgd"]) -> list[TransferRow]:
+        """Attack the classifier alone, then classify the images bare and purified.
+
+        The rows begin with that of the clean images for "fgsm", which is printed first.
+        """
+        from fastmalade.cli.tables import transfer_table as printed
+        from fastmalade.evaluation import seeded, transfer_table
+
+        scale = self.scale
+        with self.stages.stage(f"attacking the bare classifier, {attack}") as advance:
+
+            def counted(row: TransferRow, images: Tensor) -> None:
+                self.attacked[row.attack, row.epsilon] = images
+
+            def progress(what: str, done: int, total: int) -> None:
+                finished = sum(name == attack for name, _ in self.attacked)
+                advance(finished * total + done, len(EPSILONS) * total, f"eps {what.split()[-1]}")
+
+            rows = transfer_table(
+                self.classifier,
+                {name: seeded(purifier, self.seed) for name, purifier in self.purifiers.items()},
+                self.digits,
+                self.labels,
+                [(attack, epsilon) for epsilon in EPSILONS],
+                steps=scale.pgd_steps,
+                step_size=scale.pgd_step_size,
+                seed=self.seed,
+                progress=progress,
+                counted=counted,
+            )
+        if attack == "fgsm":
+            self.say(
+                f"Accuracy of classifier C on {len(self.digits)} MNIST test digits, with 95% intervals: bare, and "
+                "behind each purifier. The attack, one step in Linf, is made against the bare classifier, as in the "
+                f"papers; seed {self.seed}."
+            )
+        else:
+            rows = rows[1:]
+            self.say(f"The same under an attack of {scale.pgd_steps} steps of {scale.pgd_step_size:g}.")
+        self.console.print(printed(rows), "")
+        return rows
+
+    def figure(self) -> dict[str, Any]:
+        """Draw the way of a few digits through both purifiers."""
+        from fastmalade.evaluation.figure import RULE, choose_digits, draw_figure, walk
+
+        attacked = self.attacked["pgd", LARGEST]
+        chosen = choose_digits(self.classifier, self.digits, attacked, self.labels, FIGURE_DIGITS)
+        if not chosen:
+            raise CliError(
+                f"no digit that classifier C gets right is wrong after pgd at eps {LARGEST:g}: nothing to draw"
+            )
+        with self.stages.stage("drawing the figure"):
+            shown = {name: self.purifiers[name] for name in ("MALADE", "MALA")}
+            walks = walk(self.classifier, shown, self.digits, attacked, self.labels, chosen, seed=self.seed)
+            caption = f"pgd at eps {LARGEST:g} against the bare classifier, seed {self.seed}. Digits: {RULE}."
+            draw_figure(walks, self.output / "figure.png", caption=caption)
+        return {"file": "figure.png", "attack": "pgd", "epsilon": LARGEST, "digits": chosen, "rule": RULE}
+
+    def whitebox(self) -> list[WhiteboxRow]:
+        """Attack the classifier behind MALADE, as ``fastmalade attack`` does."""
+        from fastmalade.cli.tables import whitebox_table
+        from fastmalade.defenses.defended import DefendedClassifier
+        from fastmalade.evaluation import WhiteboxSettings, whitebox_rows
+
+        scale = self.scale
+        settings = WhiteboxSettings(
+            epsilon=LARGEST, steps=scale.pgd_steps, step_size=scale.pgd_step_size, eot=scale.eot, seed=self.seed
         )
-    console.print(
-        f"Accuracy of classifier C on {len(digits)} MNIST test digits, with 95% intervals. The attacks "
-        f"(Linf; pgd: {scale.pgd_steps} steps of {scale.pgd_step_size:g}) are made against the bare "
-        f"classifier, as in the papers; seed {seed}.",
-        highlight=False,
-    )
-    console.print(attack_report(table.rows), "")
-    return table
+        attacks = settings.attacks(WHITEBOX_ATTACKS)
+        count = scale.whitebox_images
+        with self.stages.stage("attacking through the defence") as advance:
 
+            def progress(name: str, done: int, total: int) -> None:
+                advance(WHITEBOX_ATTACKS.index(name) * total + done, len(attacks) * total, name)
 
-def _timing_block(console: Console, purifier: Purifier, digits: Any, scale: Scale) -> list[TimingRow]:
-    from fastmalade.demo import timing_table
-    from fastmalade.demo.report import timing_doubt, timing_report
-
-    with _progress("timing", len(scale.batches)) as advance:
-        rows = timing_table(
-            purifier, digits, scale.batches, seconds_per_batch=scale.seconds_per_batch, progress=advance
+            defended = DefendedClassifier(self.purifiers["MALADE"], self.classifier).eval()
+            rows = list(whitebox_rows(defended, self.digits[:count], self.labels[:count], attacks, progress=progress))
+        self.say(
+            f"Accuracy of classifier C behind MALADE on the first {count} of these digits, as `fastmalade attack` "
+            f"measures it: pgd at eps {LARGEST:g}, {scale.pgd_steps} steps of {scale.pgd_step_size:g}, gradients "
+            f"averaged over {scale.eot} noise draws, judged by {settings.judge_chains} queries with noise that no "
+            "attack has seen. blind: the attack ignores the defence; bpda: it treats the defence as the identity; "
+            "unrolled: it uses the exact gradient."
         )
-    machine = _machine()
-    console.print(
-        f"Microseconds per image: {purifier.chain.n_steps} steps on 1x28x28, noise included, medians of "
-        f"alternating calls; {machine['threads']} threads, instruction set {machine['isa'] or 'none'}.",
-        highlight=False,
-    )
-    console.print(timing_report(rows))
-    doubt = timing_doubt(rows)
-    if doubt is not None:
-        console.print(doubt, highlight=False)
-    if machine["reason"] is not None:
-        console.print(f"The native chain cannot be used here: {machine['reason']}", highlight=False)
-    console.print()
-    return rows
+        self.console.print(whitebox_table(rows))
+        self.say(f"{HONEST}\n")
+        return rows
 
+    def speed(self) -> Grid:
+        """Time MALADE against PyTorch eager, as ``fastmalade bench`` does."""
+        from fastmalade import backends
+        from fastmalade.bench import Settings, run
+        from fastmalade.bench.contenders import Native
+        from fastmalade.bench.contenders.eager import Eager
+        from fastmalade.bench.report import grids, unsteady
+        from fastmalade.cli import demo_report as report
 
-def _figure_block(
-    console: Console,
-    classifier: Any,
-    purifiers: dict[str, Purifier],
-    digits: Any,
-    labels: Any,
-    attacks: AttackTable,
-    output: Path,
-    seed: int,
-) -> dict[str, Any]:
-    from fastmalade.demo import choose_digits, draw_figure, walk
-    from fastmalade.demo.figure import RULE
-
-    epsilon = EPSILONS[-1]
-    attacked = attacks.images["pgd", epsilon]
-    chosen = choose_digits(classifier, digits, attacked, labels, FIGURE_DIGITS)
-    if not chosen:
-        raise CliError(f"no digit that classifier C gets right is wrong after pgd at eps {epsilon:g}: nothing to draw")
-    walks = walk(classifier, purifiers, digits, attacked, labels, chosen, seed=seed)
-    caption = f"pgd at eps {epsilon:g} against the bare classifier, seed {seed}. Digits: {RULE}."
-    draw_figure(walks, output / "figure.png", caption=caption)
-    console.print(f"Figure: digits {', '.join(map(str, chosen))} of the sample: {RULE}.\n", highlight=False)
-    return {"file": "figure.png", "attack": "pgd", "epsilon": epsilon, "digits": chosen, "rule": RULE}
-
-
-def _whitebox_block(
-    console: Console,
-    classifier: Any,
-    purifier: Purifier,
-    digits: Any,
-    labels: Any,
-    attacks: AttackTable,
-    scale: Scale,
-    seed: int,
-) -> list[WhiteboxRow]:
-    from fastmalade.demo import whitebox_table
-    from fastmalade.demo.report import HONEST, whitebox_report
-    from fastmalade.demo.whitebox import WhiteboxSetting
-
-    settings = [WhiteboxSetting(mode, scale.pgd_steps, scale.pgd_step_size, scale.eot) for mode in ("unrolled", "bpda")]
-    count = scale.whitebox_images
-    with _progress("attacking through the defence", len(settings)) as advance:
-        rows = whitebox_table(
-            purifier,
-            classifier,
-            digits[:count],
-            labels[:count],
-            epsilon=WHITEBOX_EPSILON,
-            settings=settings,
-            transferred=("pgd", attacks.images["pgd", WHITEBOX_EPSILON][:count]),
-            seed=seed,
-            progress=advance,
+        settings = Settings(
+            peers=("eager",),
+            batches=self.scale.batches,
+            seconds=self.scale.seconds_per_batch,
         )
-    console.print(
-        f"Accuracy of classifier C behind MALADE at eps {WHITEBOX_EPSILON:g} on the first {count} of these "
-        "digits, with 95% intervals. Each gradient is that of the probability averaged over several chains "
-        "with fresh noise (EOT); scored on one chain, with noise that no attack has seen.",
-        highlight=False,
-    )
-    console.print(whitebox_report(rows))
-    console.print(HONEST, highlight=False)
-    return rows
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    from fastmalade import backends
-
-    reason = backends.available()["cpu"]
-    isa = backends.cpu.calls.isa_in_use() if reason is None else None
-    return {"threads": torch.get_num_threads(), "isa": isa, "reason": reason, "torch": torch.__version__}
-
-
-def _write_results(
-    path: Path,
-    attacks: AttackTable,
-    whitebox: list[WhiteboxRow],
-    timing: list[TimingRow],
-    scale: Scale,
-    seed: int,
-    seconds: float,
-    figure: dict[str, Any],
-) -> None:
-    from fastmalade.demo.report import as_json
-
-    results = {
-        "seed": seed,
-        "settings": vars(scale),
-        "machine": _machine(),
-        **as_json(attacks.rows, whitebox, timing, whitebox_epsilon=WHITEBOX_EPSILON),
-        "figure": figure,
-        "seconds": seconds,
-    }
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    with progress_bar(transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.update(task, advance=count)
+        with self.stages.stage("timing") as advance:
+            result = run(
+                settings,
+                contenders=[Native(), Eager()],
+                report=lambda what, part: advance(part, 1.0, what),
+            )
+        (grid,) = grids(result)
+        self.say(
+            f"Microseconds per image on one core, as `fastmalade bench` measures them: {grid.steps} steps on "
+            f"{grid.shape}, noise included, medians of calls that take turns; instruction set "
+            f"{report.machine()['isa'] or 'none'}."
+        )
+        self.console.print(report.timing_table(grid))
+        for line in unsteady(result):
+            self.say(f"The machine was busy: {line}; repeat this on an idle machine.")
+        reason = backends.available()["cpu"]
+        if reason is not None:
+            self.say(f"The native chain cannot be used here: {reason}")
+        self.say("")
+        return grid

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
-import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from fastmalade.cli import tables
 from fastmalade.cli.errors import CliError, exit_codes
 from fastmalade.defenses.purifier import Purifier
 from fastmalade.evaluation.foolbox_attacks import AttackName
-from fastmalade.files import replacing
+from fastmalade.files import write_json
 from fastmalade.progress import progress_bar
 
 DEFAULT_ATTACKS = "fgsm:0.1,fgsm:0.2,fgsm:0.3,pgd:0.1,pgd:0.2,pgd:0.3"
@@ -42,13 +39,13 @@ def evaluate(
     """Attack the bare classifier, purify, classify: accuracy with 95% intervals.
 
     The attacker of this protocol does not know the defence. The figures therefore say nothing about an attacker who
-    does: see `fastmalade demo` for attacks through the purifier.
+    does: see `fastmalade attack` for attacks through the purifier.
     """
     with exit_codes("interrupted; with --cache-dir the same command goes on", also=(ValueError,)):
         from fastmalade.data import load_mnist
-        from fastmalade.evaluation import transfer_table, wilson_interval
+        from fastmalade.evaluation import seeded, transfer_table
         from fastmalade.models import in_channels_last
-        from fastmalade.pretrained import load_classifier
+        from fastmalade.models.registry import load_classifier
 
         pairs = _parse_attacks(attacks)
         if split not in ("test", "validation"):
@@ -57,7 +54,7 @@ def evaluate(
         x, y = x[:images], y[:images]
         target = in_channels_last(load_classifier(classifier))
         names = [name.strip() for name in models.split(",") if name.strip()]
-        purifiers = {name: _seeded(Purifier.from_pretrained(name), seed) for name in names}
+        purifiers = {name: seeded(Purifier.from_pretrained(name), seed) for name in names}
         start = time.perf_counter()
         with progress_bar() as bar:
             tasks = {
@@ -75,15 +72,8 @@ def evaluate(
                 cache_dir=cache_dir,
                 progress=lambda what, done, _: bar.update(tasks[what], completed=done),
             )
-        table = Table(title=f"MNIST {split}, {len(x)} images, attacks on the bare {classifier}, seed {seed}")
-        for heading in ("attack", "eps", "bare", *names):
-            table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
-        for row in rows:
-            cells = [
-                _cell(row.correct[name], row.n, wilson_interval(row.correct[name], row.n)) for name in ("bare", *names)
-            ]
-            table.add_row(row.attack, f"{row.epsilon:g}", *cells)
-        Console(width=160).print(table)
+        title = f"MNIST {split}, {len(x)} images, attacks on the bare {classifier}, seed {seed}"
+        Console(width=160).print(tables.transfer_table(rows, title, digits=2))
         if output is not None:
             payload = {
                 "protocol": "transfer: attacks made against the bare classifier",
@@ -94,23 +84,7 @@ def evaluate(
                 "seconds": round(time.perf_counter() - start, 1),
                 "rows": [{"attack": r.attack, "epsilon": r.epsilon, "n": r.n, "correct": r.correct} for r in rows],
             }
-            with replacing(output) as partial:
-                partial.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
-
-
-def _seeded(purifier: Purifier, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A deterministic purify function; the noise of image i depends on (seed, i) alone."""
-
-    def purify(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return purifier(images, seed=seed)
-
-    return purify
-
-
-def _cell(correct: int, n: int, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{100 * correct / n:.2f}% [{100 * low:.2f}, {100 * high:.2f}]"
+            write_json(output, payload, indent=2)
 
 
 def _parse_attacks(text: str) -> list[tuple[AttackName, float]]:

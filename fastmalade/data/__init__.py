@@ -7,6 +7,7 @@ from fastmalade.data.mnist import (
     DataNotFoundError,
     embedded_digits,
     embedded_indices,
+    embedded_tensors,
     find_data_dir,
     load_mnist,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "IdxError",
     "embedded_digits",
     "embedded_indices",
+    "embedded_tensors",
     "find_data_dir",
     "load_mnist",
     "read_idx",

@@ -1,19 +1,25 @@
-"""Evaluation: accuracy with intervals, attacks through foolbox, and the transfer protocol of the papers."""
+"""Evaluation: accuracy with intervals, the papers' transfer protocol, and attacks through the defence."""
 
 from __future__ import annotations
 
-from fastmalade.evaluation.accuracy import accuracy, predictions, wilson_interval
+from fastmalade.evaluation.accuracy import accuracy, percent, predictions, wilson_interval
 from fastmalade.evaluation.foolbox_attacks import ATTACK_CHUNK, AttackName, attacked
-from fastmalade.evaluation.transfer import TransferRow, attacked_images, transfer_table
+from fastmalade.evaluation.transfer import TransferRow, attacked_images, seeded, transfer_table
+from fastmalade.evaluation.whitebox import WhiteboxRow, WhiteboxSettings, whitebox_rows
 
 __all__ = [
     "ATTACK_CHUNK",
     "AttackName",
     "TransferRow",
+    "WhiteboxRow",
+    "WhiteboxSettings",
     "accuracy",
     "attacked",
     "attacked_images",
+    "percent",
     "predictions",
+    "seeded",
     "transfer_table",
+    "whitebox_rows",
     "wilson_interval",
 ]

@@ -34,6 +34,12 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def percent(correct: int, n: int, digits: int = 1, sign: str = "") -> str:
+    """Accuracy and its 95% interval in percent, such as "44.0 [31.2, 57.7]"; ``sign`` follows the accuracy."""
+    low, high = wilson_interval(correct, n)
+    return f"{100 * correct / n:.{digits}f}{sign} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
 @torch.no_grad()
 def predictions(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500) -> Tensor:
     """Predicted classes (n,) int64 of images (n, C, H, W) under a model that gives logits (b, K)."""

@@ -52,6 +52,7 @@ def transfer_table(
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    counted: Callable[[TransferRow, Tensor], None] | None = None,
 ) -> list[TransferRow]:
     """Accuracy of a classifier, bare and behind each purifier, on clean and on attacked images.
 
@@ -66,25 +67,24 @@ def transfer_table(
         seed: of the attacks.
         cache_dir: attacked images are kept here chunk by chunk and reused, so an interrupted run goes on where it was.
         progress: called as (what, images done, images in all).
+        counted: called with each row as soon as it is there, and with the images (n, C, H, W) it was counted on.
 
     Returns:
         One row for clean images, then one per attack.
     """
-    rows = [_row("none", 0.0, images, classifier, purifiers, labels)]
-    for attack, epsilon in attacks:
-        adversarial = attacked_images(
-            classifier,
-            images,
-            labels,
-            attack,
-            epsilon,
-            steps=steps,
-            step_size=step_size,
-            seed=seed,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
-        rows.append(_row(attack, epsilon, adversarial, classifier, purifiers, labels))
+    rows = []
+    conditions: list[tuple[AttackName | None, float]] = [(None, 0.0), *attacks]
+    for attack, epsilon in conditions:
+        if attack is None:
+            shown = images
+        else:
+            made = _Made(attack, epsilon, steps, step_size, seed)
+            shown = _attacked_in_chunks(classifier, images, labels, made, cache_dir, progress)
+        correct = {"bare": accuracy(classifier, shown, labels)}
+        correct |= {name: accuracy(classifier, purify(shown), labels) for name, purify in purifiers.items()}
+        rows.append(TransferRow(attack or "none", epsilon, len(images), correct))
+        if counted is not None:
+            counted(rows[-1], shown)
     return rows
 
 
@@ -102,8 +102,53 @@ def attacked_images(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
     """Images attacked against the bare classifier, (n, C, H, W); arguments as in :func:`transfer_table`."""
-    key = _cache_key(classifier, images, labels, attack, epsilon, steps, step_size, seed)
-    folder = None if cache_dir is None else Path(cache_dir) / key
+    made = _Made(attack, epsilon, steps, step_size, seed)
+    return _attacked_in_chunks(classifier, images, labels, made, cache_dir, progress)
+
+
+def seeded(purifier: Callable[..., Tensor], seed: int) -> Purify:
+    """``purifier`` as a repeatable function without gradient: the noise of image i depends on (seed, i) alone.
+
+    Args:
+        purifier: called as purifier(images, seed=seed), such as a :class:`fastmalade.Defense`.
+        seed: 0 <= seed < 2**64.
+    """
+
+    def purify(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return purifier(images, seed=seed)
+
+    return purify
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How images were attacked."""
+
+    attack: AttackName
+    epsilon: float
+    steps: int
+    step_size: float
+    seed: int
+
+    def folder(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> str:
+        """A name that changes with everything the attacked images depend on."""
+        what = f"{self.attack} {self.epsilon!r} {self.steps} {self.step_size!r} {self.seed} {ATTACK_CHUNK}"
+        digest = hashlib.sha256(what.encode())
+        for tensor in (*classifier.state_dict().values(), images, labels):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return f"{self.attack}-{self.epsilon:g}-{digest.hexdigest()[:16]}"
+
+
+def _attacked_in_chunks(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    made: _Made,
+    cache_dir: str | os.PathLike[str] | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> Tensor:
+    folder = None if cache_dir is None else Path(cache_dir) / made.folder(classifier, images, labels)
     parts = []
     for index, start in enumerate(range(0, len(images), ATTACK_CHUNK)):
         part = slice(start, start + ATTACK_CHUNK)
@@ -115,50 +160,19 @@ def attacked_images(
                 classifier,
                 images[part],
                 labels[part],
-                attack,
-                epsilon,
-                steps=steps,
-                step_size=step_size,
-                seed=seed,
+                made.attack,
+                made.epsilon,
+                steps=made.steps,
+                step_size=made.step_size,
+                seed=made.seed,
                 first_chunk=index,
             )
             parts.append(adversarial)
             if stored is not None:
                 _store(stored, adversarial.numpy())
         if progress is not None:
-            progress(f"{attack} {epsilon:g}", min(start + ATTACK_CHUNK, len(images)), len(images))
+            progress(f"{made.attack} {made.epsilon:g}", min(start + ATTACK_CHUNK, len(images)), len(images))
     return torch.cat(parts)
-
-
-def _row(
-    attack: str,
-    epsilon: float,
-    images: Tensor,
-    classifier: nn.Module,
-    purifiers: Mapping[str, Purify],
-    labels: Tensor,
-) -> TransferRow:
-    correct = {"bare": accuracy(classifier, images, labels)}
-    for name, purify in purifiers.items():
-        correct[name] = accuracy(classifier, purify(images), labels)
-    return TransferRow(attack, epsilon, len(images), correct)
-
-
-def _cache_key(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    attack: str,
-    epsilon: float,
-    steps: int,
-    step_size: float,
-    seed: int,
-) -> str:
-    """Name that changes with everything the attacked images depend on."""
-    digest = hashlib.sha256(f"{attack} {epsilon!r} {steps} {step_size!r} {seed} {ATTACK_CHUNK}".encode())
-    for tensor in (*classifier.state_dict().values(), images, labels):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return f"{attack}-{epsilon:g}-{digest.hexdigest()[:16]}"
 
 
 def _store(path: Path, values: np.ndarray) -> None:

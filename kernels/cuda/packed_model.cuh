@@ -98,16 +98,14 @@ FASTMALADE_DEVICE float packed_back(const AnyShape& s, const PackedLayout& at, c
                       });
 }
 
-// packed: (end,), of which the model is the first packed_layout<Tiles>(s).floats, or forward_floats where `gradient` is
-// false, and the rest zeros
+// packed: (packed_layout<Tiles>(s).floats,), or (forward_floats,) where `gradient` is false.
 template <class Tiles>
-FASTMALADE_KERNEL(256)
-pack_kernel(const AnyShape s, const AutoencoderWeights w, const bool gradient, const int end, float* packed) {
+FASTMALADE_KERNEL(kBlockThreads)
+pack_kernel(const AnyShape s, const AutoencoderWeights w, const bool gradient, float* packed) {
     const PackedLayout at = packed_layout<Tiles>(s);
+    const int end = gradient ? at.floats : at.forward_floats;
     for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < end; n += gridDim.x * blockDim.x) {
-        packed[n] = n < at.forward_floats       ? packed_forward<Tiles>(s, at, w, n)
-                    : gradient && n < at.floats ? packed_back<Tiles>(s, at, w, n)
-                                                : 0.0f;
+        packed[n] = n < at.forward_floats ? packed_forward<Tiles>(s, at, w, n) : packed_back<Tiles>(s, at, w, n);
     }
 }
 

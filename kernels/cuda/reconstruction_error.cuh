@@ -13,8 +13,8 @@ FASTMALADE_DEVICE void start_error_back(const Block<Form>& b) {
         const Quad quad(b, n);
         float r[4];
         reconstruct(b, quad, r);
-        float* x = b.place(b.plan.state, quad.c, quad.y, quad.x, quad.image);
-        float* g = b.place(b.plan.cotangent, quad.c, quad.y, quad.x, quad.image);
+        float* x = b.place(b.planes.state, quad.c, quad.y, quad.x, quad.image);
+        float* g = b.place(b.planes.cotangent, quad.c, quad.y, quad.x, quad.image);
         FASTMALADE_UNROLL
         for (int j = 0; j < 4; ++j) {
             const float error = 2.0f * (x[j * b.images] - r[j]);

@@ -6,7 +6,6 @@
 // channels left over, and no image sees another: batch, block and place in the batch change no bit.
 #pragma once
 
-#include "cuda/forms.cuh"
 #include "cuda/langevin_chain.cuh"
 #include "cuda/packed_model.cuh"
 #include "cuda/tensor_core.cuh"
@@ -14,8 +13,9 @@
 namespace fastmalade::cuda {
 
 template <Precision PRECISION, bool RESIDENT>
-struct TensorForm : Form<DigitShape, RowTiles, BlockPeers, kTensorImages, 256, RESIDENT, true, true> {
+struct TensorForm : Digits<kTensorImages> {
     static constexpr Precision precision = PRECISION;
+    static constexpr bool resident = RESIDENT;
 };
 
 // A lane of a warp and what it holds of a product.
@@ -112,9 +112,9 @@ FASTMALADE_DEVICE void add_row(float (&sum)[P][TILES][4], const Block<Form>& b, 
 template <class Form>
 FASTMALADE_DEVICE void tensor_conv1(const Block<Form>& b) {
     convolve_layer<5, 2, Form::Tiles::conv1, fixed_width<typename Form::Shape>(1), false>(
-        b, b.plan.state, b.s.channels, b.s.height, b.s.width, b.at.conv1, b.at.conv1_bias, b.s.hidden1,
+        b, b.planes.state, b.s.channels, b.s.height, b.s.width, b.at.conv1, b.at.conv1_bias, b.s.hidden1,
         [&](int o, int y, int x, int image, float sum) {
-            *b.place(b.plan.hidden1, o, y, x, image) = stored<Form::precision>(tanh_float(sum));
+            *b.place(b.planes.hidden1, o, y, x, image) = stored<Form::precision>(tanh_float(sum));
         });
 }
 
@@ -124,7 +124,7 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
     using Shape = typename Form::Shape;
     constexpr int ROWS = conv2_rows(Shape::hidden2), TILES = divide_up(ROWS, 16);
     constexpr int P = Shape::width / 4, HEIGHT = Shape::height / 4;
-    static_assert(HEIGHT <= Form::threads / kWarp, "conv2 in place: a row for each warp at most");
+    static_assert(HEIGHT <= kBlockThreads / kWarp, "conv2 in place: a row for each warp at most");
     const Lane lane;
     const bool exists = lane.warp < HEIGHT;
     const int y = row_of_slot(lane.warp, HEIGHT);
@@ -141,7 +141,7 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
                 for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
             }
         }
-        add_row<2, ROWS, Shape::hidden1, Shape::height / 2, Shape::width / 2, 0>(sum, b, b.plan.hidden1,
+        add_row<2, ROWS, Shape::hidden1, Shape::height / 2, Shape::width / 2, 0>(sum, b, b.planes.hidden1,
                                                                                  b.weights + b.at.conv2, y);
     }
     block_barrier<10>();
@@ -154,7 +154,7 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
             if (o >= Shape::hidden2) continue;
             FASTMALADE_UNROLL
             for (int p = 0; p < P; ++p) {
-                *b.place(b.plan.hidden2, o, y, p, 2 * lane.within + e % 2) =
+                *b.place(b.planes.hidden2, o, y, p, 2 * lane.within + e % 2) =
                     stored<Form::precision>(tanh_float(sum[p][m][e]));
             }
         }
@@ -181,7 +181,7 @@ FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
             for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
         }
     }
-    add_row<1, ROWS, Shape::hidden2, Shape::height / 4, Shape::width / 4, FIRST>(sum, b, b.plan.hidden2,
+    add_row<1, ROWS, Shape::hidden2, Shape::height / 4, Shape::width / 4, FIRST>(sum, b, b.planes.hidden2,
                                                                                  b.weights + b.at.deconv1[0], y);
     FASTMALADE_UNROLL
     for (int p = 0; p < P; ++p) {
@@ -205,8 +205,8 @@ FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
             }
             // Each of the two finishes one image. A sum of two numbers does not depend on their order.
             const float own = half ? part[1] : part[0], other = half ? part[0] : part[1];
-            const float all = own + exchange(other, 4);
-            *b.place(b.plan.even, c, 2 * y + phase / 2, 2 * (FIRST + p) + phase % 2, image) =
+            const float all = own + shuffle_xor(other, 4);
+            *b.place(b.planes.even, c, 2 * y + phase / 2, 2 * (FIRST + p) + phase % 2, image) =
                 tanh_float(b.weights[b.at.deconv2_bias + c] + all);
         }
     }
@@ -230,7 +230,7 @@ template <class Form>
 FASTMALADE_DEVICE void tensor_deconv1_deconv2(const Block<Form>& b) {
     constexpr int SPLIT = Form::resident ? 3 : 4;
     constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? SPLIT : 1;
-    for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += Form::threads / kWarp) {
+    for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += kBlockThreads / kWarp) {
         tensor_segment<SEGMENTS, 0>(b, row_of_slot(slot, HEIGHT), slot / HEIGHT);
     }
 }
@@ -257,7 +257,7 @@ FASTMALADE_DEVICE float packed_fragment(int n, int rows, int channels, Weight we
 
 // packed: (tensor_layout(s).floats,)
 template <Precision PRECISION>
-FASTMALADE_KERNEL(256)
+FASTMALADE_KERNEL(kBlockThreads)
 pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
     constexpr DigitShape s{};
     constexpr PackedLayout at = tensor_layout(s);
@@ -287,12 +287,12 @@ pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
 }
 
 template <class Form>
-FASTMALADE_KERNEL(Form::threads)
+FASTMALADE_KERNEL(kBlockThreads)
 tensor_chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
     Block<Form> b{};
     b.images = kTensorImages;
     b.at = tensor_layout(b.s);
-    b.plan = make_tensor_plan(b.s, Form::resident ? b.at.forward_floats : 0);
+    b.planes = make_tensor_planes(b.s, Form::resident ? b.at.forward_floats : 0);
     b.memory = block_memory();
     b.weights = Form::resident ? b.memory : p.packed;
     run_chain(b, p, [&] {

@@ -1,5 +1,5 @@
-// What the tensor-core form uses of a warp: products of small matrices, rounding to TF32, an exchange between lanes.
-// emulation/warp.h has the same for the CPU. All lanes of a warp call them together.
+// What the tensor-core form uses of a warp: products of small matrices, rounding to TF32, a shuffle between lanes.
+// emulation/warp.h provides the same on the CPU. All lanes of a warp call each of them together.
 //
 // mma.m16n8k8, by the PTX manual's tables for .tf32: lane 4 g + t holds of A (16 x 8) rows g, g + 8 of column t, then
 // of column t + 4; of B (8 x 8) rows t and t + 4 of column g; of C (16 x 8) columns 2 t, 2 t + 1 of row g, then of row
@@ -45,9 +45,8 @@ FASTMALADE_DEVICE float round_to_tf32(float x) {
 #endif
 }
 
-FASTMALADE_DEVICE float exchange(float value, int lanes_apart) {
-    return __shfl_xor_sync(0xffffffffu, value, lanes_apart);
-}
+// The value of the lane whose number differs from this one's in the bits of `mask`.
+FASTMALADE_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // No load moves over it: fragments of later taps would come before there are registers for them.
 FASTMALADE_DEVICE void hold_loads() { __syncwarp(); }

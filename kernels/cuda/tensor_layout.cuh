@@ -8,7 +8,7 @@
 #pragma once
 
 #include "cuda/engine.h"
-#include "cuda/shapes.cuh"
+#include "cuda/forms.cuh"
 
 namespace fastmalade::cuda {
 
@@ -59,20 +59,20 @@ FASTMALADE_BOTH constexpr int channel_stride(int floats) {
     return floats;
 }
 
-// hidden2 takes hidden1's place: conv2 overwrites its input.
+// hidden2 takes hidden1's place: conv2 overwrites its input. weight_floats: of the resident weights, 0 for none.
 template <class Shape>
-FASTMALADE_BOTH constexpr Plan make_tensor_plan(const Shape& s, int weight_floats) {
+FASTMALADE_BOTH constexpr Planes make_tensor_planes(const Shape& s, int weight_floats) {
     const int h = s.height, w = s.width, images = kTensorImages;
-    Plan plan = make_plan(s, images, weight_floats, true, false, false);
-    int n = plan.state.at + s.channels * plan.state.channel;
-    plan.hidden1 = Plane{n, w / 2 * images, channel_stride(h / 2 * (w / 2) * images)};
-    plan.hidden2 = Plane{n, w / 4 * images, channel_stride(h / 4 * (w / 4) * images)};
-    const int hidden1_floats = s.hidden1 * plan.hidden1.channel, hidden2_floats = s.hidden2 * plan.hidden2.channel;
+    Planes planes = make_planes<Digits<kTensorImages>>(s, images, weight_floats);
+    int n = planes.state.at + s.channels * planes.state.channel;
+    planes.hidden1 = Plane{n, w / 2 * images, channel_stride(h / 2 * (w / 2) * images)};
+    planes.hidden2 = Plane{n, w / 4 * images, channel_stride(h / 4 * (w / 4) * images)};
+    const int hidden1_floats = s.hidden1 * planes.hidden1.channel, hidden2_floats = s.hidden2 * planes.hidden2.channel;
     n += hidden1_floats > hidden2_floats ? hidden1_floats : hidden2_floats;
-    plan.upsampled = plan.hidden1;  // not kept
-    plan.even.at = n;
-    plan.floats = n + s.channels * plan.even.channel;
-    return plan;
+    planes.upsampled = planes.hidden1;  // not kept
+    planes.even.at = n;
+    planes.floats = n + s.channels * planes.even.channel;
+    return planes;
 }
 
 }  // namespace fastmalade::cuda

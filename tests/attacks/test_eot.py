@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fastmalade import DefendedClassifier, eot_gradient
-from fastmalade.attacks.eot import blocks, judge
+from fastmalade.attacks.eot import Judging, blocks, judge
 from fastmalade.attacks.target import Target
 from fastmalade.seeds import derive_seed
 
@@ -132,15 +132,15 @@ def test_judge_counts(few):
             wrong = query >= 5 - wrong_of_five.repeat_interleave(5)
             return F.one_hot(torch.where(wrong, y.repeat_interleave(5) + 1, y.repeat_interleave(5)) % 10, 10).float()
 
-    options = {"chains": 5, "rows": 1000}
-    success, share = judge(Target(Scripted()), x, y, 0, torch.arange(len(x)), rule="majority", **options)
+    def found(labels, **judging):
+        return judge(Target(Scripted()), x, labels, 0, torch.arange(len(x)), Judging(chains=5, **judging), rows=1000)
+
+    success, share = found(y)
     torch.testing.assert_close(share, wrong_of_five.double() / 5)
     assert torch.equal(success, wrong_of_five >= 3)
-    success, _ = judge(Target(Scripted()), x, y, 0, torch.arange(len(x)), rule="mean", **options)
+    success, _ = found(y, rule="mean")
     assert torch.equal(success, wrong_of_five >= 3)
-    reached, share = judge(
-        Target(Scripted()), x, (y + 1) % 10, 0, torch.arange(len(x)), rule="majority", targeted=True, **options
-    )
+    reached, share = found((y + 1) % 10, targeted=True)
     torch.testing.assert_close(share, wrong_of_five.double() / 5)
     assert torch.equal(reached, wrong_of_five >= 3)
 

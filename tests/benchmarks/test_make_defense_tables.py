@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from repository import ROOT, load_script
+from repository import load_script
 
 
 @pytest.fixture
-def make(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def make():
     return load_script("benchmarks/make_defense_tables.py")
 
 

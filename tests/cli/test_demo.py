@@ -1,19 +1,19 @@
-"""``fastmalade demo``: the whole of it in small, and its parts by themselves."""
+"""``fastmalade demo``: a small run of the whole, what it says of itself, and its last sentence."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from fastmalade import Autoencoder, ChainConfig, DefendedClassifier, Purifier
-from fastmalade.demo import TimingRow, choose_digits
-from fastmalade.demo.report import share, timing_doubt
-from fastmalade.demo.timing import eager_chain, timing_table
-from fastmalade.demo.whitebox import FreshNoise, WhiteboxSetting, whitebox_table
+from fastmalade.bench.report import Grid
+from fastmalade.cli.demo_report import summary, timing_json
+from fastmalade.evaluation import TransferRow, WhiteboxRow, percent
 
 pytest.importorskip("foolbox")
 pytest.importorskip("matplotlib")
@@ -36,10 +36,24 @@ def demo_run(tmp_path_factory):
 def test_end_to_end(demo_run):
     result, output = demo_run
     assert result.exit_code == 0, result.output
-    assert sorted(entry.name for entry in output.iterdir()) == ["figure.png", "results.json"]
-    for part in ("bare %", "MALA %", "MALADE %", "fgsm", "pgd", "PyTorch eager", "exact unrolled", "BPDA"):
+    assert sorted(entry.name for entry in output.iterdir()) == ["demo.log", "figure.png", "results.json"]
+    for part in ("bare", "MALA", "MALADE", "fgsm", "pgd", "PyTorch eager", "pgd:unrolled", "pgd:bpda"):
         assert part in result.stdout
-    assert "the honest" in result.stdout
+    lines = result.stdout.splitlines()
+    (picture,) = (number for number, line in enumerate(lines) if line.startswith("Picture: "))
+    assert lines[picture] == f"Picture: {output / 'figure.png'}"
+    assert " ".join(lines[picture + 1 :]).startswith("Shown: under pgd at eps 0.3 the classifier gets ")
+
+
+def test_it_says_what_it_does(demo_run):
+    result, output = demo_run
+    log = (output / "demo.log").read_text(encoding="utf-8")
+    assert result.stderr == log
+    stages = ["attacking the bare classifier, fgsm", "attacking the bare classifier, pgd", "drawing the figure"]
+    stages += ["attacking through the defence", "timing"]
+    places = [log.index(f"{stage}{part}") for stage in stages for part in (" ...", ": done in ")]
+    assert places == sorted(places)
+    assert list(json.loads((output / "results.json").read_text(encoding="utf-8"))["stages"]) == stages
 
 
 def test_results_file(demo_run):
@@ -55,7 +69,8 @@ def test_results_file(demo_run):
     clean, worst = results["transfer"][0], results["transfer"][-1]
     assert clean["bare"]["accuracy"] > 0.9
     assert worst["bare"]["accuracy"] < worst["MALADE"]["accuracy"]
-    assert [row["n"] for row in results["whitebox"]] == [WHITEBOX] * 5
+    names = ["none", "pgd:blind", "pgd:bpda", "pgd:unrolled", "worst per image"]
+    assert [(row["attack"], row["n"]) for row in results["whitebox"]] == [(name, WHITEBOX) for name in names]
     assert [row["batch"] for row in results["timing"]] == [1, 16]
     assert all(row["eager_us_per_image"] > 0 for row in results["timing"])
     assert results["machine"]["threads"] == torch.get_num_threads()
@@ -87,8 +102,10 @@ def test_same_seed_same_figures(demo_run, invoke, tmp_path):
     assert again.exit_code == 0, again.output
     first = json.loads((demo_run[1] / "results.json").read_text(encoding="utf-8"))
     second = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    for part in ("transfer", "whitebox", "figure"):
+    for part in ("transfer", "figure"):
         assert first[part] == second[part]
+    timeless = [[{**row, "seconds": None} for row in run["whitebox"]] for run in (first, second)]
+    assert timeless[0] == timeless[1]
 
 
 def test_more_whitebox_images_than_images_are_refused(invoke, tmp_path):
@@ -105,100 +122,58 @@ def test_missing_packages_are_named(invoke, monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-class _Brightness(torch.nn.Module):
-    """Ten classes by mean brightness, differentiable."""
-
-    def forward(self, x):
-        centres = torch.linspace(0.05, 0.95, 10)
-        return -((x.mean(dim=(1, 2, 3))[:, None] - centres) ** 2) * 200
+def test_an_interruption_is_one_line_more(spawn, tmp_path):
+    process = spawn("demo", "--output", tmp_path / "out", OMP_NUM_THREADS="1")
+    log = tmp_path / "out" / "demo.log"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and "attacking" in log.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in stderr
+    assert "attacking the bare classifier, fgsm: stopped after" in stderr.splitlines()[-2]
+    assert stderr.splitlines()[-1] == "interrupted"
 
 
 @pytest.fixture
-def small_purifier():
-    chain = ChainConfig(n_steps=2, step_size=0.2, noise_scale=0.1)
-    return Purifier(Autoencoder(generator=torch.Generator().manual_seed(3)), chain)
+def grid():
+    """Two batch sizes of which the native chain was timed on one."""
+
+    def cell(contender, batch, median):
+        times = {"median": median, "fastest": median - 1, "repetitions": int(median)}
+        return {"contender": contender, "batch": batch, "shape": "1x28x28", "steps": 10, "us_per_image": times}
+
+    contenders = {
+        "native": {"peer": False, "rewritten": False, "threads": 1},
+        "eager": {"peer": True, "rewritten": False, "threads": 1},
+    }
+    cells = [cell("native", 1, 25.0), cell("eager", 1, 100.0), cell("eager", 16, 80.0)]
+    return Grid({"contenders": contenders, "cells": cells, "settings": {"threads": 1}}, "1x28x28", 10)
 
 
-def test_digits_are_chosen_by_the_rule():
-    labels = torch.tensor([0, 3, 3, 5, 0, 7, 7])
-    bright = 0.05 + 0.1 * labels.float()
-    originals = bright[:, None, None, None].expand(-1, 1, 4, 4).clone()
-    attacked = originals + 0.2
-    attacked[1] = originals[1]  # not fooled: the next 3 takes its place
-    originals[3] += 0.3  # wrong as it is: no 5 at all
-    assert choose_digits(_Brightness(), originals, attacked, labels, 6) == [0, 2, 5]
-    assert choose_digits(_Brightness(), originals, attacked, labels, 2) == [0, 2]
+def test_times_as_json(grid):
+    both, alone = timing_json(grid)
+    assert (both["batch"], both["repeats"], both["ratio"]) == (1, 25, 4.0)
+    assert (both["eager_us_per_image"], both["native_fastest_us_per_image"]) == (100.0, 24.0)
+    assert (alone["batch"], alone["native_us_per_image"], alone["ratio"]) == (16, None, None)
 
 
-def test_noise_is_fresh_at_every_call_and_repeats_with_the_seed(small_purifier, digits):
-    x = digits[0][:3]
-    defended = DefendedClassifier(small_purifier, _Brightness())
-    first, second = FreshNoise(defended, 7), FreshNoise(defended, 7)
-    calls = [first(x) for _ in range(3)]
-    for call in calls:
-        assert torch.equal(call, second(x))
-    assert not torch.equal(calls[0], calls[1])
-    assert not torch.equal(calls[1], calls[2])
-    torch.manual_seed(0)
-    replayed = first(x)
-    torch.manual_seed(0)
-    assert not torch.equal(replayed, first(x))
-
-
-def test_whitebox_attacks_are_stronger_than_none(small_purifier, digits):
-    x = digits[0][:8]
-    labels = _Brightness()(small_purifier(x, seed=1)).argmax(1)
-    rows = whitebox_table(
-        small_purifier,
-        _Brightness(),
-        x,
-        labels,
-        epsilon=0.3,
-        settings=[WhiteboxSetting("unrolled", 8, 0.05, 2), WhiteboxSetting("bpda", 8, 0.05, 1)],
-        transferred=("pgd", x),
-        seed=0,
+def test_the_last_sentence(grid):
+    transferred = TransferRow("pgd", 0.3, 200, {"bare": 2, "MALA": 150, "MALADE": 160})
+    rows = [WhiteboxRow(name, 10, None, correct, None, None, None, None) for name, correct in (("a", 9), ("b", 4))]
+    assert summary(transferred, rows, grid) == (
+        "Shown: under pgd at eps 0.3 the classifier gets 1% of the digits right bare and 80% behind MALADE; an attack "
+        "that knows MALADE leaves 40%; MALADE's native chain is 4 times as fast as PyTorch eager."
     )
-    assert [row.n for row in rows] == [8] * 5
-    assert rows[0].correct >= 6
-    assert rows[2].correct < rows[0].correct
-    assert rows[4].correct <= min(rows[2].correct, rows[3].correct)
-    assert "EOT over 2 noise draws" in rows[2].attack
 
 
-def test_eager_side_of_the_timing_computes_the_same_chain(digits):
-    x = digits[0][:7]
-    chain = ChainConfig(n_steps=4, step_size=0.3, noise_scale=0.0, decay=0.5)
-    purifier = Purifier(Autoencoder(generator=torch.Generator().manual_seed(4)), chain)
-    torch.testing.assert_close(eager_chain(purifier, x), purifier(x), atol=2e-6, rtol=0)
-
-
-def test_eager_side_adds_noise_of_the_right_size(digits):
-    x = torch.full((64, 1, 28, 28), 0.5)
-    chain = ChainConfig(n_steps=1, step_size=0.0, noise_scale=0.05, clamp="none")
-    purifier = Purifier(Autoencoder(), chain)
-    added = eager_chain(purifier, x) - x
-    assert added.std().item() == pytest.approx(0.05, rel=0.02)
-
-
-def test_timing_rows(small_purifier, digits):
-    rows = timing_table(small_purifier, digits[0][:3], [1, 7], seconds_per_batch=0.01)
-    assert [row.batch for row in rows] == [1, 7]
-    assert all(row.repeats >= 3 for row in rows)
-    for row in rows:
-        assert 0 < row.eager_fastest_us <= row.eager_us
-    assert TimingRow(1, 3, 100.0, 25.0, 90.0, 20.0).ratio == 4.0
-    assert TimingRow(1, 3, 100.0, None, 90.0, None).ratio is None
-
-
-def test_timing_says_when_the_machine_was_busy():
-    steady, busy = TimingRow(1, 3, 100.0, 25.0, 90.0, 20.0), TimingRow(16, 3, 100.0, 25.0, 99.0, 10.0)
-    assert timing_doubt([steady]) is None
-    assert "2.5 times" in timing_doubt([steady, busy])
-
-
-def test_share_prints_percent_and_interval():
+def test_percent_with_interval():
     # The Wilson interval of 8 out of 10 at 95%, from its formula with z = 1.95996.
     z = 1.959964
     centre = (0.8 + z * z / 20) / (1 + z * z / 10)
     half = z / (1 + z * z / 10) * math.sqrt(0.8 * 0.2 / 10 + z * z / 400)
-    assert share(8, 10) == f" 80.0 [{100 * (centre - half):5.1f}, {100 * (centre + half):5.1f}]"
+    assert percent(8, 10) == f"80.0 [{100 * (centre - half):.1f}, {100 * (centre + half):.1f}]"
+    assert percent(8, 10, 2, "%").startswith("80.00% [")

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import IMAGES, checked_model, checked_seed, checked_tensor, is_plain, like
+from fastmalade.backends.arguments import (
+    DIVERGED,
+    IMAGES,
+    PLAIN_TYPES,
+    checked_model,
+    checked_seed,
+    checked_tensor,
+    is_plain,
+    like,
+)
+from fastmalade.backends.cpu.extension import environment as environment
 from fastmalade.backends.cpu.extension import isa_in_use as isa_in_use
 from fastmalade.backends.cpu.extension import isas_built as isas_built
 from fastmalade.backends.cpu.extension import isas_supported as isas_supported
 from fastmalade.backends.cpu.extension import load as load
 from fastmalade.backends.cpu.extension import unavailable_reason as unavailable_reason
 from fastmalade.backends.gradient_plan import GradientPlan, Sizes, make_plan
+from fastmalade.backends.values import NoiseSource, Steps
 
-EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+DLPACK_TABLE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 """DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call."""
 DEFAULT_THREAD_BYTES = 8 * 2**20
 """Working memory of a gradient that each thread may take where no budget is given and ten steps need no more."""
@@ -31,109 +41,83 @@ DEFAULT_THREAD_BYTES = 8 * 2**20
 def langevin_chain(
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     trajectory: bool = False,
     form: str = "auto",
 ) -> Tensor:
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) of any strides, H and W multiples of 4; ``weights`` the ten float32 tensors of
-    ``Autoencoder.weights()``; four sequences of N floats, -inf and +inf meaning no bound; ``seed`` 0 to 2^64
-    - 1; ``sample_ids`` int64 (B,), None for 0..B-1; ``noise`` float32 (N, B, C, H, W) in place of the drawn
-    one. Where d_t is 0 no noise is drawn. ``form`` "throughput", "quad" or "latency" forces one of the kernels,
-    which give the same bits.
+    ``Autoencoder.weights()``; the seed of ``noise`` is a number. ``form`` "throughput", "quad" or "latency" forces one
+    of the kernels, which give the same bits.
 
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
     ValueError for arguments that do not fit and BackendUnavailableError without the extension.
     """
-    x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
-    out = torch.empty((len(step_sizes) + 1, *x.shape), dtype=torch.float32) if trajectory else like(x)
-    load().langevin_chain(out=out.data_ptr(), trajectory=trajectory, **call)
+    x, model, _alive = _model(x, weights)
+    out = torch.empty((steps.n_steps + 1, *x.shape), dtype=torch.float32) if trajectory else like(x)
+    seed, ids, given, _kept = _source(x, steps, noise)
+    load().langevin_chain(
+        model, isa_in_use(), form, native_steps(steps), seed, ids, given, out.data_ptr(), trajectory, False,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
-def _chain_call(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    seed: int,
-    sample_ids: Tensor | None,
-    noise: Tensor | None,
-    form: str,
-) -> tuple[Tensor, dict[str, Any], object]:
-    """x, what every chain call of the extension takes, and what keeps its addresses alive."""
-    x, address, shape, addresses, alive = _model(load(), x, weights)
-    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],))
-    if noise is not None:
-        noise = checked_tensor("noise", noise, torch.float32, (len(step_sizes), *x.shape))
-    call = {
-        "isa": isa_in_use(),
-        "form": form,
-        "batch": x.shape[0],
-        "shape": shape,
-        "weights": addresses,
-        "x": address,
-        "settings": settings_of(tuple(step_sizes), tuple(noise_scales), tuple(lows), tuple(highs)),
-        "seed": checked_seed(seed),
-        "sample_ids": 0 if ids is None else ids.data_ptr(),
-        "noise": 0 if noise is None else noise.data_ptr(),
-        "threads": torch.get_num_threads(),
-    }
-    return x, call, (alive, ids, noise)
+def inspected_chain(x: Tensor, model: Any, steps: Steps, noise: NoiseSource, inspect: bool) -> Tensor | None:
+    """:func:`langevin_chain` for the arrays of :func:`plain_model`, with a look at their values where wanted.
+
+    Args:
+        x: float32 (B, C, H, W), the images that ``model`` was made of.
+        model: of :func:`plain_model`; the caller keeps its weights alive.
+        steps, noise: as for the chain.
+        inspect: run only if every value of x lies in [0, 1], and look through the result.
+
+    Returns:
+        float32 (B, C, H, W), or None where a value of x lies outside [0, 1].
+
+    Raises:
+        FloatingPointError: the result is not finite.
+    """
+    out = torch.empty_like(x)
+    seed, ids, given, _kept = _source(x, steps, noise)
+    outcome = load().langevin_chain(
+        model, isa_in_use(), "auto", native_steps(steps), seed, ids, given, out.data_ptr(), False, inspect,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if outcome == "diverged":
+        raise FloatingPointError(DIVERGED)
+    return None if outcome == "outside" else out
 
 
 def chain_gradient(
     cotangent: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     max_bytes: int | None = None,
     form: str = "auto",
 ) -> Tensor:
     """Vector-Jacobian product of :func:`langevin_chain` with respect to x, for the noise that it drew.
 
     ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result; ``max_bytes`` the budget of
-    :func:`gradient_plan`; the rest and the errors as there. The noise is drawn again from its counters. Returns
+    :func:`gradient_plan`; the rest and the errors as for the chain. The noise is drawn again from its counters. Returns
     float32 (B, C, H, W).
     """
-    x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
+    x, model, _alive = _model(x, weights)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
-    plan = gradient_plan(x.shape, call["shape"][3:], len(step_sizes), max_bytes)
+    plan = gradient_plan(x.shape, (weights[0].shape[0], weights[2].shape[0]), steps.n_steps, max_bytes)
     gradient = like(x)
+    seed, ids, given, _kept = _source(x, steps, noise)
     load().chain_gradient(
-        cotangent=cotangent.data_ptr(),
-        gradient=gradient.data_ptr(),
-        actions=plan.numbers(),
-        checkpoints=plan.checkpoints,
-        records=plan.records,
-        **call,
-    )
+        model, isa_in_use(), form, native_steps(steps), seed, ids, given, cotangent.data_ptr(), gradient.data_ptr(),
+        plan.numbers(), plan.checkpoints, plan.records, torch.get_num_threads(),
+    )  # fmt: skip
     return gradient
-
-
-@functools.lru_cache(maxsize=64)
-def settings_of(
-    step_sizes: tuple[float, ...], noise_scales: tuple[float, ...], lows: tuple[float, ...], highs: tuple[float, ...]
-) -> Any:
-    """The extension's own form of the settings of a chain; ValueError where they do not fit together."""
-    return load().Settings(step_sizes, noise_scales, lows, highs)
 
 
 class RecordedChain:
@@ -144,47 +128,51 @@ class RecordedChain:
     """
 
     def __init__(self, call: Any, shape: Sequence[int]) -> None:
-        self.nbytes = int(call.nbytes)
-        self._call, self._shape = call, shape
+        self._call = call
+        self._shape = tuple(shape)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._call.nbytes)
 
     def gradient(self, cotangent: Tensor) -> Tensor:
         """Vector-Jacobian product with respect to x, with the weights that the chain ran with."""
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
         gradient = like(cotangent)
-        load().chain_reverse(
-            call=self._call,
-            cotangent=cotangent.data_ptr(),
-            gradient=gradient.data_ptr(),
-            threads=torch.get_num_threads(),
-        )
+        load().chain_reverse(self._call, cotangent.data_ptr(), gradient.data_ptr(), torch.get_num_threads())
         return gradient
 
 
 def recorded_chain(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    *,
-    seed: int,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
-    form: str = "auto",
+    x: Tensor, weights: Sequence[Tensor], steps: Steps, noise: NoiseSource, *, form: str = "auto"
 ) -> tuple[Tensor, RecordedChain]:
-    """:func:`langevin_chain` and what a gradient to come needs; arguments and errors as there."""
-    x, call, _alive = _chain_call(x, weights, step_sizes, noise_scales, lows, highs, seed, sample_ids, noise, form)
+    """:func:`langevin_chain` and what its gradient will need; arguments and errors as for the chain."""
+    x, model, _alive = _model(x, weights)
+    return recorded_chain_of(x, model, steps, noise, form=form)
+
+
+def recorded_chain_of(
+    x: Tensor, model: Any, steps: Steps, noise: NoiseSource, *, form: str = "auto"
+) -> tuple[Tensor, RecordedChain]:
+    """:func:`recorded_chain` for the arrays of :func:`plain_model`."""
     out = like(x)
-    recorded = load().recorded_chain(out=out.data_ptr(), **call)
+    seed, ids, given, _kept = _source(x, steps, noise)
+    recorded = load().recorded_chain(
+        model, isa_in_use(), form, native_steps(steps), seed, ids, given, out.data_ptr(), torch.get_num_threads()
+    )
     return out, RecordedChain(recorded, x.shape)
 
 
 def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
     """About the memory that :func:`recorded_chain` keeps for images (B, C, H, W): exact for whole groups of images."""
-    isa = isa_in_use()
-    record = _sizes(isa, (*x_shape[1:], *hidden_channels), 1).record
-    return x_shape[0] * n_steps * record // int(load().lanes(isa))
+    record, lanes = _record_bytes(isa_in_use(), (*x_shape[1:], *hidden_channels))
+    return x_shape[0] * n_steps * record // lanes
+
+
+@functools.lru_cache(maxsize=256)
+def _record_bytes(isa: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Activations of one step of a group of images, in bytes, and the images of a group."""
+    return _sizes(isa, shape, 1).record, int(load().lanes(isa))
 
 
 def gradient_plan(
@@ -216,42 +204,19 @@ def _jacobian_product(
     cotangent: Tensor | None, x: Tensor, weights: Sequence[Tensor], scale: float, own: float, form: str
 ) -> Tensor:
     """scale J^T g + own g; without a cotangent g is 2 (x - r(x))."""
-    extension = load()
-    x, address, shape, addresses, _alive = _model(extension, x, weights)
+    x, model, _alive = _model(x, weights)
     if cotangent is not None:
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
-    out = like(x)
-    extension.autoencoder_gradient(
-        isa=isa_in_use(),
-        form=form,
-        batch=x.shape[0],
-        shape=shape,
-        weights=addresses,
-        x=address,
-        cotangent=0 if cotangent is None else cotangent.data_ptr(),
-        scale=scale,
-        own=own,
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
+    out, given = like(x), 0 if cotangent is None else cotangent.data_ptr()
+    load().autoencoder_gradient(model, isa_in_use(), form, given, scale, own, out.data_ptr(), torch.get_num_threads())
     return out
 
 
 def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:
     """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
-    extension = load()
-    x, address, shape, addresses, _alive = _model(extension, x, weights)
+    x, model, _alive = _model(x, weights)
     out = torch.empty(x.shape, dtype=torch.float32)
-    extension.autoencoder_forward(
-        isa=isa_in_use(),
-        form=form,
-        batch=x.shape[0],
-        shape=shape,
-        weights=addresses,
-        x=address,
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
+    load().autoencoder_forward(model, isa_in_use(), form, out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -347,17 +312,50 @@ def _noise_call(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> tu
     return call, ids
 
 
-def _model(
-    extension: ModuleType, x: Tensor, weights: Sequence[Tensor]
-) -> tuple[Tensor, int, list[int], list[int], object]:
-    """x, its address, the sizes (channels, height, width, hidden1, hidden2), the addresses of the weights.
+def plain_model(x: Tensor, weights: tuple[Tensor, ...]) -> Any | None:
+    """The extension's form of images and weights that are plain float32 tensors of the right shapes, else None.
 
-    The last entry keeps alive what the addresses point to.
+    ``x`` (B, C, H, W), B >= 1; ``weights`` the ten of ``Autoencoder.weights()``. It holds addresses: the caller keeps
+    the tensors alive for as long as it is used.
     """
-    if EXCHANGE is not None and True not in map(Tensor.is_neg, (x, *weights)):
-        found = extension.read_model(EXCHANGE, x, weights)
-        if found is not None:
-            return x, *found, weights
+    return None if DLPACK_TABLE is None else load().read_model(DLPACK_TABLE, PLAIN_TYPES, x, weights)
+
+
+def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Any, object]:
+    """x, the extension's form of it and of the weights, and what keeps the arrays alive that this points to."""
+    model = plain_model(x, tuple(weights))
+    if model is not None:
+        return x, model, weights
     x = checked_tensor("x", x, torch.float32, IMAGES)
-    arrays, shape = checked_model(weights, x)
-    return x, x.data_ptr(), shape, [array.data_ptr() for array in arrays], arrays
+    arrays, sizes = checked_model(weights, x)
+    addresses = [array.data_ptr() for array in arrays]
+    return x, load().Model(x.shape[0], sizes, addresses, x.data_ptr()), arrays
+
+
+def _source(x: Tensor, steps: Steps, noise: NoiseSource) -> tuple[int, int, int, object]:
+    """Seed, addresses of sample ids and of given noise (0 for none), and what keeps the arrays alive."""
+    seed, ids, given = noise
+    seed = checked_seed(seed)  # type: ignore[arg-type]
+    if ids is None and given is None:
+        return seed, 0, 0, None
+    if ids is not None:
+        ids = checked_tensor("sample_ids", ids, torch.int64, (x.shape[0],))
+    if given is not None:
+        given = checked_tensor("noise", given, torch.float32, (steps.n_steps, *x.shape))
+    return seed, 0 if ids is None else ids.data_ptr(), 0 if given is None else given.data_ptr(), (ids, given)
+
+
+_native_steps: dict[int, tuple[Steps, Any]] = {}
+
+
+def native_steps(steps: Steps) -> Any:
+    """The extension's own form of steps, kept for recent ones; ValueError where they do not fit together."""
+    known = _native_steps.get(id(steps))
+    if known is not None and known[0] is steps:
+        return known[1]
+    native = load().Steps(*steps)
+    if len(_native_steps) >= 64:
+        _native_steps.clear()
+    # Kept together with the steps, so that no other steps can get their id.
+    _native_steps[id(steps)] = (steps, native)
+    return native

@@ -6,13 +6,12 @@ built and that the processor has; the environment variable FASTMALADE_CPU_ISA, r
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 
 _extension: ModuleType | None = None
-_supported: tuple[ModuleType | None, list[str]] = (None, [])  # the answer of isas_supported, and whose it is
+_supported: tuple[ModuleType | None, tuple[str, ...]] = (None, ())  # the answer of isas_supported, and whose it is
 
 
 def load() -> ModuleType:
@@ -21,6 +20,12 @@ def load() -> ModuleType:
     if _extension is None:
         _extension = import_extension("cpu", "the native CPU extension")
     return _extension
+
+
+def environment(name: str) -> str | None:
+    """An environment variable, None where it is not set or empty: a fifth of what ``os.environ.get`` takes."""
+    value: str | None = load().environment(name)
+    return value
 
 
 def unavailable_reason() -> str | None:
@@ -39,11 +44,15 @@ def isas_built() -> list[str]:
 
 def isas_supported() -> list[str]:
     """Those of ``isas_built()`` that this processor and operating system run."""
+    return list(_isas_supported())
+
+
+def _isas_supported() -> tuple[str, ...]:
     global _supported
     extension = load()
     if _supported[0] is not extension:
-        _supported = (extension, list(extension.isas_supported()))
-    return list(_supported[1])
+        _supported = (extension, tuple(extension.isas_supported()))
+    return _supported[1]
 
 
 def isa_in_use() -> str:
@@ -51,8 +60,8 @@ def isa_in_use() -> str:
 
     Raises BackendUnavailableError where FASTMALADE_CPU_ISA names one that this build or this processor lacks.
     """
-    supported = isas_supported()
-    forced = os.environ.get("FASTMALADE_CPU_ISA")
+    supported = _isas_supported()
+    forced = environment("FASTMALADE_CPU_ISA")
     if not forced:
         return supported[-1]
     if forced in supported:

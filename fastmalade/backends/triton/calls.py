@@ -1,9 +1,9 @@
 """The Triton backend: CUDA tensors in, CUDA tensors out, over the kernels in ``kernels/triton``.
 
-Triton is imported on first use, so that importing this file never fails. Under TRITON_INTERPRET=1 the kernels run on
-the CPU, slowly, in Triton's interpreter: that is how machines without a GPU test them.
+Triton is imported on first use, so importing this file never fails. Under TRITON_INTERPRET=1 the kernels run on the
+CPU, slowly, in Triton's interpreter: that is how they are tested without a GPU.
 
-A chain needs ``triton_chain.bytes_per_image`` of working memory per image; batches that would need more than
+A chain needs ``chain.bytes_per_image`` of working memory per image. Batches that would need more than
 ``MAX_WORKING_BYTES`` are computed in parts, which changes no bit of a result.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
 from fastmalade.backends.extensions import BackendUnavailableError
+from fastmalade.backends.values import NoiseSource, Steps
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
@@ -47,30 +48,23 @@ def unavailable_reason() -> str | None:
 def langevin_chain(
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     trajectory: bool = False,
     precision: str = "fp32",
 ) -> Tensor:
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) of any strides on a CUDA device, H and W multiples of 4; ``weights`` the ten
-    float32 tensors of ``Autoencoder.weights()`` on that device; four sequences of N floats, -inf and +inf
-    meaning no bound; ``seed`` 0 to 2^64 - 1, or int64 (1,) with its bits, which is read on the device when
-    the kernels run; ``sample_ids`` int64 (B,), None for 0..B-1; ``noise`` float32 (N, B, C, H, W) in place of
-    the drawn one. Where d_t is 0 no noise is drawn. ``precision``: one of ``arguments.PRECISIONS``.
+    float32 tensors of ``Autoencoder.weights()`` on that device; a tensor as the seed of ``noise`` is read on the device
+    when the kernels run. ``precision``: one of ``arguments.PRECISIONS``.
 
     Returns float32 (B, C, H, W), or with ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises
     ValueError for arguments that do not fit and BackendUnavailableError where Triton cannot run.
     """
-    call = _Call(x, weights, (step_sizes, noise_scales, lows, highs), seed, sample_ids, noise, precision)
-    x, n_steps = call.x, len(step_sizes)
+    call = _Call(x, weights, steps, noise, precision)
+    x, n_steps = call.x, steps.n_steps
     out = torch.empty((n_steps + 1, *x.shape), dtype=x.dtype, device=x.device) if trajectory else torch.empty_like(x)
     if n_steps == 0 or x.numel() == 0:
         return out.copy_(x)
@@ -78,9 +72,9 @@ def langevin_chain(
 
     def part(model: Any, images: slice, drawn: Any) -> None:
         if not trajectory:
-            triton_chain.run(x[images], model, call.settings, drawn, out[images])
+            triton_chain.run(x[images], model, steps, drawn, out[images])
             return
-        for state, place in zip(triton_chain.states(x[images], model, call.settings, drawn), out, strict=True):
+        for state, place in zip(triton_chain.states(x[images], model, steps, drawn), out, strict=True):
             place[images].copy_(state.inside)
 
     call.in_parts(part, keeps_states=trajectory)
@@ -91,34 +85,28 @@ def chain_gradient(
     cotangent: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
-    step_sizes: Sequence[float],
-    noise_scales: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    steps: Steps,
+    noise: NoiseSource,
     *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    noise: Tensor | None = None,
     max_bytes: int | None = None,
     precision: str = "fp32",
 ) -> Tensor:
     """Gradient with respect to ``x`` of :func:`langevin_chain`, for fixed weights and the noise that it drew.
 
-    ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result; the rest, and what is raised,
-    as there. A clamp passes the gradient on the closed interval. Per step with cotangent g, after the clamp:
-    g - a g + a J_r^T g. A batch whose states and activations take more than ``max_bytes`` (None:
-    ``MAX_WORKING_BYTES``) is worked through in parts, with the same bits; one image is always taken. Returns
-    float32 (B, C, H, W).
+    ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result; other arguments, and errors, as in
+    :func:`langevin_chain`. A clamp passes the gradient on inside the closed interval. Each step with cotangent g, after
+    the clamp, gives g - a g + a J_r^T g. A batch whose states and activations take more than ``max_bytes`` (None:
+    ``MAX_WORKING_BYTES``) is computed in parts of one image or more, with the same bits. Returns float32 (B, C, H, W).
     """
-    call = _Call(x, weights, (step_sizes, noise_scales, lows, highs), seed, sample_ids, noise, precision)
+    call = _Call(x, weights, steps, noise, precision)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, call.x.shape, call.x.device)
     out = torch.empty_like(call.x)
-    if len(step_sizes) == 0 or out.numel() == 0:
+    if steps.n_steps == 0 or out.numel() == 0:
         return out.copy_(cotangent)
     from fastmalade.backends.triton import chain as triton_chain
 
     def part(model: Any, images: slice, drawn: Any) -> None:
-        triton_chain.vector_jacobian(cotangent[images], call.x[images], model, call.settings, drawn, out[images])
+        triton_chain.vector_jacobian(cotangent[images], call.x[images], model, steps, drawn, out[images])
 
     call.in_parts(part, keeps_states=True, backward=True, max_bytes=max_bytes)
     return out
@@ -139,14 +127,15 @@ def langevin_update(
 ) -> Tensor:
     """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
 
-    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; ``seed``, ``sample_ids`` and
-    ``step`` as for :func:`standard_normal`; ``noise``, of the shape of ``x``, in place of the drawn one.
-    Returns float32 of the shape of ``x``. Raises as :func:`langevin_chain`.
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; ``seed``, ``sample_ids`` and ``step``
+    as for :func:`standard_normal`; ``noise``, of the shape of ``x``, in place of drawn noise. Returns float32 of the
+    shape of ``x``. Raises what :func:`langevin_chain` raises.
     """
-    inputs, launch = _update_call(x, reconstruction, step_size, noise_scale, low, high, seed, sample_ids, step, noise)
+    source = NoiseSource(seed, sample_ids, noise)
+    inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
     out = torch.empty_like(inputs[0])
     if out.numel() > 0:
-        launch("langevin_update_kernel", (), (out,))
+        launch("langevin_update_kernel", out=out)
     return out
 
 
@@ -166,14 +155,15 @@ def langevin_update_vjp(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`langevin_update` with respect to ``x`` and ``reconstruction``: (1 - a) g and a g.
 
-    g is ``cotangent``, of the shape of ``x``, and 0 where the clamp acted, found by running the step again.
+    g is ``cotangent``, of the shape of ``x``, and 0 where the clamp acted; the step is run again to find out where.
     """
-    inputs, launch = _update_call(x, reconstruction, step_size, noise_scale, low, high, seed, sample_ids, step, noise)
+    source = NoiseSource(seed, sample_ids, noise)
+    inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
-    gradients = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+    by_x, by_r = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     if cotangent.numel() > 0:
-        launch("langevin_update_vjp_kernel", (cotangent,), gradients)
-    return gradients
+        launch("langevin_update_vjp_kernel", cotangent=cotangent, x_gradient=by_x, reconstruction_gradient=by_r)
+    return by_x, by_r
 
 
 def standard_normal(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
@@ -198,34 +188,29 @@ class _Call:
         self,
         x: Tensor,
         weights: Sequence[Tensor],
-        settings: tuple[Sequence[float], ...],
-        seed: int | Tensor,
-        sample_ids: Tensor | None,
-        noise: Tensor | None,
+        steps: Steps,
+        noise: NoiseSource,
         precision: str,
     ) -> None:
         _require(x)
-        from fastmalade.backends.triton import chain as triton_chain
-
         device = x.device
         self.x = checked_tensor("x", x, torch.float32, IMAGES, device)
         if self.x.shape[2] % 4 or self.x.shape[3] % 4:
             raise ValueError(f"x: expected height and width multiples of 4, got {tuple(self.x.shape)}")
         self.weights, _ = checked_model(weights, self.x)
-        lengths = {len(values) for values in settings}
-        if len(lengths) != 1:
-            raise ValueError(f"settings: expected N of each, got {[len(values) for values in settings]}")
-        for name, values in zip(("step_sizes", "noise_scales"), settings, strict=False):
-            _check_finite(name, *values)
-        for low, high in zip(*settings[2:], strict=True):
+        if len({len(values) for values in steps}) != 1:
+            raise ValueError(f"steps: expected N of each, got {[len(values) for values in steps]}")
+        _check_finite("step_sizes", *steps.step_sizes)
+        _check_finite("noise_scales", *steps.noise_scales)
+        for low, high in zip(steps.lows, steps.highs, strict=True):
             _check_bounds(low, high)
         self.precision = checked_precision(precision)
-        self.settings = triton_chain.Settings(*settings)
-        batch = self.x.shape[0]
-        self.ids = _ids(sample_ids, batch, device)
-        self.seed = _seed(seed, device)
-        expected = (lengths.pop(), *self.x.shape)
-        self.noise = None if noise is None else checked_tensor("noise", noise, torch.float32, expected, device)
+        self.n_steps = steps.n_steps
+        self.ids = _ids(noise.sample_ids, self.x.shape[0], device)
+        self.seed = _seed(noise.seed, device)
+        self.given = noise.given
+        if self.given is not None:
+            self.given = checked_tensor("noise", self.given, torch.float32, (self.n_steps, *self.x.shape), device)
 
     def in_parts(
         self,
@@ -242,18 +227,17 @@ class _Call:
 
         batch, *shape = self.x.shape
         hidden = (self.weights[0].shape[0], self.weights[2].shape[0])
-        n_steps = len(self.settings.step_sizes)
-        each = triton_chain.bytes_per_image(shape, hidden, n_steps if keeps_states else 0, backward=backward)
+        each = triton_chain.bytes_per_image(shape, hidden, self.n_steps if keeps_states else 0, backward=backward)
         images = max(1, (max_bytes or MAX_WORKING_BYTES) // each)
         with triton_stages.on(self.x.device):
             tiles = triton_tiles.tiles(device_name(self.x.device))
             model = triton_stages.Model(self.weights, shape, tiles, precision=self.precision, backward=backward)
             for first in range(0, batch, images):
                 these = slice(first, min(first + images, batch))
-                given = None if self.noise is None else self.noise[:, these]
+                given = None if self.given is None else self.given[:, these]
                 if given is not None and images < batch:
                     given = given.contiguous()
-                part(model, these, triton_stages.Noise(self.seed, self.ids[these], given))
+                part(model, these, triton_stages.DeviceNoise(self.seed, self.ids[these], given))
 
 
 @functools.lru_cache(maxsize=32)
@@ -263,18 +247,12 @@ def device_name(device: torch.device) -> str:
 
 
 def _update_call(
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    step: int,
-    noise: Tensor | None,
-) -> tuple[tuple[Tensor, Tensor], Callable[[str, tuple[Tensor, ...], tuple[Tensor, ...]], None]]:
-    """x and r(x), checked and contiguous, and a function that launches a kernel of langevin_update.py on them."""
+    x: Tensor, reconstruction: Tensor, update: tuple[float, float, float, float], noise: NoiseSource, step: int
+) -> tuple[tuple[Tensor, Tensor], Callable[..., None]]:
+    """x and r(x), checked and contiguous, and a function that launches a kernel of langevin_update.py on them.
+
+    ``update``: a, d, low and high. The function takes the kernel's name and, by name, its other tensors.
+    """
     _require(x)
     from fastmalade.backends.triton import stages as triton_stages
     from fastmalade.backends.triton import tiles as triton_tiles
@@ -283,24 +261,25 @@ def _update_call(
     device, shape = x.device, x.shape
     x = checked_tensor("x", x, torch.float32, shape, device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, shape, device)
+    step_size, noise_scale, low, high = update
     _check_finite("step_size", step_size)
     _check_finite("noise_scale", noise_scale)
     _check_bounds(low, high)
-    ids, seeds = _ids(sample_ids, x.shape[0], device), _seed(seed, device)
-    given = None if noise is None else checked_tensor("noise", noise, torch.float32, shape, device)[None]
+    ids, seeds = _ids(noise.sample_ids, x.shape[0], device), _seed(noise.seed, device)
+    given = None if noise.given is None else checked_tensor("noise", noise.given, torch.float32, shape, device)[None]
     elements = x.numel() // x.shape[0] if x.shape[0] else 0
-    kind, values = triton_stages.Noise(seeds, ids, given).of_step(0, noise_scale, x)
-    blocks = x.shape[0] * -(-elements // 4)
+    kind, values = triton_stages.DeviceNoise(seeds, ids, given).of_step(0, noise_scale, x)
+    quads = x.shape[0] * -(-elements // 4)
     bits = _step(step)
 
-    def launch(name: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
+    def launch(name: str, **tensors: Tensor) -> None:
         tile = triton_tiles.tiles(device_name(device))["update"]
-        tensors = (*before, x, reconstruction, values, seeds, ids, *after)
-        numbers = (blocks, elements, bits, step_size, noise_scale, low, high)
         with triton_stages.on(device):
-            getattr(kernels, name)[(-(-blocks // tile.block_m),)](
-                *tensors, *numbers, NOISE=kind, BLOCK=tile.block_m, **tile.options
-            )
+            getattr(kernels, name)[(-(-quads // tile.block_m),)](
+                **tensors, x=x, reconstruction=reconstruction, noise=values, seed=seeds, sample_ids=ids,
+                total_quads=quads, elements=elements, step=bits, step_size=step_size, noise_scale=noise_scale,
+                low=low, high=high, NOISE=kind, BLOCK=tile.block_m, **tile.options,
+            )  # fmt: skip
 
     return (x, reconstruction), launch
 
@@ -318,14 +297,15 @@ def _noise_kernel(
     if elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {elements}")
     out = torch.empty((ids.shape[0], elements), dtype=dtype, device=device)
-    blocks = ids.shape[0] * -(-elements // 4)
+    quads = ids.shape[0] * -(-elements // 4)
     tile = triton_tiles.tiles(device_name(device))["update"]
     seeds, bits = _seed(seed, device), _step(step)
-    if blocks > 0:
+    if quads > 0:
         with triton_stages.on(device):
-            getattr(kernels, name)[(-(-blocks // tile.block_m),)](
-                seeds, ids, out, blocks, elements, bits, BLOCK=tile.block_m, **tile.options
-            )
+            getattr(kernels, name)[(-(-quads // tile.block_m),)](
+                seed=seeds, sample_ids=ids, out=out, total_quads=quads, elements=elements, step=bits,
+                BLOCK=tile.block_m, **tile.options,
+            )  # fmt: skip
     return out
 
 
@@ -356,7 +336,7 @@ def _seed(seed: int | Tensor, device: torch.device) -> Tensor:
 
 
 def _step(step: int) -> int:
-    """A step as the signed 32-bit integer of the same bits, the one type that all launches then have."""
+    """A step as the signed 32-bit integer of the same bits, so that all launches have the same type."""
     if not 0 <= step < 2**32:
         raise ValueError(f"step: expected 0 to {2**32 - 1}, got {step}")
     return step - 2**32 if step >= 2**31 else step

@@ -7,9 +7,10 @@ import reference64
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 
-# By the transforms they lead to with 10 and 25 channels (cpu/spectral_layout.h): one tile, one larger tile, none, tiles
-# cut off at the right and below, many tiles.
+# By the transforms they lead to with 10 and 25 channels (kernels/cpu/isa/spectral_layout.h): one tile, one larger tile,
+# none, tiles cut off at the right and below, many tiles.
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4)]
 SHAPES += [(1, 44, 36), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]
@@ -23,12 +24,12 @@ def images(batch: int, shape: tuple[int, int, int], seed: int = 1) -> torch.Tens
 
 
 def run(x: torch.Tensor, weights, n_steps: int = 3, *, low=-INFINITY, high=INFINITY, noise_scale=0.1, **options):
-    options.setdefault("seed", 77)
-    options.setdefault("sample_ids", torch.arange(x.shape[0]))
-    return cpu.langevin_chain(
-        x, weights, [0.3 / (t + 1) for t in range(n_steps)], [noise_scale] * n_steps, [low] * n_steps,
-        [high] * n_steps, **options,
-    )  # fmt: skip
+    noise = NoiseSource(
+        options.pop("seed", 77), options.pop("sample_ids", torch.arange(x.shape[0])), options.pop("noise", None)
+    )
+    step_sizes = [0.3 / (t + 1) for t in range(n_steps)]
+    steps = Steps(step_sizes, [noise_scale] * n_steps, [low] * n_steps, [high] * n_steps)
+    return cpu.langevin_chain(x, weights, steps, noise, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -149,6 +150,20 @@ def test_forms_give_the_same_bits(isa: str, shape) -> None:
         assert torch.isfinite(results[0]).all()
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("quarter", [7, 8, 9, 11, 13, 15, 16, 17, 18, 24, 33])
+@pytest.mark.parametrize("height", [16, 44])
+def test_rows_of_several_tiles(isa: str, height: int, quarter: int) -> None:
+    """Rows of the quarter-size grid around the length of a vector and of a transform's tile, the row below at stake."""
+    shape = (1, height, 4 * quarter)
+    weights = reference64.random_weights(1, 16, 40)
+    x = images(2, shape)
+    exact, single = reference64.forward(x.double(), weights), reference64.forward(x, weights)
+    results = [cpu.autoencoder_forward(x, weights, form=form) for form in FORMS]
+    for result in results:
+        reference64.assert_within_rule(result, single, exact)
+        assert torch.equal(result, results[0])
 
 
 @pytest.mark.parametrize("form", ["auto", *FORMS])

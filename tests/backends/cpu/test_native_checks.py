@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
+import check_layout
 import pytest
 from repository import ROOT
 
@@ -21,6 +25,32 @@ def test_native_check(compiler: str, check: str) -> None:
         pytest.skip(result.stdout.strip())
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{check}: passed" in result.stdout
+
+
+def test_layout_of_this_checkout() -> None:
+    assert check_layout.broken_rules(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("isa/vec.h", lambda text: text + "#include <algorithm>\n", "got <algorithm>"),
+        ("kernels.h", lambda text: text + "#include <vector>\n", "got <vector>"),
+        ("isa/tail.h", lambda text: text + '#include "cpu/host/memory.h"\n', "got 'cpu/host/memory.h'"),
+        ("host/pool.h", lambda text: text + '#  include "cpu/isa/vec.h"\n', "got 'cpu/isa/vec.h'"),
+        ("isa/noise.h", lambda text: text.replace("FASTMALADE_ISA", "avx2"), "belongs in host/"),
+        ("host/engine.cpp", lambda text: text + "int FASTMALADE_ISA;\n", "belongs in isa/"),
+    ],
+)
+def test_layout_rules_are_seen_to_be_broken(
+    tmp_path: Path, path: str, change: Callable[[str], str], message: str
+) -> None:
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    file = tmp_path / "kernels" / "cpu" / path
+    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+    (finding,) = check_layout.broken_rules(tmp_path)
+    assert finding.startswith(f"kernels/cpu/{path}: expected")
+    assert message in finding
 
 
 def test_flags_never_name_this_machine(setup_file: ModuleType) -> None:

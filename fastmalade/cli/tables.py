@@ -1,0 +1,71 @@
+"""Tables that the commands print: accuracy under transferred attacks, and under attacks that know the defence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fastmalade.attacks.cost import GradientCost
+    from fastmalade.evaluation import TransferRow, WhiteboxRow
+
+
+def transfer_table(rows: Sequence[TransferRow], title: str | None = None, *, digits: int = 1) -> Table:
+    """Accuracy bare and behind each purifier, in percent with 95% intervals.
+
+    Args:
+        rows: at least one.
+        title: printed above.
+        digits: decimals.
+    """
+    from fastmalade.evaluation import percent
+
+    names = list(rows[0].correct)
+    table = _table(title, ("attack", "eps", *names))
+    for row in rows:
+        cells = [percent(row.correct[name], row.n, digits, "%") for name in names]
+        table.add_row(row.attack, f"{row.epsilon:g}", *cells)
+    return table
+
+
+def whitebox_table(
+    rows: Sequence[WhiteboxRow], title: str | None = None, *, costs: Mapping[str, GradientCost] | None = None
+) -> Table:
+    """Accuracy under each attack through the defence, and what the attack took.
+
+    Args:
+        rows: at least one.
+        title: printed above.
+        costs: where the time of a gradient goes, by attack; adds the classifier's share as a column.
+    """
+    from fastmalade.evaluation import percent
+
+    headings = ["attack", "accuracy, %", "majority, %", "cosine", "gradients", "seconds"]
+    table = _table(title, headings if costs is None else [*headings, "classifier, %"])
+    for row in rows:
+        cells = [
+            _figure(row.accuracy_per_query, 100, 1),
+            percent(row.majority_correct, row.n),
+            _figure(row.cosine, 1, 2),
+            _figure(row.gradients_per_image, 1, 0),
+            _figure(row.seconds, 1, 1),
+        ]
+        if costs is not None:
+            cost = costs.get(row.attack)
+            cells.append(_figure(None if cost is None else cost.classifier_share, 100, 0))
+        table.add_row(row.attack, *cells)
+    return table
+
+
+def _table(title: str | None, headings: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "attack" else "right", no_wrap=True)
+    return table
+
+
+def _figure(value: float | None, factor: float, digits: int) -> str:
+    return "" if value is None or math.isnan(value) else f"{factor * value:.{digits}f}"
