@@ -83,7 +83,7 @@ struct Steps {
     std::vector<float> step_sizes, noise_scales, lows, highs;
 };
 
-// All functions below throw std::runtime_error with CUDA's own words where a launch fails.
+// All functions below throw std::runtime_error with CUDA's message where a launch fails.
 
 // x: (B, C, H, W). out: (B, C, H, W), or (N + 1, B, C, H, W) where trajectory, of which entry 0 is x already.
 void langevin_chain(const Call& call, const float* x, const Steps& steps, const NoiseSource& noise, float* out,

@@ -76,7 +76,7 @@ int main(int count, char** arguments) {
     emulation::omitted_barrier = count > 1 ? std::atoi(arguments[1]) : 0;
     double sum = 0.0;
     const std::string form = count > 2 ? arguments[2] : "";
-    // With the digit's shape one group: blocks of other groups would run after it, not beside it.
+    // With the digit's shape one group: blocks of other groups would run after it, not at the same time.
     const AutoencoderShape digit{1, 28, 28, 10, 25}, small{1, 8, 4, 3, 2};
     if (form == "tensor") {
         for (const Precision precision : {Precision::tf32, Precision::tf32x3}) {
