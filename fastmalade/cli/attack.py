@@ -55,8 +55,8 @@ def attack(
 
     Accuracy is that of one query of the defence, averaged over --judge-chains queries per image; "majority" counts the
     images that most queries get right, with a 95% interval. "cosine" tells whether the noise draws were enough: it
-    compares the gradients of their two halves. "classifier" is the part of a gradient's time that the classifier takes
-    by itself.
+    compares the gradients of their two halves. "classifier" is the share of a gradient's time that the classifier alone
+    takes.
     """
     message = "interrupted; with --checkpoint-dir the same command goes on"
     with exit_codes(message, also=(ValueError, FloatingPointError)):

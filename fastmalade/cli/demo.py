@@ -174,7 +174,7 @@ class _Demonstration:
     def transfer(self, attack: Literal["fgsm", "pgd"]) -> list[TransferRow]:
         """Attack the classifier alone, then classify the images bare and purified.
 
-        The rows begin with that of the clean images for "fgsm", which is printed first.
+        For "fgsm", which is printed first, the clean images have a row too.
         """
         from fastmalade.cli.tables import transfer_table as printed
         from fastmalade.evaluation import seeded, transfer_table
@@ -214,7 +214,7 @@ class _Demonstration:
         return rows
 
     def figure(self) -> dict[str, Any]:
-        """Draw the way of a few digits through both purifiers."""
+        """Draw a few digits after some steps of both purifiers."""
         from fastmalade.evaluation.figure import RULE, choose_digits, draw_figure, walk
 
         attacked = self.attacked["pgd", LARGEST]
