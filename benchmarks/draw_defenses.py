@@ -22,7 +22,7 @@ from fastmalade.evaluation.defenses import compared_defenses
 from fastmalade.evaluation.figure import choose_digits
 from fastmalade.files import replacing
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 EPSILON, SEED, COUNT = 0.3, 0, 6
 TITLES = {

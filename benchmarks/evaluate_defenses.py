@@ -34,7 +34,7 @@ from fastmalade.evaluation import accuracy, attacked_images
 from fastmalade.evaluation.defenses import compared_defenses
 from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 from fastmalade.progress import progress_bar
 
 SEED = 0

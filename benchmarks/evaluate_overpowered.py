@@ -23,7 +23,7 @@ from fastmalade.defenses import InvertAndClassify
 from fastmalade.evaluation import accuracy
 from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 PAPER = {
     "before": {"valid": 0.93, "changed": 0.57, "divergence": 2.47},

@@ -36,7 +36,7 @@ from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.evaluation.defenses import compared_defenses
 from fastmalade.files import write_json
 from fastmalade.models import build_classifier, in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 
 EPSILONS = (0.1, 0.2, 0.3)
 BIM_STEPS = 20

@@ -24,7 +24,7 @@ from fastmalade import Purifier
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_classifier
+from fastmalade.models.registry import load_classifier
 from fastmalade.training import train_autoencoder
 
 RESULTS = Path(__file__).parent / "results" / "pilot-sigma2.json"

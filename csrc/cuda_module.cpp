@@ -1,6 +1,6 @@
-// fastmalade._cuda: checks arguments and calls kernels/cuda. Arrays come as addresses on the device and sizes, a stream
-// as its handle; the caller in fastmalade/backends/cuda/calls.py owns them and has checked dtype, device and
-// contiguity. CUDA's runtime is linked statically and neither torch nor the driver is needed to load the module.
+// fastmalade._cuda: checks arguments and calls kernels/cuda. Arrays are given as addresses on the device and sizes, a
+// stream as its handle. The caller, fastmalade/backends/cuda/calls.py, owns them and has checked dtype, device and
+// contiguity. CUDA's runtime is linked statically, so loading the module takes neither torch nor the driver.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -45,14 +45,14 @@ AutoencoderShape check_shape(const std::vector<int64_t>& sizes) {
     }
     if (sizes[1] % 4 != 0) fail("height", "a multiple of 4", std::to_string(sizes[1]));
     if (sizes[2] % 4 != 0) fail("width", "a multiple of 4", std::to_string(sizes[2]));
-    return AutoencoderShape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+    return shape_of(sizes.data());
 }
 
 AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
     if (addresses.size() != 10) fail("weights", "10 addresses", std::to_string(addresses.size()));
-    const float* p[10];
-    for (size_t n = 0; n < 10; ++n) p[n] = pointer<const float>("weights", addresses[n], true);
-    return AutoencoderWeights{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
+    const float* arrays[10];
+    for (size_t n = 0; n < 10; ++n) arrays[n] = pointer<const float>("weights", addresses[n], true);
+    return weights_of(arrays);
 }
 
 FormName find_form(const std::string& name) {
@@ -60,9 +60,8 @@ FormName find_form(const std::string& name) {
     if (name == "digits") return FormName::digits;
     if (name == "general") return FormName::general;
     if (name == "cluster") return FormName::cluster;
-    if (name == "split") return FormName::split;
     if (name == "tensor") return FormName::tensor;
-    fail("form", "auto, digits, general, cluster, split or tensor", name);
+    fail("form", "auto, digits, general, cluster or tensor", name);
 }
 
 Precision find_precision(const std::string& name) {
@@ -72,40 +71,53 @@ Precision find_precision(const std::string& name) {
     fail("precision", "fp32, tf32x3 or tf32", name);
 }
 
-// The four numbers of every step, rounded to float32.
-struct StepNumbers {
-    std::vector<float> step_sizes, noise_scales, lows, highs;
-    StepNumbers(const std::vector<double>& a, const std::vector<double>& d, const std::vector<double>& low,
-                const std::vector<double>& high)
-        : step_sizes(a.begin(), a.end()),
-          noise_scales(d.begin(), d.end()),
-          lows(low.begin(), low.end()),
-          highs(high.begin(), high.end()) {
-        for (const auto* values : {&noise_scales, &lows, &highs}) {
-            if (values->size() == step_sizes.size()) continue;
-            fail("noise_scales, lows and highs", std::to_string(step_sizes.size()) + " values, one per step",
-                 std::to_string(values->size()));
-        }
-        for (size_t t = 0; t < step_sizes.size(); ++t) {
-            if (!std::isfinite(step_sizes[t]))
-                fail("step_sizes", "finite float32 values", std::to_string(step_sizes[t]));
-            if (!std::isfinite(noise_scales[t]))
-                fail("noise_scales", "finite float32 values", std::to_string(noise_scales[t]));
-            if (!(lows[t] <= highs[t])) {  // also where one is NaN
-                fail("clamp bounds", "low <= high", std::to_string(lows[t]) + " and " + std::to_string(highs[t]));
-            }
-        }
-    }
-    Steps steps() const { return Steps{step_sizes, noise_scales, lows, highs}; }
-};
-
-Noise noise_of(uint64_t seed, uintptr_t seed_pointer, uintptr_t sample_ids, uintptr_t noise) {
-    return Noise{seed, pointer<const int64_t>("seed_pointer", seed_pointer, false),
-                 pointer<const int64_t>("sample_ids", sample_ids, false), pointer<const float>("noise", noise, false)};
+Request make_request(const std::string& form, int images, int cluster, const std::string& precision) {
+    return Request{find_form(form), images, cluster, find_precision(precision)};
 }
 
-void check_step(int64_t step) {
+void check_step(float step_size, float noise_scale, float low, float high) {
+    if (!std::isfinite(step_size)) fail("step_sizes", "finite float32 values", std::to_string(step_size));
+    if (!std::isfinite(noise_scale)) fail("noise_scales", "finite float32 values", std::to_string(noise_scale));
+    if (!(low <= high)) {  // also where one is NaN
+        fail("clamp bounds", "low <= high", std::to_string(low) + " and " + std::to_string(high));
+    }
+}
+
+// Numbers of N steps, rounded to float32.
+Steps make_steps(const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
+                 const std::vector<double>& lows, const std::vector<double>& highs) {
+    for (const auto* values : {&noise_scales, &lows, &highs}) {
+        if (values->size() == step_sizes.size()) continue;
+        fail("noise_scales, lows and highs", std::to_string(step_sizes.size()) + " values, one per step",
+             std::to_string(values->size()));
+    }
+    Steps steps;
+    steps.step_sizes.assign(step_sizes.begin(), step_sizes.end());
+    steps.noise_scales.assign(noise_scales.begin(), noise_scales.end());
+    steps.lows.assign(lows.begin(), lows.end());
+    steps.highs.assign(highs.begin(), highs.end());
+    for (size_t t = 0; t < step_sizes.size(); ++t) {
+        check_step(steps.step_sizes[t], steps.noise_scales[t], steps.lows[t], steps.highs[t]);
+    }
+    return steps;
+}
+
+uint32_t check_number(int64_t step) {
     if (step < 0 || step > UINT32_MAX) fail("step", "0 to 4294967295", std::to_string(step));
+    return (uint32_t)step;
+}
+
+Step make_step(int64_t number, float step_size, float noise_scale, float low, float high) {
+    check_step(step_size, noise_scale, low, high);
+    return Step{check_number(number), step_size, noise_scale, low, high};
+}
+
+NoiseSource make_noise(uint64_t seed, uintptr_t seed_pointer, uintptr_t sample_ids, uintptr_t given) {
+    NoiseSource noise{};
+    noise.seed = seed, noise.seed_pointer = pointer<const int64_t>("seed_pointer", seed_pointer, false);
+    noise.sample_ids = pointer<const int64_t>("sample_ids", sample_ids, false);
+    noise.given = pointer<const float>("noise", given, false);
+    return noise;
 }
 
 py::dict as_dict(const Choice& c) {
@@ -116,10 +128,33 @@ py::dict as_dict(const Choice& c) {
     return d;
 }
 
-Choice chosen(int device, const AutoencoderShape& shape, int64_t batch, bool gradient, const std::string& form,
-              int images, int cluster, const std::string& precision) {
-    return choose(shape, batch, gradient, describe_device(device).facts, find_form(form), images, cluster,
-                  find_precision(precision));
+// A call of the chain or of its gradient, without the workspace: how large that is follows from the choice.
+struct DeviceCall {
+    int device;
+    bool gradient;
+    Call call;
+};
+
+DeviceCall make_call(int device, uintptr_t stream, const Request& request, bool gradient, int64_t batch,
+                     const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses) {
+    check_least("batch", batch, 1);
+    DeviceCall made{device, gradient, {}};
+    Call& call = made.call;
+    call.shape = check_shape(sizes), call.weights = check_weights(weight_addresses), call.batch = batch;
+    call.choice = choose(call.shape, batch, gradient, describe_device(device).facts, request);
+    call.stream = reinterpret_cast<void*>(stream);
+    return made;
+}
+
+// The call with its workspace, an address of (packed_floats,) float32.
+Call complete(const DeviceCall& made, uintptr_t workspace, bool gradient) {
+    if (made.gradient != gradient) {
+        fail("call", gradient ? "one of a gradient" : "one of a chain",
+             gradient ? "one of a chain" : "one of a gradient");
+    }
+    Call call = made.call;
+    call.workspace = pointer<float>("workspace", workspace, true, 16);
+    return call;
 }
 
 py::tuple device_count() {
@@ -137,116 +172,113 @@ py::dict device(int index) {
     return facts;
 }
 
-py::dict choice(int device, const std::vector<int64_t>& sizes, int64_t batch, bool gradient, const std::string& form,
-                int images, int cluster, const std::string& precision) {
-    return as_dict(chosen(device, check_shape(sizes), batch, gradient, form, images, cluster, precision));
+DeviceFacts make_facts(int multiprocessors, int shared_bytes, int most_cluster, bool has_tf32) {
+    DeviceFacts facts{};
+    facts.multiprocessors = multiprocessors, facts.shared_bytes = shared_bytes;
+    facts.most_cluster = most_cluster, facts.has_tf32 = has_tf32;
+    return facts;
 }
 
-// As `choice`, for a device that need not be here.
-py::dict choice_for(int multiprocessors, int shared_bytes, int most_cluster, const std::vector<int64_t>& sizes,
-                    int64_t batch, bool gradient, const std::string& form, int images, int cluster,
-                    const std::string& precision, bool has_tf32) {
-    return as_dict(choose(check_shape(sizes), batch, gradient, {multiprocessors, shared_bytes, most_cluster, has_tf32},
-                          find_form(form), images, cluster, find_precision(precision)));
+py::dict choice(int device, const std::vector<int64_t>& sizes, int64_t batch, bool gradient, const Request& request) {
+    return as_dict(choose(check_shape(sizes), batch, gradient, describe_device(device).facts, request));
 }
 
-// x: (batch, C, H, W), noise: (n_steps, batch, C, H, W) or 0, sample_ids: (batch,) or 0, out: (batch, C, H, W) or
-// (n_steps + 1, batch, C, H, W), workspace: (choice's packed_floats,)
-void chain(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
-           const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses, uintptr_t workspace,
-           uintptr_t x, const std::vector<double>& step_sizes, const std::vector<double>& noise_scales,
-           const std::vector<double>& lows, const std::vector<double>& highs, uint64_t seed, uintptr_t seed_pointer,
-           uintptr_t sample_ids, uintptr_t noise, uintptr_t out, bool trajectory, bool reconstruct_only,
-           const std::string& precision) {
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("batch", batch, 1);
-    const StepNumbers numbers(step_sizes, noise_scales, lows, highs);
-    const float* images_in = pointer<const float>("x", x, true);
-    float* images_out = pointer<float>("out", out, true, 16);
-    float* packed = pointer<float>("workspace", workspace, true, 16);
-    const Noise from = noise_of(seed, seed_pointer, sample_ids, noise);
+// As `choice`, for a device that need not be in this machine.
+py::dict choice_for(const DeviceFacts& device, const std::vector<int64_t>& sizes, int64_t batch, bool gradient,
+                    const Request& request) {
+    return as_dict(choose(check_shape(sizes), batch, gradient, device, request));
+}
+
+// x: (batch, C, H, W), out: (batch, C, H, W) or (n_steps + 1, batch, C, H, W)
+void chain(const DeviceCall& made, uintptr_t workspace, uintptr_t x, const Steps& steps, const NoiseSource& noise,
+           uintptr_t out, bool trajectory) {
+    const Call call = complete(made, workspace, false);
+    const float* images = pointer<const float>("x", x, true);
+    float* result = pointer<float>("out", out, true, 16);
     const py::gil_scoped_release released;
-    const CurrentDevice current(device);
-    langevin_chain(chosen(device, shape, batch, false, form, images, cluster, precision), shape, weights, packed, batch,
-                   images_in, numbers.steps(), from, images_out, trajectory, reconstruct_only,
-                   reinterpret_cast<void*>(stream));
+    const CurrentDevice current(made.device);
+    langevin_chain(call, images, steps, noise, result, trajectory);
+}
+
+// x, out: (batch, C, H, W)
+void forward(const DeviceCall& made, uintptr_t workspace, uintptr_t x, uintptr_t out) {
+    const Call call = complete(made, workspace, false);
+    const float* images = pointer<const float>("x", x, true);
+    float* result = pointer<float>("out", out, true, 16);
+    const py::gil_scoped_release released;
+    const CurrentDevice current(made.device);
+    autoencoder_forward(call, images, result);
 }
 
 // states: (n_steps + 1, batch, C, H, W); cotangent, gradient: (batch, C, H, W); noise_gradient: (n_steps, batch, C, H,
-// W) or 0; precision: of the chain that left the states
-void chain_gradient(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
-                    const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
-                    uintptr_t workspace, uintptr_t states, const std::vector<double>& step_sizes,
-                    const std::vector<double>& noise_scales, const std::vector<double>& lows,
-                    const std::vector<double>& highs, uint64_t seed, uintptr_t seed_pointer, uintptr_t sample_ids,
-                    uintptr_t noise, uintptr_t cotangent, uintptr_t gradient, uintptr_t noise_gradient,
-                    const std::string& precision) {
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("batch", batch, 1);
-    const StepNumbers numbers(step_sizes, noise_scales, lows, highs);
+// W) or 0
+void chain_gradient(const DeviceCall& made, uintptr_t workspace, uintptr_t states, const Steps& steps,
+                    const NoiseSource& noise, uintptr_t cotangent, uintptr_t gradient, uintptr_t noise_gradient) {
+    const Call call = complete(made, workspace, true);
     const float* all = pointer<const float>("states", states, true);
     const float* g = pointer<const float>("cotangent", cotangent, true);
     float* result = pointer<float>("gradient", gradient, true, 16);
     float* by_noise = pointer<float>("noise_gradient", noise_gradient, false);
-    float* packed = pointer<float>("workspace", workspace, true, 16);
-    const Noise from = noise_of(seed, seed_pointer, sample_ids, noise);
     const py::gil_scoped_release released;
-    const CurrentDevice current(device);
-    langevin_chain_gradient(chosen(device, shape, batch, true, form, images, cluster, precision), shape, weights,
-                            packed, batch, all, numbers.steps(), from, g, result, by_noise,
-                            reinterpret_cast<void*>(stream));
+    const CurrentDevice current(made.device);
+    langevin_chain_gradient(call, all, steps, noise, g, result, by_noise);
 }
 
-// x, gradient: (batch, C, H, W), workspace: (packed_floats of the gradient's choice,)
-void error_gradient(int device, uintptr_t stream, const std::string& form, int images, int cluster, int64_t batch,
-                    const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
-                    uintptr_t workspace, uintptr_t x, uintptr_t gradient) {
-    const AutoencoderShape shape = check_shape(sizes);
-    const AutoencoderWeights weights = check_weights(weight_addresses);
-    check_least("batch", batch, 1);
-    const float* images_in = pointer<const float>("x", x, true);
+// x, gradient: (batch, C, H, W)
+void error_gradient(const DeviceCall& made, uintptr_t workspace, uintptr_t x, uintptr_t gradient) {
+    const Call call = complete(made, workspace, true);
+    const float* images = pointer<const float>("x", x, true);
     float* result = pointer<float>("gradient", gradient, true, 16);
-    float* packed = pointer<float>("workspace", workspace, true, 16);
     const py::gil_scoped_release released;
-    const CurrentDevice current(device);
-    reconstruction_error_gradient(chosen(device, shape, batch, true, form, images, cluster, "fp32"), shape, weights,
-                                  packed, batch, images_in, result, reinterpret_cast<void*>(stream));
+    const CurrentDevice current(made.device);
+    reconstruction_error_gradient(call, images, result);
 }
 
-// x, reconstruction, noise (or 0), out: (batch, elements)
+// x, reconstruction, noise's given array, out: (batch, elements)
 void update(int device, uintptr_t stream, int64_t batch, int64_t elements, uintptr_t x, uintptr_t reconstruction,
-            float step_size, float noise_scale, float low, float high, uint64_t seed, uintptr_t seed_pointer,
-            uintptr_t sample_ids, int64_t step, uintptr_t noise, uintptr_t out) {
-    check_step(step);
+            const Step& step, const NoiseSource& noise, uintptr_t out) {
     check_least("batch", batch, 0);
     check_least("elements", elements, 0);
-    const StepNumbers numbers({step_size}, {noise_scale}, {low}, {high});
     const bool any = batch > 0 && elements > 0;
     const float* state = pointer<const float>("x", x, any);
     const float* r = pointer<const float>("reconstruction", reconstruction, any);
     float* result = pointer<float>("out", out, any);
-    const Noise from = noise_of(seed, seed_pointer, sample_ids, noise);
     const py::gil_scoped_release released;
     const CurrentDevice current(device);
-    langevin_update(batch, elements, state, r, step_size, noise_scale, low, high, from, (uint32_t)step, result,
-                    reinterpret_cast<void*>(stream));
+    langevin_update(batch, elements, state, r, step, noise, result, reinterpret_cast<void*>(stream));
 }
 
-// z: (batch, elements) or 0, words: (batch, 4 ceil(elements / 4)) or 0, sample_ids: (batch,)
-void normal(int device, uintptr_t stream, int64_t batch, int64_t elements, uint64_t seed, uintptr_t seed_pointer,
-            uintptr_t sample_ids, int64_t step, uintptr_t z, uintptr_t words) {
-    check_step(step);
+// z: (batch, elements) or 0, words: (batch, 4 ceil(elements / 4)) or 0
+void normal(int device, uintptr_t stream, int64_t batch, int64_t elements, const NoiseSource& noise, int64_t step,
+            uintptr_t z, uintptr_t words) {
+    const uint32_t number = check_number(step);
     check_least("batch", batch, 0);
     check_least("elements", elements, 0);
-    const Noise from = noise_of(seed, seed_pointer, sample_ids, 0);
-    if (batch > 0 && elements > 0) pointer<const int64_t>("sample_ids", sample_ids, true);
     float* normals = pointer<float>("z", z, false);
     int64_t* drawn = pointer<int64_t>("words", words, false);
     const py::gil_scoped_release released;
     const CurrentDevice current(device);
-    standard_normal(batch, elements, from, (uint32_t)step, normals, drawn, reinterpret_cast<void*>(stream));
+    standard_normal(batch, elements, noise, number, normals, drawn, reinterpret_cast<void*>(stream));
+}
+
+void bind_values(py::module_& m) {
+    using py::arg;
+    py::class_<DeviceFacts>(m, "DeviceFacts")
+        .def(py::init(&make_facts), arg("multiprocessors"), arg("shared_bytes"), arg("most_cluster"),
+             arg("has_tf32") = true);
+    py::class_<Request>(m, "Request")
+        .def(py::init(&make_request), arg("form") = "auto", arg("images") = 0, arg("cluster") = 0,
+             arg("precision") = "fp32");
+    py::class_<Steps>(m, "Steps")
+        .def(py::init(&make_steps), arg("step_sizes"), arg("noise_scales"), arg("lows"), arg("highs"));
+    py::class_<Step>(m, "Step").def(py::init(&make_step), arg("number"), arg("step_size"), arg("noise_scale"),
+                                    arg("low"), arg("high"));
+    py::class_<NoiseSource>(m, "NoiseSource")
+        .def(py::init(&make_noise), arg("seed") = 0, arg("seed_pointer") = 0, arg("sample_ids") = 0, arg("given") = 0);
+    py::class_<DeviceCall>(m, "Call")
+        .def(py::init(&make_call), arg("device"), arg("stream"), arg("request"), arg("gradient"), arg("batch"),
+             arg("shape"), arg("weights"))
+        .def_property_readonly("packed_floats", [](const DeviceCall& made) { return made.call.choice.packed_floats; });
 }
 
 }  // namespace
@@ -255,26 +287,19 @@ PYBIND11_MODULE(_cuda, m) {
     using py::arg;
     m.doc() = "CUDA kernels of fastmalade over addresses and sizes; see fastmalade/backends/cuda/calls.py";
     m.attr("architectures") = FASTMALADE_CUDA_ARCHITECTURES;
+    bind_values(m);
     m.def("device_count", &device_count);
     m.def("device", &device, arg("index"));
-    m.def("choice", &choice, arg("device"), arg("shape"), arg("batch"), arg("gradient"), arg("form"), arg("images"),
-          arg("cluster"), arg("precision") = "fp32");
-    m.def("choice_for", &choice_for, arg("multiprocessors"), arg("shared_bytes"), arg("most_cluster"), arg("shape"),
-          arg("batch"), arg("gradient"), arg("form"), arg("images"), arg("cluster"), arg("precision") = "fp32",
-          arg("has_tf32") = true);
-    m.def("langevin_chain", &chain, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
-          arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("step_sizes"),
-          arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
-          arg("noise"), arg("out"), arg("trajectory"), arg("reconstruct_only"), arg("precision") = "fp32");
-    m.def("chain_gradient", &chain_gradient, arg("device"), arg("stream"), arg("form"), arg("images"), arg("cluster"),
-          arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("states"), arg("step_sizes"),
-          arg("noise_scales"), arg("lows"), arg("highs"), arg("seed"), arg("seed_pointer"), arg("sample_ids"),
-          arg("noise"), arg("cotangent"), arg("gradient"), arg("noise_gradient"), arg("precision") = "fp32");
-    m.def("reconstruction_error_gradient", &error_gradient, arg("device"), arg("stream"), arg("form"), arg("images"),
-          arg("cluster"), arg("batch"), arg("shape"), arg("weights"), arg("workspace"), arg("x"), arg("gradient"));
+    m.def("choice", &choice, arg("device"), arg("shape"), arg("batch"), arg("gradient"), arg("request"));
+    m.def("choice_for", &choice_for, arg("device"), arg("shape"), arg("batch"), arg("gradient"), arg("request"));
+    m.def("langevin_chain", &chain, arg("call"), arg("workspace"), arg("x"), arg("steps"), arg("noise"), arg("out"),
+          arg("trajectory"));
+    m.def("autoencoder_forward", &forward, arg("call"), arg("workspace"), arg("x"), arg("out"));
+    m.def("chain_gradient", &chain_gradient, arg("call"), arg("workspace"), arg("states"), arg("steps"), arg("noise"),
+          arg("cotangent"), arg("gradient"), arg("noise_gradient"));
+    m.def("reconstruction_error_gradient", &error_gradient, arg("call"), arg("workspace"), arg("x"), arg("gradient"));
     m.def("langevin_update", &update, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("x"),
-          arg("reconstruction"), arg("step_size"), arg("noise_scale"), arg("low"), arg("high"), arg("seed"),
-          arg("seed_pointer"), arg("sample_ids"), arg("step"), arg("noise"), arg("out"));
-    m.def("standard_normal", &normal, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("seed"),
-          arg("seed_pointer"), arg("sample_ids"), arg("step"), arg("z"), arg("words"));
+          arg("reconstruction"), arg("step"), arg("noise"), arg("out"));
+    m.def("standard_normal", &normal, arg("device"), arg("stream"), arg("batch"), arg("elements"), arg("noise"),
+          arg("step"), arg("z"), arg("words"));
 }

@@ -3,9 +3,10 @@
 The defence of "Counterstrike" and "MALADE" (papers 000 and 001), fast and exactly differentiable::
 
     import fastmalade
-    clean = fastmalade.purify(batch)                                  # numpy, torch or DLPack; uint8 or
-    floating model = fastmalade.DefendedClassifier(fastmalade.Purifier.from_pretrained("malade-mnist"),
-    classifier)
+
+    clean = fastmalade.purify(batch)  # numpy, torch or DLPack; uint8 or floating
+    purifier = fastmalade.Purifier.from_pretrained("malade-mnist")
+    model = fastmalade.DefendedClassifier(purifier, classifier)  # attack this, with any library
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from fastmalade.defenses.base import Defense
 from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.defenses.purifier import Purifier
 from fastmalade.models import Autoencoder
+from fastmalade.models.registry import load_classifier
 from fastmalade.noise import standard_normal
-from fastmalade.pretrained import PretrainedError, load_classifier, shipped_models
+from fastmalade.pretrained import PretrainedError, shipped_models
 
 if TYPE_CHECKING:
     from fastmalade.attacks import eot_gradient
@@ -38,7 +40,7 @@ except PackageNotFoundError:
     # A source tree on sys.path that was never installed has no metadata.
     __version__ = "0.1.0+uninstalled"
 
-# Imported on first use: they bring in progress bars and file handling that purification does not need.
+# Imported on first use: purification needs neither attacks and training nor the libraries that they bring in.
 _LAZY = {
     "autoencoder_vjp": "fastmalade.chain.reconstruction",
     "check_gradient": "fastmalade.gradcheck.check",

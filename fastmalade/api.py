@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fastmalade.defenses.base import Defense
-from fastmalade.defenses.purifier import Purifier
 from fastmalade.pretrained import resolve_path
 
 
@@ -26,7 +25,7 @@ def purify(
     Args:
         images: torch tensor, numpy array or object with ``__dlpack__``, never written to; uint8 (0..255) or
             floating in the model's value range ([0, 1] for the shipped ones); (B, C, H, W) or, where
-            unambiguous, (B, H, W, C), (B, H, W), (H, W); H and W multiples of 4, or what another defence asks for.
+            unambiguous, (B, H, W, C), (B, H, W), (H, W). For a Purifier H and W are multiples of 4.
         model: shipped name, path of a file of ``save_pretrained``, a Purifier or another :class:`fastmalade.Defense`.
         seed: 0 <= seed < 2**64 to repeat a result; None draws a fresh one from the operating system at
             every call.
@@ -34,29 +33,25 @@ def purify(
         backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and
             device. For a Purifier only.
         chain_overrides: fields of :class:`fastmalade.ChainConfig`, for example ``n_steps=25``. For a Purifier only:
-            the settings of other defences are attributes of their own.
+            other defences have their settings as attributes.
 
     Returns:
         Images of the same kind, dtype, device and layout.
 
     Raises:
         FileNotFoundError, PretrainedError: see :meth:`Defense.from_pretrained`.
-        TypeError: a backend or an override for a defence that is no Purifier, or see :meth:`Purifier.purify`.
+        TypeError: a backend or an override for a defence other than a Purifier, or see :meth:`Purifier.purify`.
         ValueError, FloatingPointError, BackendUnavailableError: see :meth:`Purifier.purify`.
     """
     if not isinstance(model, Defense):
         path = resolve_path(model)
         status = path.stat()
         model = _loaded(path, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-    if isinstance(model, Purifier):
-        return model.purify(images, seed=seed, sample_ids=sample_ids, backend=backend, **chain_overrides)
-    given = [*chain_overrides] if backend is None else ["backend", *chain_overrides]
-    if given:
-        raise TypeError(f"{', '.join(given)}: expected a Purifier to set this for, got {type(model).__name__}")
-    return model.purify(images, seed=seed, sample_ids=sample_ids)
+    overrides = chain_overrides if backend is None else {"backend": backend, **chain_overrides}
+    return model.purify(images, seed=seed, sample_ids=sample_ids, **overrides)
 
 
 @lru_cache(maxsize=8)
 def _loaded(path: Path, device: int, inode: int, modified_ns: int, size: int) -> Defense:
-    # Which file it is, its time and size are part of the key, so that a file written anew is loaded anew.
+    # The rest of the arguments identifies the file's content, so that a file that was replaced is loaded again.
     return Defense.from_pretrained(path)

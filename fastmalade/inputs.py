@@ -45,6 +45,7 @@ def prepare(
     value_range: tuple[float, float],
     dtype: torch.dtype,
     device: torch.device,
+    inspect_later: bool = False,
 ) -> Prepared:
     """Check images and bring them into the form (B, C, H, W), floating.
 
@@ -62,12 +63,13 @@ def prepare(
         multiple: H and W must be positive multiples of this.
         value_range: (low, high) of floating images.
         dtype, device: of the model.
+        inspect_later: leave the values of a plain float32 batch to the chain (see :class:`Prepared`).
 
     Raises:
         TypeError: wrong kind or dtype.
         ValueError: wrong shape, a value out of range, NaN or infinity.
     """
-    if value_range == (0.0, 1.0) and dtype is torch.float32 and device.type == "cpu":
+    if inspect_later and value_range == (0.0, 1.0) and dtype is torch.float32 and device.type == "cpu":
         plain = _plain(images, channels, multiple)
         if plain is not None:
             return plain

@@ -32,7 +32,8 @@ from fastmalade.defenses import (
 )
 from fastmalade.evaluation import accuracy
 from fastmalade.models import in_channels_last
-from fastmalade.pretrained import load_autoencoder, load_classifier, read_header
+from fastmalade.models.registry import load_autoencoder, load_classifier
+from fastmalade.pretrained import read_header
 from fastmalade.training.gan import train_gan
 from fastmalade.training.generative import train_denoiser, train_vae
 

@@ -24,7 +24,7 @@ from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.evaluation import accuracy, attacked_images, wilson_interval
 from fastmalade.evaluation.tuning import TuningResult, tune_chain
 from fastmalade.models import Autoencoder, in_channels_last
-from fastmalade.pretrained import load_classifier, save_classifier, save_purifier
+from fastmalade.models.registry import load_classifier, save_classifier
 from fastmalade.training import TrainingReport, train_autoencoder, train_classifier
 
 WEIGHTS = Path(__file__).parent.parent / "fastmalade" / "weights"
@@ -127,7 +127,7 @@ def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingR
         purified = purifier(images, seed=SEED)
     facts["test_accuracy_clean_purified"] = proportion(accuracy(classifier, purified, labels), len(labels))
     facts["chain"] = best.chain.to_dict()
-    save_purifier(purifier, WEIGHTS / f"{name}.safetensors", training=facts)
+    purifier.save_pretrained(WEIGHTS / f"{name}.safetensors", training=facts)
     write_card(name, title, facts)
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 import fastmalade
 from fastmalade import ChainConfig, PretrainedError, Purifier, pretrained
-from fastmalade.models import build_classifier
+from fastmalade.defenses import save_defense
+from fastmalade.models import build_classifier, registry
 
 
 @pytest.fixture
@@ -45,7 +46,14 @@ def test_round_trip(purifier, saved, make_images):
     assert not loaded.training
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in loaded.parameters())
     assert pretrained.read_header(saved)["training"] == {"seed": 3}
-    assert torch.equal(pretrained.load_autoencoder(saved)(x), purifier.autoencoder(x))
+    assert torch.equal(registry.load_autoencoder(saved)(x), purifier.autoencoder(x))
+
+
+def test_wrong_options_of_loading_are_not_blamed_on_the_file(saved):
+    for option, value in (("backend", "tpu"), ("precision", "fp8")):
+        with pytest.raises(ValueError, match=f"{option}: expected one of") as caught:
+            Purifier.from_pretrained(saved, **{option: value})
+        assert not isinstance(caught.value, PretrainedError)
 
 
 def test_all_settings_survive(make_autoencoder, tmp_path):
@@ -66,12 +74,12 @@ def test_saving_does_not_change_the_model_or_leave_files(purifier, saved):
 
 def test_half_precision_file(purifier, tmp_path, make_images):
     path = tmp_path / "half.safetensors"
-    pretrained.save_purifier(purifier, path, dtype="float16")
+    save_defense(purifier, path, dtype="float16")
     loaded = Purifier.from_pretrained(path)
     for got, kept in zip(loaded.parameters(), purifier.parameters(), strict=True):
         assert torch.equal(got, kept.to(torch.float16).to(torch.float32))
     with pytest.raises(ValueError, match="dtype: expected one of float16, float32, got 'int8'"):
-        pretrained.save_purifier(purifier, path, dtype="int8")
+        save_defense(purifier, path, dtype="int8")
 
 
 @pytest.mark.parametrize("name", ["A", "B", "C", "D"])
@@ -80,7 +88,7 @@ def test_classifier_round_trip(name, tmp_path, make_images):
         torch.manual_seed(0)
         model = build_classifier(name).eval()
     path = tmp_path / "classifier.safetensors"
-    pretrained.save_classifier(model, path)
+    registry.save_classifier(model, path)
     loaded = fastmalade.load_classifier(path)
     x = make_images(2, 1, 28, 28)
     assert torch.equal(loaded(x), model(x))
@@ -89,13 +97,13 @@ def test_classifier_round_trip(name, tmp_path, make_images):
     with pytest.raises(PretrainedError, match="expected kind purifier, got 'classifier'"):
         Purifier.from_pretrained(path)
     with pytest.raises(TypeError, match="got Linear"):
-        pretrained.save_classifier(torch.nn.Linear(2, 2), path)
+        registry.save_classifier(torch.nn.Linear(2, 2), path)
 
 
 def test_autoencoder_round_trip(make_autoencoder, tmp_path):
     model, path = make_autoencoder(2, (3, 5)), tmp_path / "autoencoder.safetensors"
-    pretrained.save_autoencoder(model, path)
-    loaded = pretrained.load_autoencoder(path)
+    registry.save_autoencoder(model, path)
+    loaded = registry.load_autoencoder(path)
     assert all(torch.equal(a, b) for a, b in zip(loaded.weights(), model.weights(), strict=True))
     with pytest.raises(PretrainedError, match="expected kind purifier"):
         Purifier.from_pretrained(path)

@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one command and under ten minutes: ``make gpu-check``.
+"""Everything that needs a GPU, in one command that takes less than ten minutes: ``make gpu-check``.
 
     python tools/gpu_check.py                all parts
     python tools/gpu_check.py tests          one or more of: build tests sanitizer benchmark defenses
 
-Works offline with the Python that runs it, which needs torch, pytest, pybind11 and setuptools, and with nvcc. Each part
+It works offline, with nvcc and the Python that runs it, which needs torch, pytest, pybind11 and setuptools. Each part
 has its own time limit; one that fails or takes too long is reported, and the others still run. Writes
 benchmarks/results/gpu-<device>-<commit>.json and the same name with .md; exit status 1 where a part did not succeed.
 """
@@ -48,8 +48,8 @@ def parts(python: str) -> list[Part]:
         Part("build", (python, "setup.py", "build_ext", "--inplace"), 180, "nvcc"),
         Part("tests", tuple(tests), 90),
         Part("sanitizer", (sanitizer, "--error-exitcode", "9", *tests, "-k", "sanitized"), 60, sanitizer),
-        Part("benchmark", (python, "tools/gpu_bench.py", str(BENCH_FILE), "--seconds", "170"), 200),
-        Part("defenses", (python, "tools/gpu_defenses.py", str(DEFENSES_FILE), "--seconds", "35"), 60),
+        Part("benchmark", (python, "benchmarks/gpu_bench.py", str(BENCH_FILE), "--seconds", "170"), 200),
+        Part("defenses", (python, "benchmarks/gpu_defenses.py", str(DEFENSES_FILE), "--seconds", "35"), 60),
     ]  # fmt: skip
 
 
@@ -62,15 +62,16 @@ class Outcome:
 
 
 def execute(command: Sequence[str], limit: float) -> Outcome:
-    """Runs a command in the repository, its output shown as it comes, and ends all of it at its limit."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    """Runs a command in the repository, and kills it with all its children at its limit."""
+    # A build whose CUDA extension fails is a failed build here.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FORCE_CUDA": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)  # fmt: skip
     try:
         output, _ = process.communicate(timeout=limit)
         return Outcome(process.returncode, output)
     except subprocess.TimeoutExpired:
-        # The whole process group: a compiler or a test that outlives its parent would take the time of the next part.
+        # The whole process group: a compiler or a test that outlives its parent would take time from the next part.
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         return Outcome(None, output)
@@ -103,12 +104,12 @@ def run_parts(
 
 
 def file_stem(device: str, commit: str) -> str:
-    """Of the results' files: gpu-nvidia-h200-1a2b3c4."""
+    """The name of the results' files without suffix, like gpu-nvidia-h200-1a2b3c4."""
     return f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-') or 'none'}-{commit}"
 
 
 def describe() -> dict[str, Any]:
-    """Device, versions, commit; what cannot be found is said, not left out."""
+    """Device, versions and commit; "none", "missing" or "unknown" where there is none."""
     facts: dict[str, Any] = {"python": sys.version.split()[0]}
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(names) - {part.name for part in known}
     if unknown:
         parser.error(f"parts: expected some of {', '.join(p.name for p in known)}, got {', '.join(sorted(unknown))}")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     from fastmalade.files import replacing
 
     facts = describe()

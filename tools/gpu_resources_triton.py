@@ -2,8 +2,8 @@
 
     python tools/gpu_resources_triton.py [--write]
 
-Which kernels, with which constants and types, is found by running the backend with a recorder in the place of the
-launches, so that the list cannot fall behind the backend. Nothing here needs a GPU; nothing here says how fast it is.
+Which kernels there are, with which constants and types, is found by running the backend with a recorder in place of the
+launches, so the list cannot fall behind the backend. Nothing here needs a GPU, and nothing here is a speed.
 ``--write`` writes benchmarks/results/gpu-resources-triton.json and docs/gpu-resources-triton.md.
 """
 
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +26,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+from gpu_resources import merged
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (80, 90, 100)
 WARP_SIZE = 32
 COLD = ("pack_kernel", "start_kernel", "philox_words_kernel")
-"""Kernels that run once per call or in tests only; a spill there costs nothing that counts."""
+"""Kernels that run once per call or only in tests, where a spill costs next to nothing."""
 _TENSOR_CORE = r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTCMMA)\S*"
 _MODELS = ((1, 28, 28, 10, 25), (3, 32, 32, 10, 25))
 
@@ -48,7 +50,7 @@ class Launch:
 
     @property
     def label(self) -> str:
-        """The kernel, and what tells its variants apart."""
+        """The kernel's name, and the constants in which its variants differ."""
         constants = dict(self.constants)
         told = ("C_IN", "C_OUT", "TAPS", "EPILOGUE", "CHANNELS", "NOISE", "CLAMPED", "BLOCK_M", "PRECISION")
         parts = [f"{name}={constants[name]}" for name in told if name in constants]
@@ -76,6 +78,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
     """Every distinct launch of the backend's functions for images of one and of three channels."""
     from fastmalade.backends import arguments
     from fastmalade.backends.triton import calls as backend
+    from fastmalade.backends.values import NoiseSource, Steps
 
     found: dict[Launch, None] = {}
     with _recorder(lambda launch: found.setdefault(launch)):
@@ -84,13 +87,11 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
             weights = [torch.zeros(shape) for shape in arguments.weight_shapes(channels, *hidden)]
             for precision in precisions if channels == 1 else precisions[:1]:
                 # A step with noise and clamp, one without both.
-                settings: Any = ([0.1, 0.1], [0.1, 0.0], [0.0, -float("inf")], [1.0, float("inf")])
-                options: Any = {"seed": 1, "sample_ids": None, "precision": precision}
-                backend.langevin_chain(x, weights, *settings, **options)
-                backend.chain_gradient(x, x, weights, *settings, **options)
-            noise = torch.zeros(1, *x.shape)
-            given: Any = ([0.1], [0.1], [0.0], [1.0])
-            backend.chain_gradient(x, x, weights, *given, seed=1, sample_ids=None, noise=noise)
+                steps = Steps((0.1, 0.1), (0.1, 0.0), (0.0, -float("inf")), (1.0, float("inf")))
+                backend.langevin_chain(x, weights, steps, NoiseSource(1), precision=precision)
+                backend.chain_gradient(x, x, weights, steps, NoiseSource(1), precision=precision)
+            given = NoiseSource(1, given=torch.zeros(1, *x.shape))
+            backend.chain_gradient(x, x, weights, Steps((0.1,), (0.1,), (0.0,), (1.0,)), given)
             for z, d in ((None, 0.1), (None, 0.0), (x, 0.1)):
                 update: Any = {"seed": 1, "sample_ids": None, "step": 0, "noise": z}
                 backend.langevin_update(x, x, 0.1, d, 0.0, 1.0, **update)
@@ -101,7 +102,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
 
 
 def one_of_each(launches: list[Launch]) -> list[Launch]:
-    """One variant of every kernel: with drawn noise where there is a choice, of the products those of wide tiles."""
+    """One variant of every kernel: with drawn noise where there is a choice; of products, the one with wide tiles."""
     chosen: dict[tuple[Any, ...], Launch] = {}
     for launch in launches:
         constants = dict(launch.constants)
@@ -189,7 +190,7 @@ def _tool(name: str) -> str:
 
 @contextmanager
 def _assembler_log() -> Iterator[io.StringIO]:
-    """Compilation that skips Triton's cache and prints what ptxas says into the given text."""
+    """A context in which compilation skips Triton's cache, and what ptxas prints goes into the text."""
     from triton import knobs
 
     log = io.StringIO()
@@ -230,11 +231,21 @@ def triton_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """The rows as a table."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(getattr(row, name)) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
+    """A table for people: a row for each variant of a kernel, with a value for each generation of GPUs."""
+    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("kernel", "architecture", "hot")]
+    lines = [
+        "| kernel | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    variants: dict[tuple[str, int], list[Row]] = {}
+    seen: Counter[tuple[str, str]] = Counter()  # variants that differ in the alignment of their arguments share a label
+    for row in rows:
+        seen[row.kernel, row.architecture] += 1
+        variants.setdefault((row.kernel, seen[row.kernel, row.architecture]), []).append(row)
+    for (kernel, _), found in variants.items():
+        cells = [merged([getattr(row, name) for row in found]) for name in names]
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
+    return "\n".join(dict.fromkeys(lines))
 
 
 def main() -> int:
@@ -252,8 +263,11 @@ def main() -> int:
         record = {"triton": triton.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
         with replacing(ROOT / "benchmarks" / "results" / "gpu-resources-triton.json") as path:
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        origin = f"Written by `python tools/gpu_resources_triton.py --write`, Triton {triton.__version__}."
-        text = f"# Resources of the Triton kernels\n\n{origin} Times are not yet measured on a GPU.\n\n"
+        text = (
+            f"# Resources of the Triton kernels\n\nWritten by `python tools/gpu_resources_triton.py --write`, Triton "
+            f"{triton.__version__}. Compiled, not run: nothing here is a speed. Three values are those of sm_80, sm_90 "
+            "and sm_100.\n\n"
+        )
         with replacing(ROOT / "docs" / "gpu-resources-triton.md") as path:
             path.write_text(f"{text}{as_markdown(rows)}\n", encoding="utf-8")
     spilling = [row for row in rows if row.hot and row.spill_store_bytes + row.spill_load_bytes > 0]

@@ -137,20 +137,30 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
                                       values(s.hidden2 * s.hidden1 * 81, 0.2f, 5),   values(s.hidden1, 0.2f, 6),
                                       values(s.hidden1 * s.channels, 0.5f, 7),       values(s.channels, 0.5f, 8),
                                       values(s.channels * s.channels * 25, 0.3f, 9), values(s.channels, 0.3f, 10)};
-    const AutoencoderWeights weights{w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(),
-                                     w[5].data(), w[6].data(), w[7].data(), w[8].data(), w[9].data()};
+    const float* arrays[10];
+    for (int n = 0; n < 10; ++n) arrays[n] = w[n].data();
+    const AutoencoderWeights weights = AutoencoderWeights::of(arrays);
     const std::vector<float> x = values(batch * pixels, 1.0f, 11), noise = values(n_steps * batch * pixels, 2.0f, 12);
     const std::vector<float> a = {0.3f, 0.2f}, d = {0.1f, 0.05f}, low = {-1.0f, 0.0f}, high = {2.0f, 1.0f};
     std::vector<int64_t> ids;
     for (int64_t b = 0; b < batch; ++b) ids.push_back(b * 1000000007 - 3);
+    ChainArguments arguments = {};
+    arguments.batch = batch;
+    arguments.n_steps = n_steps;
+    arguments.x = x.data();
+    arguments.step_sizes = a.data();
+    arguments.noise_scales = d.data();
+    arguments.lows = low.data();
+    arguments.highs = high.data();
+    arguments.seed = 42;
+    arguments.sample_ids = ids.data();
+    arguments.noise = given_noise ? noise.data() : nullptr;
     std::vector<float> first;
     for (const cpu::Form form : {cpu::Form::throughput, cpu::Form::quad, cpu::Form::latency, cpu::Form::automatic}) {
         for (const int threads : {1, 2, 3}) {
             std::vector<float> out((size_t)((n_steps + 1) * batch * pixels), std::numeric_limits<float>::quiet_NaN());
-            const ChainArguments arguments{
-                batch,      n_steps,     x.data(), a.data(),   d.data(),
-                low.data(), high.data(), 42,       ids.data(), given_noise ? noise.data() : nullptr,
-                out.data(), true};
+            arguments.out = out.data();
+            arguments.trajectory = true;
             cpu::langevin_chain(kernels(), s, weights, arguments, form, threads);
             if (first.empty()) first = out;
             expect(same_bits(first, out), "the chain depends on form or threads");
@@ -162,9 +172,9 @@ void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {
     cpu::autoencoder_forward(kernels(), s, weights, batch, x.data(), reconstruction.data(), cpu::Form::automatic, 2);
     for (const float value : reconstruction) expect(std::fabs(value) <= 1.0f, "r(x) is not within [-1, 1]");
     print_bits(reconstruction);
-    check_gradient(s, weights,
-                   ChainArguments{batch, n_steps, x.data(), a.data(), d.data(), low.data(), high.data(), 42, ids.data(),
-                                  given_noise ? noise.data() : nullptr, nullptr, false});
+    arguments.out = nullptr;
+    arguments.trajectory = false;
+    check_gradient(s, weights, arguments);
 }
 
 // The update of one step against the noise and the arithmetic of the other kernels, cut in every way.
@@ -180,8 +190,20 @@ void check_update() {
         for (const float* noise : {(const float*)nullptr, (const float*)z.data()}) {
             for (const int threads : {1, 2, 3}) {
                 std::vector<float> out(x.size(), std::numeric_limits<float>::quiet_NaN());
-                const cpu::UpdateArguments arguments{batch, elements, x.data(),   r.data(), 0.3f,  0.2f,      -0.5f,
-                                                     0.5f,  5,        ids.data(), 3,        noise, out.data()};
+                cpu::UpdateArguments arguments = {};
+                arguments.batch = batch;
+                arguments.elements = elements;
+                arguments.x = x.data();
+                arguments.reconstruction = r.data();
+                arguments.step_size = 0.3f;
+                arguments.noise_scale = 0.2f;
+                arguments.low = -0.5f;
+                arguments.high = 0.5f;
+                arguments.seed = 5;
+                arguments.sample_ids = ids.data();
+                arguments.step = 3;
+                arguments.noise = noise;
+                arguments.out = out.data();
                 cpu::langevin_update(kernels(), arguments, threads);
                 if (first.empty()) first = out;
                 expect(same_bits(first, out), "the update depends on threads or on where its noise comes from");

@@ -2,10 +2,10 @@
 
     python tools/tune_triton.py [--batch 4096] [--output FILE]
 
-Stage by stage the fastest of a few tiles is kept, by the time of a chain and its gradient; the file is read by every
-process that starts afterwards, or only where FASTMALADE_TRITON_CONFIG names it (--output). Only block_m, num_warps and
-num_stages are tried: in float32 none of them changes a bit of a result (fastmalade/backends/triton/tiles.py). Not yet
-run on a GPU.
+For each stage in turn the fastest of a few tiles is kept, by the time of a chain and its gradient. Every process that
+starts afterwards reads the file; one written with --output is read where FASTMALADE_TRITON_CONFIG names it. Only
+block_m, num_warps and num_stages are tried: in float32 none of them changes a bit of a result
+(fastmalade/backends/triton/tiles.py). Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -78,16 +78,17 @@ def _measure_on_gpu(batch: int) -> Callable[[dict[str, Tile]], float]:
 
     from fastmalade import Autoencoder
     from fastmalade.backends.triton import calls as backend
+    from fastmalade.backends.values import NoiseSource, Steps
 
     model = Autoencoder(generator=torch.Generator().manual_seed(0)).cuda().requires_grad_(False)
     x = torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0)).cuda()
     weights, ids = model.weights(), torch.arange(batch, device="cuda")
     seed = torch.ones(1, dtype=torch.int64, device="cuda")
-    steps = ([0.2], [0.05], [0.0], [1.0])
+    steps = Steps((0.2,), (0.05,), (0.0,), (1.0,))
 
     def run() -> None:
         # One step: the stages of all steps are the same.
-        backend.chain_gradient(x, x, weights, *steps, seed=seed, sample_ids=ids)
+        backend.chain_gradient(x, x, weights, steps, NoiseSource(seed, ids))
 
     def measure(tiles: dict[str, Tile]) -> float:
         with _in_use(tiles):
@@ -105,7 +106,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("error: expected a CUDA device, got none that PyTorch sees", file=sys.stderr)
         return 2
-    # The update of user modules takes part in no Table 8 chain; its tile is that of any kernel bound by memory.
+    # A Table 8 chain does not launch the update of user modules, which is bound by memory whatever its tile.
     stages = [stage for stage in DEFAULTS if stage != "update"]
     found = tune(_measure_on_gpu(arguments.batch), stages)
     path = arguments.output or triton_tiles.cache_file()

@@ -1,1 +1,1 @@
-"""A purifier as a part of other libraries' pipelines. Each module needs its library and is imported by name."""
+"""Purifiers inside other libraries. Each module needs its library, and is imported by name."""

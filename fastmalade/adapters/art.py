@@ -1,4 +1,4 @@
-"""A purifier as a preprocessing defence of ART (which has no generative purifier since version 1.20).
+"""A purifier as a preprocessing defence for ART (which has had no generative purifier of its own since 1.20).
 
     classifier = PyTorchClassifier(model, ..., preprocessing_defences=PurifierPreprocessor(purifier))
 
@@ -31,24 +31,24 @@ Gradient = Literal["unrolled", "bpda"]
 class PurifierPreprocessor(PreprocessorPyTorch):
     """Purification in front of any ART classifier, with its exact gradient or BPDA.
 
-    ART differentiates in two ways. Where all preprocessors are PyTorch ones, it runs ``forward`` under autograd and
-    never calls ``estimate_forward``; the gradient asked for is therefore that of ``forward`` itself. Where they are
-    not, it calls the preprocessor on numpy arrays and later ``estimate_gradient``; that replays the noise of the call
-    before if the images are the same, so the gradient belongs to the value.
+    ART differentiates in two ways. If all preprocessors are PyTorch ones, it runs ``forward`` under autograd and never
+    calls ``estimate_forward``; so ``forward`` itself has the gradient asked for. If not, it calls the preprocessor on
+    numpy arrays and ``estimate_gradient`` later; this replays the noise of the last call if the images are the same, so
+    that the gradient belongs to the value.
 
     Args:
-        purifier: the defence; images in its ``value_range``, (B, C, H, W).
+        purifier: the defence; images are (B, C, H, W) in its ``value_range``.
         gradient: "unrolled" is the exact derivative, "bpda" takes the purifier as the identity on the way back.
         seed: fixed noise for every call, or None for fresh noise at every call.
-        apply_fit: purify while the classifier is trained through ART, too.
-        apply_predict: purify at predictions and attacks.
+        apply_fit: also purify while ART trains the classifier.
+        apply_predict: purify in predictions and attacks.
 
     Raises:
-        TypeError: not a Purifier, or a seed that is not an integer.
+        TypeError: not a Defense, or a seed that is not an integer.
         ValueError: unknown gradient, or a seed out of range.
     """
 
-    params = ["gradient", "seed"]  # noqa: RUF012  (the name and kind that ART's base class gives it)
+    params = ["gradient", "seed"]  # noqa: RUF012  (name and type are those of ART's base class)
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class PurifierPreprocessor(PreprocessorPyTorch):
         self._check_params()
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
-        """Purify images (B, C, H, W), with the gradient chosen; labels pass through.
+        """Purify images (B, C, H, W), with the chosen gradient; labels pass through.
 
         Returns:
             Purified images in the dtype of ``x``, and ``y``.
@@ -89,7 +89,7 @@ class PurifierPreprocessor(PreprocessorPyTorch):
         return self._purified(x, fresh_seed() if self.seed is None else self.seed), y
 
     def __call__(self, x: np.ndarray, y: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Purify numpy images (B, C, H, W); labels pass through. The noise is remembered for the gradient."""
+        """Purify numpy images (B, C, H, W); labels pass through. The seed is kept for the gradient."""
         seed = fresh_seed() if self.seed is None else self.seed
         with torch.no_grad():
             result = self._purified(torch.tensor(x, device=self._device), seed).cpu().numpy()
@@ -101,7 +101,7 @@ class PurifierPreprocessor(PreprocessorPyTorch):
 
         Args:
             x: (B, C, H, W).
-            grad: gradient with respect to the purified images: (B, C, H, W), or (B, K, C, H, W) for K of them.
+            grad: gradient with respect to the purified images: (B, C, H, W), or K of them, (B, K, C, H, W).
 
         Returns:
             Gradient with respect to ``x``, of the shape of ``grad``.

@@ -154,6 +154,8 @@ def _cached_plan(n_steps: int, sizes: Sizes, limit: int) -> GradientPlan:
         if spare < 0:
             break
         checkpoints = min(spare // (sizes.workers * sizes.state), segments - 1)
+        if checkpoints < segments - 1:
+            checkpoints = min(checkpoints, _MOST_CHECKPOINTS)
         steps = _forward_steps(n_steps, records, checkpoints)
         # Of equal ones the plan that keeps less.
         if best is None or (steps, sizes.of(checkpoints, records)) < (best[0], sizes.of(best[2], best[1])):
@@ -175,12 +177,20 @@ def _forward_steps(n_steps: int, records: int, checkpoints: int) -> int:
     return whole * records - passes * short
 
 
+# Where checkpoints are fewer than segments, more than this many would bring next to nothing: with 400 of them no
+# segment of 80,000 is advanced over more than twice. It also bounds the depth of the recursion in _cost.
+_MOST_CHECKPOINTS = 400
+
+
 @functools.lru_cache(maxsize=65536)
 def _cost(segments: int, checkpoints: int) -> tuple[int, int]:
     """How often the first of ``segments`` is run, and how many segments are run in all."""
     if checkpoints == 0:
         # From the start to each segment, the last one first.
         return segments, segments * (segments + 1) // 2
+    if 1 < segments <= checkpoints + 1:
+        # A checkpoint before every segment: each is run on the way there and once more to record it, the last one once.
+        return 2, 2 * segments - 1
     passes, runs = 1, 1
     while segments > 1:
         split = _split(segments, checkpoints)

@@ -17,7 +17,7 @@ from fastmalade.backends.gradient_plan import check_max_bytes
 from fastmalade.backends.values import Execution, NoiseSource, Steps
 from fastmalade.chain import direct, operators
 from fastmalade.chain.any_module import run_module
-from fastmalade.chain.config import ClampSteps, checked_steps
+from fastmalade.chain.config import ChainConfig, ClampSteps, checked_steps
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.inputs import check_finite, check_values
 from fastmalade.models import Autoencoder
@@ -164,6 +164,24 @@ def run(
     if inspect:
         check_finite(result)
     return result
+
+
+def run_chain(
+    x: Tensor,
+    autoencoder: Callable[[Tensor], Tensor],
+    config: ChainConfig,
+    value_range: tuple[float, float],
+    noise: NoiseSource,
+    how: Execution,
+    **options: bool,
+) -> Tensor:
+    """:func:`run` with the settings of a :class:`ChainConfig`, images in and out in ``value_range``."""
+    # Under torch.compile the settings are constants, so skip the cache.
+    steps = config.steps() if torch.compiler.is_compiling() else config.settings
+    if value_range == (0.0, 1.0):
+        return run(x, autoencoder, steps, noise, how, **options)
+    low, high = value_range
+    return run((x - low) / (high - low), autoencoder, steps, noise, how, **options) * (high - low) + low
 
 
 def _run_generally(

@@ -67,7 +67,7 @@ def attack(
         from fastmalade.evaluation import WhiteboxSettings, whitebox_rows
         from fastmalade.evaluation.whitebox import AttackNameError
         from fastmalade.models import in_channels_last
-        from fastmalade.pretrained import load_classifier
+        from fastmalade.models.registry import load_classifier
 
         settings = WhiteboxSettings(
             epsilon=epsilon,

@@ -46,7 +46,7 @@ def evaluate(
         from fastmalade.data import load_mnist
         from fastmalade.evaluation import seeded, transfer_table
         from fastmalade.models import in_channels_last
-        from fastmalade.pretrained import load_classifier
+        from fastmalade.models.registry import load_classifier
 
         pairs = _parse_attacks(attacks)
         if split not in ("test", "validation"):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from fastmalade.defenses.base import Defense
 
-# A search over codes or weights keeps far more for each image than a chain does.
-_CHUNK = {True: 1024, False: 64}
+# The options for settings of one call, by the name of the setting.
+_OVERRIDES = {"n_steps": "--steps", "backend": "--backend"}
 
 
 def purify(
@@ -53,35 +53,32 @@ def purify(
 ) -> None:
     """Purify images and write them in the format, dtype and layout they came in.
 
-    uint8 means 0..255, floating values lie in the model's range (0..1 for the shipped ones). Sample ids are
-    the positions in the file (for a folder, in the order of the file names), so that the same --seed gives
-    the same result whatever the batch size (bit for bit on the cpu backend). OUT appears when it is complete,
-    and not before. An .npy file is mapped and not loaded; .npz and IDX files are held in memory.
+    uint8 means 0..255; floating values lie in the model's range (0..1 for the shipped ones). Sample ids are the
+    positions in the file (in a folder, in the order of the file names), so the same --seed gives the same result
+    for every batch size (bit for bit on the cpu backend). OUT appears only when it is complete. An .npy file is
+    memory-mapped; .npz and IDX files are loaded whole.
     """
     with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
         from fastmalade.backends import BACKENDS
         from fastmalade.cli.image_files import PngFolder, check_output, open_images
         from fastmalade.defenses.base import Defense
-        from fastmalade.defenses.purifier import Purifier
         from fastmalade.seeds import fresh_seed
 
         check_output(source, out, force=force)
         if backend is not None and backend not in BACKENDS:
             raise CliError(f"--backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         defense = Defense.from_pretrained(model)
-        overrides = {name: value for name, value in (("steps", steps), ("backend", backend)) if value is not None}
-        if overrides and not isinstance(defense, Purifier):
-            given = ", ".join(f"--{name}" for name in overrides)
-            raise CliError(f"{given}: expected a Purifier to set this for, got {model}, a {type(defense).__name__}")
-        if "steps" in overrides:
-            overrides["n_steps"] = overrides.pop("steps")
-        images = open_images(source, key=key, channels=_channels(defense))
+        overrides = {name: value for name, value in (("n_steps", steps), ("backend", backend)) if value is not None}
+        refused = ", ".join(_OVERRIDES[name] for name in overrides if name not in defense.overridable)
+        if refused:
+            raise CliError(f"{refused}: expected a Purifier to set this for, got {model}, a {type(defense).__name__}")
+        images = open_images(source, key=key, channels=defense.channels or 1)
         used_seed = fresh_seed() if seed is None else seed
-        chunk_size = _CHUNK[isinstance(defense, Purifier)] if batch_size is None else batch_size
+        chunk_size = defense.images_per_call if batch_size is None else batch_size
 
         started = time.perf_counter()
         with images.writer(out) as write, _progress(images.count, quiet=quiet) as advance:
-            # An empty file still goes through once, so that its dtype and shape are checked like any other's.
+            # An empty file goes through once, so that its dtype and shape are checked too.
             for start in range(0, max(images.count, 1), chunk_size):
                 stop = min(start + chunk_size, images.count)
                 chunk = images.read(start, stop)
@@ -109,14 +106,7 @@ def _purify_chunk(
 ) -> np.ndarray:
     import torch
 
-    # Only a Purifier takes overrides; for others there are none.
     return defense.purify(chunk, seed=seed, sample_ids=torch.arange(start, stop), **overrides)
-
-
-def _channels(defense: Defense) -> int:
-    # A Purifier states none, as its r(x) may be any callable.
-    known: Any = defense.channels or getattr(getattr(defense, "autoencoder", None), "in_channels", 1)
-    return int(known)
 
 
 @contextmanager

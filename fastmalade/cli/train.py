@@ -60,7 +60,7 @@ def train_autoencoder_command(
     with exit_codes(_ON_INTERRUPT, also=(ValueError,)):
         from fastmalade.chain.config import ChainConfig
         from fastmalade.defenses.purifier import Purifier
-        from fastmalade.pretrained import load_classifier, save_purifier
+        from fastmalade.models.registry import load_classifier
         from fastmalade.training import train_autoencoder
 
         chain = ChainConfig(n_steps=steps, step_size=step_size, noise_scale=noise_scale)
@@ -79,7 +79,7 @@ def train_autoencoder_command(
             learning_rate=learning_rate,
             seed=seed,
         )
-        save_purifier(Purifier(model, chain), output, training={**report.settings, **report.final})
+        Purifier(model, chain).save_pretrained(output, training={**report.settings, **report.final})
         _report(output, report.final, report.seconds)
 
 
@@ -101,7 +101,7 @@ def train_classifier_command(
 ) -> None:
     """Train a classifier and write its weights."""
     with exit_codes(_ON_INTERRUPT, also=(ValueError,)):
-        from fastmalade.pretrained import save_classifier
+        from fastmalade.models.registry import save_classifier
         from fastmalade.training import train_classifier
 
         (x, y), validation = _data(images, labels, data_dir, holdout, limit)

@@ -26,11 +26,11 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class IdxError(ValueError):
-    """A file that is not IDX, or not all of it."""
+    """A file that is not IDX, or an incomplete one."""
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an IDX file, plain or gzip-compressed (told apart by content, not by name).
+    """Read an IDX file, plain or gzip-compressed; the content decides which, not the name.
 
     Returns:
         A writable array in native byte order with the file's shape and dtype (uint8, int8, int16, int32, float32 or
@@ -65,7 +65,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 def write_idx(path: str | os.PathLike[str], values: np.ndarray) -> None:
     """Write an array as an IDX file, compressed when the name ends in ``.gz``.
 
-    The file is written beside its final name and renamed, so an interruption leaves no partial file.
+    The content goes to a temporary file that is renamed at the end, so an interruption leaves no partial file.
 
     Raises:
         IdxError: a dtype that IDX cannot hold.

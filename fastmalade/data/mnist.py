@@ -1,4 +1,4 @@
-"""MNIST: where its files are looked for, the papers' split, and the sample that ships with the package."""
+"""MNIST: where its files are searched for, the papers' split, and the sample that ships with the package."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _SAMPLE = "mnist_test_sample.npz"
 
 
 class DataNotFoundError(FileNotFoundError):
-    """The data set is nowhere it was looked for; the message lists the places."""
+    """The data set was not found; the message says where it was searched for."""
 
 
 def find_data_dir(explicit: str | os.PathLike[str] | None = None) -> Path:
     """Folder that holds the four MNIST files (``train-images-idx3-ubyte`` and so on, plain or ``.gz``).
 
-    Looked for in this order, and only the first that is given counts: the argument, the environment variable
-    ``FASTMALADE_DATA``, the per-user cache directory (``fastmalade/mnist`` in it).
+    That is the argument, else the folder in the environment variable ``FASTMALADE_DATA``, else ``fastmalade/mnist`` in
+    the per-user cache directory. Only the first of these that is set is searched.
 
     Raises:
         DataNotFoundError: a file is missing there.

@@ -23,21 +23,21 @@ Variant = Literal["direct", "A", "B", "C", "D", "E", "F", "G"]
 
 
 class Apudae(Defense):
-    """x <- x - alpha w for n steps, w made of the gradient of the reconstruction error d(x) = |x - r(x)|^2.
+    """n steps of x <- x - alpha w, where w follows the gradient of the reconstruction error d(x) = |x - r(x)|^2.
 
     The error is summed over pixels. With L the loss, g its gradient and w_i = beta w_{i-1} + (1 - beta) g:
 
     - "direct": x -> r(x), no steps.
     - "A": L = d, w = g (eq. 8).
-    - "B": L = d, with beta (eq. 9; the paper calls it Adam, and prints the first moment alone).
+    - "B": L = d, with beta (eq. 9; the paper calls it Adam, but prints only the first moment).
     - "C": as B, with alpha (1 - exp(-((d - mu) / sigma)^2)) for alpha; eq. 10 prints the image where d must be meant.
     - "D": L = |d - mu| / sigma (eq. 11).
     - "E": L = max(d - mu, 0) / sigma.
     - "F": as E, with L(x, r(x + gamma z)), fresh normal z at each step (eq. 12).
     - "G": as E, after a random rotation and resizing of the image, which is not undone (eq. 13).
 
-    The result is clamped to the range of the images. The paper calls the purification non-differentiable; its gradient,
-    which needs products with the Hessian of d, is exact here.
+    The result is clamped to the range of the images. The paper calls the purification non-differentiable; here its
+    gradient, which takes products with the Hessian of d, is exact.
 
     Args:
         autoencoder: r, (B, C, H, W) -> (B, C, H, W) on [0, 1].
@@ -48,13 +48,13 @@ class Apudae(Defense):
         noise_scale: gamma >= 0.
         max_angle: rotations of "G" are uniform within this many degrees.
         max_resize: factors of "G" are uniform within 1 - max_resize to 1 + max_resize.
-        error_mean, error_std: mu and sigma of d over clean images, in units of images in [0, 1]; see :meth:`calibrate`.
+        error_mean, error_std: mu and sigma of d over clean images in [0, 1]; see :meth:`calibrate`.
         value_range, gradient: see :class:`fastmalade.Defense`.
 
     Raises:
         TypeError, ValueError: an unknown variant, or a number out of its range.
 
-    Source: paper 003, eq. 7 to 13. It prints no beta, gamma, angle or factor; the defaults here are not the paper's.
+    Source: paper 003, eq. 7 to 13. It gives no beta, gamma, angle or factor: the defaults are ours.
     """
 
     kind: ClassVar[str] = "apudae"
@@ -108,7 +108,7 @@ class Apudae(Defense):
 
     @property
     def is_random(self) -> bool:
-        """For "F" and "G" only."""
+        """Only the variants "F" and "G"."""
         return (self.variant == "F" and self.noise_scale > 0) or self.variant == "G"
 
     @property
@@ -118,7 +118,7 @@ class Apudae(Defense):
 
     @torch.no_grad()
     def errors(self, x: Tensor) -> Tensor:
-        """Reconstruction error d of images x (B, C, H, W) in ``value_range``: (B,), in units of images in [0, 1]."""
+        """Reconstruction errors d, (B,), of images x (B, C, H, W) in ``value_range``, after mapping these to [0, 1]."""
         self._check(x)
         low, high = self.value_range
         unit = (x - low) / (high - low)
@@ -149,7 +149,7 @@ class Apudae(Defense):
         return Cost(evaluations[0] * forward + evaluations[1] * gradient, *evaluations)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a file holds."""
+        """The networks that a file holds."""
         return {"autoencoder": self.autoencoder}
 
     def settings(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Apudae(Defense):
         return x - rate * direction, direction
 
     def _gradient(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gradient of L (B, C, H, W), and L (B,); for "A" and "B", which do not read L, possibly empty."""
+        """Gradient of L, (B, C, H, W), and L, (B,). For "A" and "B", which do not need L, it may be empty."""
         if torch.is_grad_enabled() or not is_native_autoencoder(self.autoencoder):
             (gradient,), losses = inner_gradient(lambda at: self._loss(at[0], noise), (x,))
             return gradient, losses
@@ -218,12 +218,13 @@ class Apudae(Defense):
         return (errors - self.error_mean) / self.error_std
 
     def _transformed(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
-        # Steps 0 to n - 1 are those of the noise; the next one is free. Phi maps normals to uniforms on (0, 1).
+        # The noise uses steps 0 to n - 1, so n is free. Phi maps normals to uniforms on (0, 1).
         normals = normals_like(x, seed, sample_ids, self.n_steps, (2,))
         uniform = torch.special.ndtr(normals) * 2.0 - 1.0
         angle = uniform[:, 0] * math.radians(self.max_angle)
         scale = 1.0 + self.max_resize * uniform[:, 1]
-        # Coordinates are in [-1, 1] along each side: the aspect ratio keeps a rotation one in pixels.
+        # grid_sample's coordinates run from -1 to 1 along each side, whatever its length: the aspect ratio makes this a
+        # rotation in pixels.
         aspect = x.shape[2] / x.shape[3]
         cos, sin, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros_like(angle)
         rows = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], dim=1).reshape(-1, 2, 3)

@@ -1,19 +1,27 @@
-"""``Defense``: what every purifier of images has in common, MALADE and its rivals alike."""
+"""``Defense``: what MALADE and its rivals have in common, and how a defence becomes a file and comes back."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastmalade.inputs import prepare
+from fastmalade.inputs import Prepared, prepare
+from fastmalade.models.registry import NETWORKS, fill
+from fastmalade.pretrained import PretrainedError, expected_in_header, read_tensors, resolve_path, write_tensors
 from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed
 
 StatedGradient = Literal["unrolled", "bpda"]
+AnyDefense = TypeVar("AnyDefense", bound="Defense")
+
+DEFENSES: dict[str, type[Defense]] = {}
+"""Every class that has a ``kind``, by that name; it registers itself when it is defined."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,14 @@ class Cost:
 
 
 class Defense(nn.Module):
-    """A purifier: images in, images of the same shape out, before they are classified.
+    """Takes images, returns purified images of the same shape, which are then classified.
 
-    ``forward`` is the differentiable piece that goes in front of a classifier; ``purify`` is the forgiving one that
-    takes any array of images and checks it. Randomness is fresh at every call unless a seed is given, and with
-    a seed depends on (seed, sample id) and on nothing else.
+    ``forward`` is differentiable and goes in front of a classifier; ``purify`` takes any array of images, checks it and
+    gives no gradient. Both draw fresh randomness at every call unless they are given a seed; with a seed the result
+    depends on (seed, sample id) and on nothing else.
 
-    A subclass defines ``_purified``, ``cost``, and ``channels`` and ``multiple`` where its networks ask for them.
+    A subclass defines ``_purified`` and ``cost``, and ``channels``, ``multiple`` and ``image_size`` where its networks
+    do not take every image. One that has a ``kind``, ``networks`` and ``settings`` can be saved and loaded.
 
     Args:
         value_range: (low, high) of the images given and returned; the networks work in [0, 1].
@@ -48,6 +57,24 @@ class Defense(nn.Module):
     Raises:
         ValueError: an empty or infinite value range, or an unknown gradient.
     """
+
+    kind: ClassVar[str]
+    """Name of the defence in files."""
+    file_kind: ClassVar[str] = "defense"
+    """Kind of file that it is saved to."""
+    overridable: ClassVar[frozenset[str]] = frozenset()
+    """Settings that ``purify`` takes for one call."""
+    images_per_call: ClassVar[int] = 64
+    """Images that ``fastmalade purify`` hands over at once: a search over codes or weights keeps a lot for each."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" not in vars(cls):
+            return
+        other = DEFENSES.setdefault(cls.kind, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"kind: expected a name of its own for {cls.__name__}, got that of {other.__name__}")
+        DEFENSES[cls.kind] = cls
 
     def __init__(self, *, value_range: tuple[float, float] = (0.0, 1.0), gradient: StatedGradient = "unrolled") -> None:
         super().__init__()
@@ -81,7 +108,7 @@ class Defense(nn.Module):
 
     @property
     def states_kept(self) -> int:
-        """Tensors of the size of an image that the gradient of one call keeps, roughly."""
+        """Roughly how many tensors of the size of an image the gradient of one call keeps."""
         return 1
 
     def cost(self, batch: int = 1, image_shape: tuple[int, int, int] = (1, 28, 28)) -> Cost:
@@ -91,6 +118,14 @@ class Defense(nn.Module):
             ValueError: a batch below 1, or a shape that does not fit.
         """
         raise NotImplementedError(f"{type(self).__name__} does not count its work")
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that a file holds, by the name of the constructor's argument."""
+        raise NotImplementedError(f"{type(self).__name__} does not name its networks")
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the constructor besides the networks and the value range, as JSON values."""
+        raise NotImplementedError(f"{type(self).__name__} does not name its settings")
 
     def forward(self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
         """Purify a batch, differentiably (see ``gradient``). Parameters of networks count as constants.
@@ -106,7 +141,7 @@ class Defense(nn.Module):
             (B, C, H, W) in ``value_range``.
 
         Raises:
-            TypeError: x is no floating tensor, or has another dtype than the networks; seed or ids are no integers.
+            TypeError: x is not a floating tensor, or has another dtype than the networks; seed or ids are not integers.
             ValueError: a shape, seed or id that does not fit.
         """
         self._check(x)
@@ -121,12 +156,12 @@ class Defense(nn.Module):
 
     @torch.no_grad()
     def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
-        """:meth:`forward` without gradient, for a seed that is read when the kernels run: what a CUDA graph records.
+        """:meth:`forward` without gradient, with a seed that kernels read when they run: what a CUDA graph records.
 
         Args:
             x: see :meth:`forward`.
             seed_bits: int64 (1,) on the device of ``x``, the bits of the seed.
-            sample_ids: int64 (B,) there.
+            sample_ids: int64 (B,) on the device of ``x``.
 
         Returns:
             (B, C, H, W) in ``value_range``.
@@ -137,33 +172,29 @@ class Defense(nn.Module):
         self._check(x)
         return self._in_value_range(x, seed_bits, sample_ids)
 
-    def purify(self, images: Any, *, seed: int | None = None, sample_ids: Any = None) -> Any:
+    def purify(self, images: Any, *, seed: int | None = None, sample_ids: Any = None, **overrides: Any) -> Any:
         """Purify images of any supported kind; the result has the same kind, dtype, device and layout.
 
         Args:
             images: as for :func:`fastmalade.purify`; the full rules are those of :func:`fastmalade.inputs.prepare`.
             seed, sample_ids: see :meth:`forward`.
+            overrides: settings for this call only. A :class:`fastmalade.Purifier` takes some; other defences have
+                their settings as attributes.
 
         Returns:
             Purified images without gradient; an empty result for an empty batch.
 
         Raises:
-            TypeError: wrong kind or dtype.
+            TypeError: wrong kind or dtype, or an override that this defence does not take.
             ValueError: wrong shape, values out of range, NaN or infinity.
             FloatingPointError: the iteration diverged.
         """
-        dtype, device = self._dtype_and_device()
-        prepared = prepare(
-            images,
-            channels=self.channels,
-            multiple=self.multiple,
-            value_range=self.value_range,
-            dtype=dtype,
-            device=device,
-        )
+        if overrides:
+            raise TypeError(f"{', '.join(overrides)}: expected a Purifier to set this for, got {type(self).__name__}")
+        prepared = self._prepared(images)
         with torch.no_grad():
             result = self(prepared.images, seed=seed, sample_ids=sample_ids)
-        # The map back to the value range may round a value on its edge to the outside.
+        # Mapping back to the value range may round a value at its edge out of it.
         return prepared.restore(result.clamp(*self.value_range))
 
     @classmethod
@@ -176,12 +207,10 @@ class Defense(nn.Module):
             FileNotFoundError: neither a shipped name nor a file; lists the shipped names.
             PretrainedError: a damaged or foreign file, or one that holds another defence than ``cls``.
         """
-        from fastmalade.defenses.files import load_defense
-
         return load_defense(name_or_path, cls)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, training: dict[str, Any] | None = None) -> None:
-        """Write networks and settings to one safetensors file, whole or not at all.
+        """Write networks and settings to one safetensors file, which appears complete or not at all.
 
         Args:
             path: file to write; an old one is replaced only once the new one is complete.
@@ -190,9 +219,15 @@ class Defense(nn.Module):
         Raises:
             TypeError: a network that could not be rebuilt without running code.
         """
-        from fastmalade.defenses.files import save_defense
-
         save_defense(self, path, training=training)
+
+    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
+        """Purify x (B, C, H, W) in [0, 1], B >= 1, with the randomness of (seed, sample_ids (B,)); differentiable.
+
+        ``seed`` is a number, or int64 (1,) on the device where a CUDA graph is captured: only
+        :func:`fastmalade.noise.normals_like` should read it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it purifies")
 
     def _in_value_range(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         if x.shape[0] == 0:
@@ -202,13 +237,16 @@ class Defense(nn.Module):
         low, high = self.value_range
         return self._purified((x - low) / (high - low), seed, sample_ids) * (high - low) + low
 
-    def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
-        """Purify x (B, C, H, W) in [0, 1] with the randomness of (seed, sample_ids (B,)); differentiable.
-
-        ``seed`` is a number, or int64 (1,) on the device where a CUDA graph is captured: only
-        :func:`fastmalade.noise.normals_like` should read it.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it purifies")
+    def _prepared(self, images: Any) -> Prepared:
+        dtype, device = self._dtype_and_device()
+        return prepare(
+            images,
+            channels=self.channels,
+            multiple=self.multiple,
+            value_range=self.value_range,
+            dtype=dtype,
+            device=device,
+        )
 
     def _dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         for parameter in self.parameters():
@@ -234,3 +272,88 @@ class Defense(nn.Module):
             sides = "H, W" if size is None else f"{size[0]}, {size[1]}"
             more = "" if multiple == 1 else f" with H and W multiples of {multiple}"
             raise ValueError(f"x: expected shape (B, {wanted}, {sides}){more}, got {shape}")
+
+    def _to_header(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+        """The header of a file, and the networks in it by the prefix of their tensors' names."""
+        parts = self.networks()
+        for part, network in parts.items():
+            if NETWORKS.get(type(network).__name__) is not type(network):
+                raise TypeError(f"{part}: expected one of {', '.join(NETWORKS)} to save, got {type(network).__name__}")
+        header = {
+            "kind": self.file_kind,
+            "defense": self.kind,
+            "settings": self.settings(),
+            "networks": {
+                part: {"type": type(network).__name__, "config": network.config()}  # type: ignore[operator]
+                for part, network in parts.items()
+            },
+            "value_range": list(self.value_range),
+        }
+        return header, {f"{part}.": network for part, network in parts.items()}
+
+    @classmethod
+    def _from_header(cls, path: Path, header: Mapping[str, Any]) -> tuple[Defense, dict[str, nn.Module]]:
+        """The inverse of :meth:`_to_header`: a defence whose networks still wait for their parameters."""
+        with expected_in_header(path, "networks and settings"):
+            # On the meta device nothing is allocated for sizes that a damaged header claims.
+            with torch.device("meta"):
+                parts = {part: NETWORKS[spec["type"]](**spec["config"]) for part, spec in header["networks"].items()}
+            low, high = header["value_range"]
+            defense = cls(**parts, **header["settings"], value_range=(low, high))
+        return defense, {f"{part}.": network for part, network in parts.items()}
+
+
+def save_defense(
+    defense: Defense,
+    path: str | os.PathLike[str],
+    *,
+    training: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Write a defence to ``path``.
+
+    Args:
+        defense: an instance of one of the classes in :data:`DEFENSES`.
+        path: file to write.
+        training: facts about the training for the header, JSON values.
+        dtype: "float32", or "float16" for half the size.
+
+    Raises:
+        TypeError: another defence, or one with a network that could not be rebuilt without running code.
+        ValueError: an unknown dtype, or parameters that are not finite.
+    """
+    if DEFENSES.get(str(getattr(defense, "kind", None))) is not type(defense):
+        known = ", ".join(sorted(DEFENSES))
+        raise TypeError(f"defense: expected one of {known} to save, got {type(defense).__name__}")
+    header, networks = defense._to_header()
+    tensors = {
+        f"{prefix}{name}": value for prefix, network in networks.items() for name, value in network.state_dict().items()
+    }
+    write_tensors(Path(path), tensors, header | {"training": dict(training or {})}, dtype)
+
+
+def load_defense(name_or_path: str | os.PathLike[str], expected: type[AnyDefense]) -> AnyDefense:
+    """Load a defence: parameters float32 and frozen, eval mode.
+
+    Args:
+        name_or_path: a shipped name or a file of :func:`save_defense`.
+        expected: the class wanted; :class:`Defense` for any.
+
+    Raises:
+        FileNotFoundError: neither a shipped name nor a file; lists the shipped names.
+        PretrainedError: a damaged or foreign file, or one that holds another defence.
+    """
+    path = resolve_path(name_or_path)
+    kinds = {cls.file_kind for cls in DEFENSES.values() if issubclass(cls, expected)} or {"defense"}
+    header, tensors = read_tensors(path, *sorted(kinds))
+    # A kind of file that belongs to one class does not name it again.
+    name = header.get("defense") if header["kind"] == "defense" else header["kind"]
+    cls = DEFENSES.get(str(name))
+    if cls is None:
+        raise PretrainedError(f"{path}: expected one of {', '.join(sorted(DEFENSES))}, got {name!r}")
+    if not issubclass(cls, expected):
+        raise PretrainedError(f"{path}: expected a {expected.__name__}, got {cls.__name__}")
+    defense, networks = cls._from_header(path, header)
+    fill(path, networks, tensors)
+    found: Any = defense.requires_grad_(False).eval()
+    return found

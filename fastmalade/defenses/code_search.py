@@ -16,10 +16,10 @@ from fastmalade.noise import normals_like
 
 
 class CodeSearch(Defense):
-    """x -> G(z*), z* the best code that descent finds from several random starts; all starts are one batch.
+    """x -> G(z*), where z* is the best code that descent finds from several random starts, run as one batch.
 
-    The gradient is exact: the derivative of all steps on the code, for the starts that were drawn; the choice of the
-    best start is constant almost everywhere.
+    The gradient is the exact derivative through all steps, for the starts that were drawn. The choice of the best start
+    is piecewise constant and adds nothing to it.
 
     Args:
         generator: G, (B, latent_dim) -> (B, C, H, W) in [0, 1], with attributes ``latent_dim``, ``out_channels`` and
@@ -31,7 +31,7 @@ class CodeSearch(Defense):
         value_range, gradient: see :class:`fastmalade.Defense`.
 
     Raises:
-        TypeError: not a generator, or counts that are no integers.
+        TypeError: not a generator, or counts that are not integers.
         ValueError: a count or a scale out of its range.
     """
 
@@ -76,7 +76,7 @@ class CodeSearch(Defense):
 
     @property
     def states_kept(self) -> int:
-        """Codes are small beside images; what counts is one step's graph for every start."""
+        """One for each start: codes are small, so what counts is the graph of one step."""
         return self.n_restarts
 
     def codes(self, x: Tensor, *, seed: int | Tensor, sample_ids: Tensor) -> Tensor:

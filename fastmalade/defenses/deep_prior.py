@@ -20,18 +20,18 @@ _WEIGHTS_STEP, _CODE_STEP = 0, 1
 
 
 class DeepPrior(Defense):
-    """x -> G_phi*(z): Adam on the weights phi of an untrained network for a fixed random code z, from random phi.
+    """x -> G_phi*(z): Adam fits the weights phi of an untrained network to x, for a fixed random code z.
 
-    All images of a batch are fitted at once, each with weights of its own. An image stops when its mean squared error
-    falls below the threshold, the others go on: what becomes of an image does not depend on its batch.
+    All images of a batch are fitted at once, each with its own weights. An image stops when its mean squared error
+    falls below a threshold while the others go on, so the result does not depend on the batch.
 
     The gradient is BPDA by default. ``gradient="unrolled"`` is the exact derivative through all steps on the weights;
-    it keeps about 2 sqrt(T) copies of three times all weights for each image, and each step costs a second-order
-    pass through the network.
+    for each image it keeps about 2 sqrt(T) copies of the weights and their two moments, and each step costs a
+    second-order pass through the network.
 
     Args:
-        network: G, images of any size.
-        n_steps: T, at most; 500 for eps 0.01 and 0.05 of images in [-1, 1], 100 for eps 0.1, in the paper.
+        network: G; it makes images of any size.
+        n_steps: T, the most steps taken; in the paper 500 for eps 0.01 and 0.05, 100 for eps 0.1, images in [-1, 1].
         rate: of Adam, 0.01 in the paper.
         stop_error: mean over pixels of (x - G)^2 for images in [0, 1] at which an image stops, or 0 for never. The
             paper's 0.005 is for images in [-1, 1]: 0.00125 here.
@@ -40,8 +40,8 @@ class DeepPrior(Defense):
     Raises:
         TypeError, ValueError: not a PriorNetwork, or a number out of its range.
 
-    Source: paper 004, Algorithm 2, sections 3.1 and 4.4.2. The loss is the mean over pixels and channels; to Adam a
-    factor makes no difference.
+    Source: paper 004, Algorithm 2, sections 3.1 and 4.4.2. The loss here is the mean over pixels and channels; Adam
+    takes the same steps for any multiple of it.
     """
 
     kind: ClassVar[str] = "dip-inc"
@@ -74,13 +74,13 @@ class DeepPrior(Defense):
 
     @property
     def states_kept(self) -> int:
-        """Weights and moments at about 2 sqrt(n_steps) steps, in images of 28x28."""
+        """Weights and moments at about 2 sqrt(n_steps) steps, measured in images of 28x28."""
         if self.gradient == "bpda":
             return 1
         return 2 * (math.isqrt(self.n_steps) + 1) * 3 * self.network.parameter_count // 784 + 1
 
     def cost(self, batch: int = 1, image_shape: tuple[int, int, int] = (1, 28, 28)) -> Cost:
-        """Of all steps: images that stop early cost less; see :meth:`fastmalade.Defense.cost`."""
+        """If no image stops early; see :meth:`fastmalade.Defense.cost`."""
         check_count("batch", batch, 1)
         self._check_shape((batch, *image_shape))
         size = self.network.code_size(*image_shape[1:])
@@ -96,7 +96,7 @@ class DeepPrior(Defense):
         return Cost(evaluations[0] * forward + evaluations[1] * int(counter.get_total_flops()), *evaluations)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a file holds: the architecture; it has no weights."""
+        """The network that a file holds: its architecture, as it has no weights."""
         return {"network": self.network}
 
     def settings(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class DeepPrior(Defense):
             gradients, errors = inner_gradient(
                 lambda at: (image(at[0]) - target).square().flatten(1).mean(1), (weights,)
             )
-            # An image that has stopped keeps its weights; the moments do not matter any more.
+            # An image that has stopped keeps its weights; its moments no longer matter.
             running = running * (errors.detach() >= self.stop_error)[:, None]
             updated, first, second = self.optimizer.update((weights,), gradients, (first, second), t, self.n_steps)
             return torch.where(running > 0, updated, weights), first, second, running.detach()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmalade.defenses.base import Defense
-from fastmalade.seeds import check_sample_ids, check_seed
+from fastmalade.seeds import check_sample_ids, check_seed, signed64
 
 GradientMode = Literal["unrolled", "bpda", "blind"]
 Vote = Literal["mean", "majority"]
@@ -24,21 +24,20 @@ class DefendedClassifier(nn.Module):
 
     - "unrolled": the exact derivative through all N steps, for the noise that was drawn.
     - "bpda": the purifier counts as the identity on the way back (Athalye et al. 2018, BPDA).
-    - "blind": the Jacobian of the classifier at x itself. A loss is still that of the defended value; for an attacker
-      who does not know of the defence at all see ``gradient="blind"`` in :mod:`fastmalade.attacks`.
+    - "blind": the Jacobian of the classifier at x itself, while the loss is still that of the defended value. For an
+      attacker who does not know about the defence at all see ``gradient="blind"`` in :mod:`fastmalade.attacks`.
 
-    The noise is fresh at every call unless ``seed`` is set, and never comes from torch's global generator,
-    which attack libraries reseed. An attacker who averages gradients over calls (EOT) thus averages over
-    noise.
+    The noise is fresh at every call unless ``seed`` is set, and never comes from torch's global generator, which attack
+    libraries reseed: an attacker who averages gradients over calls (EOT) really averages over noise.
 
     Args:
         purifier: the defence: a :class:`fastmalade.Purifier` or another :class:`fastmalade.Defense`.
-        classifier: (B, C, H, W) in the purifier's ``value_range`` -> logits (B, K). Frozen or not as it is
-            given; call ``.eval()`` on the whole before attacking.
+        classifier: (B, C, H, W) in the purifier's ``value_range`` -> logits (B, K). Its parameters stay frozen or
+            trainable as they are; call ``.eval()`` on the whole model before attacking it.
         gradient: "unrolled", "bpda" or "blind".
         n_chains: independent chains per image, run as one batch; chain k of the image with id b has id
             b * n_chains + k.
-        vote: how chains are joined, see :meth:`forward`.
+        vote: "mean" or "majority" of the chains, see :meth:`forward`.
         seed: fixed noise for every call, or None.
 
     Raises:
@@ -80,11 +79,9 @@ class DefendedClassifier(nn.Module):
     def forward(self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
         """Logits of the defended classifier.
 
-        One chain: the classifier's own logits. More chains: "mean" gives the log of the mean softmax;
-            "majority"
-        gives log((votes + mean softmax) / (n_chains + 1)), whose argmax is the majority, ties broken by the
-        mean softmax. Votes have no gradient, so "majority" takes that of "mean" (straight-
-        through).
+        With one chain these are the classifier's own logits. With more, "mean" gives the log of the mean softmax, and
+        "majority" gives log((votes + mean softmax) / (n_chains + 1)), whose argmax is the majority, ties broken by the
+        mean softmax. Votes have no gradient, so "majority" takes the gradient of "mean" (straight-through).
 
         Args:
             x: (B, C, H, W) in the purifier's ``value_range``.
@@ -102,13 +99,13 @@ class DefendedClassifier(nn.Module):
     def logits_and_purified(
         self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`forward`, and the purified images that it classified, for attacks that look at both (R+PGD).
+        """:meth:`forward` together with the purified images that it classified, for attacks that use both (R+PGD).
 
         Args and errors: see :meth:`forward`.
 
         Returns:
             (B, K) logits, and (B * n_chains, C, H, W) purified images, the chains of an image side by side. These
-            carry a gradient with "unrolled" only; for the other two the purifier has none.
+            carry a gradient with "unrolled" only; in the other two modes the purifier has none.
         """
         seed = self.seed if seed is None else seed
         if self.gradient == "unrolled":
@@ -128,6 +125,27 @@ class DefendedClassifier(nn.Module):
         # In the units of the value: with several chains these are log-probabilities.
         bare = bare if self.n_chains == 1 else F.log_softmax(bare, dim=1)
         return value + (bare - bare.detach()), purified
+
+    @torch.no_grad()
+    def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
+        """:meth:`forward` without gradient, with a seed that kernels read when they run: what a CUDA graph records.
+
+        Args:
+            x: see :meth:`forward`.
+            seed_bits: int64 (1,) on the device of ``x``, the bits of the seed; not read where the constructor was given
+                a seed.
+            sample_ids: int64 (B,) on the device of ``x``.
+
+        Returns:
+            (B, K) logits.
+
+        Raises:
+            TypeError, ValueError, BackendUnavailableError: see :meth:`Defense.forward_from_device`.
+        """
+        if self.seed is not None:
+            seed_bits = torch.full_like(seed_bits, signed64(self.seed))
+        images, ids = self._chains_of(x, sample_ids)
+        return self._join(self.classifier(self.purifier.forward_from_device(images, seed_bits, ids)))
 
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
@@ -160,7 +178,7 @@ class DefendedClassifier(nn.Module):
 
 
 def check_stated_gradient(purifier: Defense, gradient: GradientMode) -> None:
-    """Raise ValueError if "unrolled" is asked of a defence whose gradient is another: it would be BPDA in silence."""
+    """Raise ValueError if "unrolled" is asked of a defence with another gradient, which would silently be BPDA."""
     if gradient == "unrolled" and purifier.gradient != "unrolled":
         raise ValueError(
             f"gradient: expected {purifier.gradient!r}, which this {type(purifier).__name__} states, got 'unrolled'; "

@@ -12,12 +12,12 @@ from fastmalade.defenses.optimizers import Momentum
 
 
 class DefenseGan(CodeSearch):
-    """L momentum steps on the code from each of R random starts; the start with the smallest error wins.
+    """L momentum steps on the code from each of R random starts, of which the one with the smallest error is used.
 
     Args:
-        generator: see :class:`CodeSearch`; shipped is a :class:`fastmalade.models.GanGenerator`.
-        n_steps: L, 200 in the paper's and in 000's tables.
-        n_restarts: R, 10 there; 000 Table 6 times R = 1.
+        generator: see :class:`CodeSearch`; the shipped one is a :class:`fastmalade.models.gan.GanGenerator`.
+        n_steps: L, 200 in the tables of the paper and of 000.
+        n_restarts: R, 10 in the tables of the paper and of 000; Table 6 of 000 gives times for R = 1.
         rate, momentum: see :class:`Momentum`; the loss is the mean over pixels.
         code_scale: standard deviation of the starts; None for 1 / sqrt(latent_dim), as in the public code.
         value_range, gradient: see :class:`fastmalade.Defense`.
@@ -25,7 +25,7 @@ class DefenseGan(CodeSearch):
     Raises:
         TypeError, ValueError: see :class:`CodeSearch`.
 
-    Source: Samangouei et al. 2018, section 3 and eq. 5; settings that the paper does not print are those of its public
+    Source: Samangouei et al. 2018, section 3 and eq. 5; settings that the paper leaves open are those of its public
     code.
     """
 
@@ -57,7 +57,7 @@ class DefenseGan(CodeSearch):
         self.rate, self.momentum = rate, momentum
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a file holds."""
+        """The networks that a file holds."""
         return {"generator": self.generator}
 
     def settings(self) -> dict[str, Any]:

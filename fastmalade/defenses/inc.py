@@ -15,17 +15,17 @@ from fastmalade.models.flops import network_flops
 
 
 class InvertAndClassify(CodeSearch):
-    """Adam on the code of a generator from one random start; images far from what comes out are rejected.
+    """Adam on the code of a generator from one random start; images far from their projection are rejected.
 
-    The paper calls the inversion "non-differentiable"; the gradient through its Adam steps is exact here. It costs a
+    The paper calls the inversion "non-differentiable"; here the gradient through its Adam steps is exact. It costs a
     second-order pass through the generator for each step.
 
     Args:
-        generator: see :class:`CodeSearch`; shipped is the decoder of a variational autoencoder.
+        generator: see :class:`CodeSearch`; the shipped one is the decoder of a variational autoencoder.
         n_steps: T. The paper runs "typically more than 2000".
         n_restarts: random starts per image, 1 in the paper.
         rate: of Adam, 0.1 for MNIST and 0.01 for CelebA in the paper.
-        eta: distance |G(z*) - x|_2, in units of images in [0, 1], from which on an image is rejected; None for never.
+        eta: an image is rejected if |G(z*) - x|_2, for images in [0, 1], is at least eta; None for never.
         code_scale: standard deviation of the starts: 1, and 2 for the paper's BEGAN.
         value_range, gradient: see :class:`fastmalade.Defense`.
 
@@ -64,12 +64,12 @@ class InvertAndClassify(CodeSearch):
 
     @torch.no_grad()
     def distance(self, x: Tensor, purified: Tensor) -> Tensor:
-        """|G(z*) - x|_2 per image, (B,), of images and their purified form, in units of images in [0, 1]."""
+        """|G(z*) - x|_2 for each image, (B,), from images and their purified form, after mapping both to [0, 1]."""
         low, high = self.value_range
         return (purified - x).flatten(1).norm(dim=1) / (high - low)
 
     def rejects(self, x: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
-        """Which images are "unnatural", at least ``eta`` away from what they are purified to: bool (B,).
+        """Which images the paper calls "unnatural": those at least ``eta`` away from their purified form, bool (B,).
 
         Args:
             x, seed, sample_ids: see :meth:`forward`.
@@ -83,7 +83,7 @@ class InvertAndClassify(CodeSearch):
             return self.distance(x, self(x, seed=seed, sample_ids=sample_ids)) >= self.eta
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a file holds."""
+        """The networks that a file holds."""
         return {"generator": self.generator}
 
     def settings(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class InvertAndClassify(CodeSearch):
 
 
 class AutoencodeAndClassify(Defense):
-    """x -> G(E(x)): the encoder's mean instead of a search, for comparison; deterministic, exact gradient.
+    """x -> G(E(x)): the encoder's mean instead of a search, for comparison. Deterministic, with an exact gradient.
 
     Args:
         encoder: E, (B, C, H, W) in [0, 1] -> (mean, log variance) of the code.
@@ -149,7 +149,7 @@ class AutoencodeAndClassify(Defense):
         return Cost(batch * (encode + decode), batch, 0)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a file holds."""
+        """The networks that a file holds."""
         return {"encoder": self.encoder, "generator": self.generator}
 
     def settings(self) -> dict[str, Any]:

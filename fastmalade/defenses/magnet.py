@@ -1,4 +1,4 @@
-"""MagNet: one pass through an autoencoder, and detectors of what should not be classified at all."""
+"""MagNet: one pass through an autoencoder, and detectors that reject images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TEMPERATURES = (10, 40)
 class MagNet(Defense):
     """The reformer x -> r(x), clamped to the range of the images, and two kinds of detectors.
 
-    The reformer is one full step of MALA without noise (000 section 4.2), and runs on the same native kernels when the
-    autoencoder is Table 8's. It is deterministic, its gradient exact.
+    The reformer is one full step of MALA without noise (000 section 4.2) and runs on the same native kernels if the
+    autoencoder is that of Table 8. It is deterministic, and its gradient is exact.
 
-    Detectors score an image, and reject it above a threshold:
+    A detector scores an image and rejects it above a threshold:
 
     - "error-1", "error-2": mean over pixels of |x - r(x)|^p, p = 1, 2.
     - "divergence-10", "divergence-40": Jensen-Shannon divergence in nats between softmax(C(x) / T) and
@@ -83,13 +83,13 @@ class MagNet(Defense):
         """Scores (B,) of images x (B, C, H, W) in ``value_range``, by detector.
 
         Args:
-            classifier: (B, C, H, W) in ``value_range`` -> logits (B, K), for the divergence detectors; None leaves
-                them out.
+            classifier: (B, C, H, W) in ``value_range`` -> logits (B, K), for the divergence detectors, which are left
+                out without it.
         """
         self._check(x)
         low, high = self.value_range
         unit = (x - low) / (high - low)
-        # What is compared is r(x) itself: clamping would hide part of the error.
+        # Compared with r(x) itself: clamping would hide part of the error.
         difference = (self.autoencoder(unit) - unit).abs().flatten(1)
         scores = {f"error-{p}": difference.pow(p).mean(1) for p in ERROR_NORMS}
         if classifier is not None:
@@ -104,18 +104,18 @@ class MagNet(Defense):
         *,
         false_positive_rate: float = 0.001,
     ) -> dict[str, float]:
-        """Set the threshold of each detector so that it rejects that share of clean validation images.
+        """Set the threshold of each detector so that it rejects a given share of clean validation images.
 
         Args:
-            images: (n, C, H, W) in ``value_range``, clean; never test images.
+            images: (n, C, H, W) in ``value_range``, clean, not from the test set.
             classifier: see :meth:`scores`.
-            false_positive_rate: in (0, 1), for each detector by itself; 0.001 for MNIST in Meng and Chen.
+            false_positive_rate: that share for each detector, in (0, 1); 0.001 for MNIST in Meng and Chen.
 
         Returns:
             The thresholds.
 
         Raises:
-            ValueError: a rate out of its range, or too few images for it.
+            ValueError: a rate out of its range, or too few images to reject even one at that rate.
         """
         if not 0.0 < false_positive_rate < 1.0:
             raise ValueError(f"false_positive_rate: expected a number in (0, 1), got {false_positive_rate!r}")
@@ -128,12 +128,12 @@ class MagNet(Defense):
         parts = [self.scores(part, classifier) for part in images.split(500)]
         for name in parts[0]:
             ordered = torch.cat([part[name] for part in parts]).sort(descending=True).values
-            # Rejected is what lies above: exactly ``allowed`` of these images, unless scores are equal.
+            # Scores above this one are rejected: exactly ``allowed`` images, unless scores are equal.
             self.thresholds[name] = float(ordered[allowed])
         return dict(self.thresholds)
 
     def rejects(self, x: Tensor, classifier: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Which images some detector rejects: bool (B,). Arguments as for :meth:`scores`.
+        """Which images at least one detector rejects: bool (B,). Arguments as for :meth:`scores`.
 
         Raises:
             ValueError: a detector without a threshold, or a divergence detector without the classifier.
@@ -154,7 +154,7 @@ class MagNet(Defense):
         return Cost(batch * network_flops(self.autoencoder, (1, *image_shape))[0], batch, 0)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a file holds."""
+        """The networks that a file holds."""
         return {"autoencoder": self.autoencoder}
 
     def settings(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class MagNet(Defense):
         return {"thresholds": self.thresholds, "gradient": self.gradient}
 
     def _purified(self, x: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
-        # A step without noise reads no seed.
+        # The seed does not matter: this step has no noise.
         return run(x, self.autoencoder, _ONE_FULL_STEP.settings, NoiseSource(0, sample_ids))
 
 

@@ -21,7 +21,7 @@ class Momentum:
         momentum: in [0, 1).
 
     Raises:
-        ValueError: one of them out of its range.
+        ValueError: a number out of its range.
 
     Source: the public code of Defense-GAN (Samangouei et al. 2018), rate 10, momentum 0.7.
     """
@@ -35,13 +35,13 @@ class Momentum:
             raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum!r}")
 
     def slots(self, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What it remembers before the first step: one tensor like each parameter."""
+        """State before the first step: a velocity like each parameter."""
         return tuple(torch.zeros_like(p) for p in parameters)
 
     def update(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], slots: Sequence[Tensor], t: int, n_steps: int
     ) -> tuple[Tensor, ...]:
-        """Step t of n_steps: parameters, then slots, after it."""
+        """Parameters and slots after step t of n_steps, in that order."""
         rate = self.rate * (0.1 if t >= math.ceil(0.8 * n_steps) else 1.0)
         velocity = tuple(self.momentum * v + g for v, g in zip(slots, gradients, strict=True))
         return (*(p - rate * v for p, v in zip(parameters, velocity, strict=True)), *velocity)
@@ -57,7 +57,7 @@ class Adam:
         epsilon: > 0, added to the root of the second moment.
 
     Raises:
-        ValueError: one of them out of its range.
+        ValueError: a number out of its range.
     """
 
     rate: float = 0.1
@@ -73,13 +73,13 @@ class Adam:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
 
     def slots(self, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What it remembers before the first step: both moments of each parameter."""
+        """State before the first step: the first moments of all parameters, then the second."""
         return tuple(torch.zeros_like(p) for p in (*parameters, *parameters))
 
     def update(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], slots: Sequence[Tensor], t: int, n_steps: int
     ) -> tuple[Tensor, ...]:
-        """Step t: parameters, then slots, after it."""
+        """Parameters and slots after step t, in that order."""
         count = len(parameters)
         first = tuple(self.beta1 * m + (1 - self.beta1) * g for m, g in zip(slots[:count], gradients, strict=True))
         second = tuple(
@@ -88,7 +88,7 @@ class Adam:
         rate = self.rate / (1 - self.beta1 ** (t + 1))
         scale = 1 / (1 - self.beta2 ** (t + 1))
         moved = tuple(
-            # Where a gradient has been zero so far the root's derivative would be infinite; the floor stops it there.
+            # Where a gradient has been zero so far, the derivative of the root would be infinite without the floor.
             p - rate * m / ((scale * v).clamp_min(1e-30).sqrt() + self.epsilon)
             for p, m, v in zip(parameters, first, second, strict=True)
         )

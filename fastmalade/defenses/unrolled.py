@@ -18,15 +18,15 @@ Step = Callable[[Tensor, State, int], State]
 def iterate(step: Step, n_steps: int, x: Tensor, state: Sequence[Tensor]) -> State:
     """Apply ``step`` n_steps times to ``state``.
 
-    The gradient with respect to ``x`` and the initial state is the exact derivative. States are kept at every
-    sqrt(n_steps)-th step; backward runs each stretch again and differentiates its steps one by one, so memory is
-    about 2 sqrt(n_steps) states and the graph of one step, for one more run of the steps. Parameters that ``step`` uses
-    count as constants. Differentiable once.
+    The gradient with respect to ``x`` and the initial state is the exact derivative. The forward pass keeps every
+    sqrt(n_steps)-th state; backward runs each stretch between them again and differentiates its steps one by one. So
+    the gradient needs memory for about 2 sqrt(n_steps) states and the graph of one step, and runs each step twice.
+    Parameters that ``step`` uses count as constants. Differentiable once.
 
     Args:
         step: deterministic: it is run again in backward.
         n_steps: number of steps, >= 0.
-        x: what every step sees, any shape.
+        x: passed to every step, of any shape.
         state: tensors before the first step.
 
     Returns:
@@ -41,8 +41,8 @@ def inner_gradient(losses: Callable[[Sequence[Tensor]], Tensor], at: Sequence[Te
     """Gradient of the sum of ``losses`` at some tensors, and the losses; differentiable where gradients are recorded.
 
     Args:
-        losses: tensors like ``at`` to losses of any shape; those of different images do not depend on each other.
-        at: where to take it.
+        losses: tensors like ``at`` to losses of any shape, where no image's loss depends on another image.
+        at: where to take the gradient.
     """
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -69,7 +69,7 @@ class _Iterate(torch.autograd.Function):
             state = _run(step, first, min(first + stretch, n_steps), x, state)
         ctx.step, ctx.n_steps, ctx.stretch, ctx.width = step, n_steps, stretch, len(state)
         ctx.save_for_backward(x, *kept)
-        # Without a step these are inputs, which a Function must not return as they are.
+        # Without steps these are the inputs, which a Function must not return as they are.
         return tuple(part.clone() for part in state) if n_steps == 0 else state
 
     @staticmethod
@@ -88,7 +88,8 @@ class _Iterate(torch.autograd.Function):
                     leaf = x.detach().requires_grad_(True)
                     before = tuple(part.detach().requires_grad_(True) for part in states.pop())
                     after = ctx.step(leaf, before, t)
-                    # A part that a step passes on untouched is its own output.
+                    # Detached parts, such as flags, have no gradient. A part that the step passes on unchanged is an
+                    # input and an output at once, and gets the cotangent as it is.
                     pairs = [(a, g) for a, g in zip(after, gradients, strict=True) if a.requires_grad]
                     outputs, cotangents = zip(*pairs, strict=True)
                     found = torch.autograd.grad(outputs, (leaf, *before), cotangents, allow_unused=True)

@@ -1,16 +1,17 @@
-"""Chains as CUDA graphs: captured once per batch-size bucket, replayed with fresh noise, one launch per call.
+"""Defences as CUDA graphs: captured once per bucket of batch sizes, replayed with fresh noise, one launch per call.
 
-    executor = GraphExecutor.of_purifier(purifier)          # or .of_defense(rival), .of_classifier(defended)
-    clean = executor(images, seed=7, sample_ids=ids)        # CUDA tensors; as purifier(images, ...), without gradient
+    executor = GraphExecutor.of_purifier(purifier)    # or .of_defense(rival), .of_classifier(defended)
+    clean = executor(images, seed=7, sample_ids=ids)  # CUDA tensors; as purifier(images, ...), without gradient
     print(executor.report())
 
-Where r(x) is a module of the user's, a step is a dozen launches of microseconds each, and the processor that issues
-them is what bounds a small batch. A graph holds all launches of a call. Seed and sample ids are read from device memory
-when the kernels run, so that a replay draws the noise of its own call.
+If r(x) is your own module, a step is a dozen launches of microseconds each, and for a small batch the time is that of
+the CPU that issues them. A graph holds all launches of a call. Seed and sample ids are read from device memory when the
+kernels run, so each replay draws the noise of its own call.
 
-    graphs.py      buckets, static buffers, locks, memory: no call of torch.cuda
-    capture.py     the calls of torch.cuda
-    models.py      what is captured for a defence or a defended classifier, and when a capture has gone stale
+    graphs.py       buckets, static buffers, locks, memory; does not call torch.cuda
+    capture.py      the calls of torch.cuda
+    fingerprint.py  when a capture has gone stale
+    chains.py       the graphs that ``Purifier.purify`` uses without being asked to
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The calls of torch.cuda behind the executor; tests put a recording stand-in in its place."""
+"""The calls of torch.cuda behind the executor; tests replace them by a stand-in that records what it is asked."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import torch
 from torch import Tensor
 
 _WARM_UPS = 2
-# Two captures at a time would invalidate each other's allocations.
+# Two captures at the same time would invalidate each other's allocations.
 _CAPTURING = threading.Lock()
 
 
 class GraphCaptureError(RuntimeError):
-    """A model cannot be captured into a CUDA graph; the message says why and what to do."""
+    """A model that cannot be captured into a CUDA graph; the message says why and what to do."""
 
 
 class Capture(Protocol):
-    """What the executor needs of a device."""
+    """What the executor needs from a device."""
 
     device_type: str
 
     def capture(self, function: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
-        """Records the launches of ``function``: a graph, and the tensor its replays write their result to."""
+        """Record the launches of ``function``. Returns a graph, and the tensor that replays write their result to."""
 
     def replay(self, graph: Any) -> None:
-        """Launches a graph on the current stream."""
+        """Launch a graph on the current stream."""
 
     def bytes_of(self, graph: Any, device: torch.device) -> int:
-        """Device memory that the graph's intermediate results occupy."""
+        """Bytes of device memory that the graph's intermediate results occupy."""
 
     def mark(self, device: torch.device) -> Any:
-        """An event behind everything that the current stream has been given so far."""
+        """An event after all work that the current stream has been given so far."""
 
     def wait(self, event: Any, device: torch.device) -> None:
-        """Lets the current stream wait for an event; the host goes on."""
+        """Make the current stream wait for an event, without blocking the host."""
 
     def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        """Keeps the memory of tensors from being reused before the current stream's work so far has ended."""
+        """Keep the memory of tensors from being reused until the current stream has done its work so far."""
 
 
 class CudaCapture:
@@ -50,8 +50,8 @@ class CudaCapture:
     def capture(self, function: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """See :class:`Capture`. Raises GraphCaptureError for a function that a graph cannot hold."""
         with _CAPTURING, torch.cuda.device(device):
-            # On a stream of its own, so that the compilation of kernels and the choice of algorithms, which a capture
-            # forbids, are over before it starts.
+            # Run it beforehand on another stream: kernels are compiled and algorithms chosen, which is forbidden during
+            # a capture.
             side = torch.cuda.Stream(device)
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
@@ -60,7 +60,7 @@ class CudaCapture:
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Other threads may allocate and launch meanwhile: their calls are no concern of this capture.
+                # Other threads may allocate and launch meanwhile without disturbing this capture.
                 with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                     result = function()
             except Exception as error:

@@ -1,41 +1,52 @@
-"""What is captured for a defence or a defended classifier, when a capture has gone stale, and what ``purify`` uses."""
+"""``Purifier.purify`` on a GPU: when the chain of a module r(x) runs as a CUDA graph, and the graphs that are kept."""
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastmalade import backends
-from fastmalade.backends.values import Execution, NoiseSource
+from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.executor.capture import Capture, GraphCaptureError
-from fastmalade.executor.graphs import Function, GraphExecutor
+from fastmalade.executor.fingerprint import fingerprint
+from fastmalade.executor.graphs import GraphExecutor
 from fastmalade.models.autoencoder import is_native_autoencoder
-from fastmalade.seeds import check_seed, signed64
-
-if TYPE_CHECKING:
-    from fastmalade.chain.config import ChainConfig
-    from fastmalade.defenses.base import Defense
-    from fastmalade.defenses.defended import DefendedClassifier
-    from fastmalade.defenses.purifier import Purifier
 
 _READS_SEEDS_ON_THE_DEVICE = ("cuda", "triton", "torch")
-_PLAIN = (int, float, bool, str, type(None), tuple)
-_kept: weakref.WeakKeyDictionary[Any, dict[Hashable, GraphExecutor]] = weakref.WeakKeyDictionary()
-_refused: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+class ChainModule(Protocol):
+    """What is needed from a purifier."""
+
+    autoencoder: Callable[[Tensor], Tensor]
+    chain: ChainConfig
+    value_range: tuple[float, float]
+    backend: str | None
+    precision: str
+
+    def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
+        """See :data:`fastmalade.executor.graphs.Function`."""
+
+
+_kept: weakref.WeakKeyDictionary[ChainModule, dict[Hashable, GraphExecutor]] = weakref.WeakKeyDictionary()
+_refused: weakref.WeakKeyDictionary[ChainModule, str] = weakref.WeakKeyDictionary()
 
 
 def graph_backend(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The backend inside a graph: one that reads its seed from device memory when its kernels run.
 
-    Raises as ``backends.resolve``, and BackendUnavailableError for a request that no graph can hold.
+    Raises:
+        BackendUnavailableError: the backend asked for cannot run here, or a graph cannot hold it.
+        ValueError: an unknown backend.
     """
     name = backends.resolve(requested, device=device, dtype=dtype)
     if name in _READS_SEEDS_ON_THE_DEVICE:
@@ -47,83 +58,7 @@ def graph_backend(requested: str | None, device: torch.device, dtype: torch.dtyp
     return "triton" if usable else "torch"
 
 
-def purifier_function(purifier: Purifier, config: ChainConfig | None = None, backend: str | None = None) -> Function:
-    """The chain of a purifier, by default with its own settings, as the executor calls it."""
-    # Not the purifier itself: the executors that purify keeps must not keep alive what they are kept for.
-    autoencoder, value_range, precision = purifier.autoencoder, purifier.value_range, purifier.precision
-    config, backend = config or purifier.chain, backend or purifier.backend
-    from fastmalade.defenses.purifier import run_chain
-
-    def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
-        name = graph_backend(backend, images.device, images.dtype)
-        how, noise = Execution(name, None, precision), NoiseSource(seed_bits, ids)
-        return run_chain(images, autoencoder, config, value_range, noise, how, gradients=False)
-
-    return function
-
-
-def defense_function(defense: Defense) -> Function:
-    """Any defence as the executor calls it: its iteration is torch code that reads its noise by the seed's bits.
-
-    Raises:
-        TypeError: something else than a Defense, whose randomness is unknown: a graph would replay it.
-    """
-    from fastmalade.defenses.base import Defense
-    from fastmalade.defenses.purifier import Purifier
-
-    if isinstance(defense, Purifier):
-        return purifier_function(defense)
-    if not isinstance(defense, Defense):
-        raise TypeError(f"executor: expected a fastmalade.Defense, got {type(defense).__name__}")
-    return defense.forward_from_device
-
-
-def classifier_function(defended: DefendedClassifier) -> Function:
-    """Defence, classifier and vote of a defended classifier as the executor calls them.
-
-    Raises:
-        TypeError: see :func:`defense_function`.
-    """
-    purify = defense_function(defended.purifier)
-    fixed = None if defended.seed is None else signed64(check_seed(defended.seed))
-
-    def function(images: Tensor, seed_bits: Tensor, ids: Tensor) -> Tensor:
-        if fixed is not None:
-            seed_bits = torch.full_like(seed_bits, fixed)
-        images, ids = defended._chains_of(images, ids)
-        return defended._join(defended.classifier(purify(images, seed_bits, ids)))
-
-    return function
-
-
-def fingerprint(model: nn.Module | Callable[..., Any]) -> Hashable:
-    """What a capture of a model has frozen: addresses of its tensors, modes, plain attributes, torch's own modes.
-
-    An attribute that is neither a tensor of the module nor a plain value or a frozen dataclass (a list, an object) is
-    not looked into: after changing such a one call ``GraphExecutor.clear``.
-    """
-    cuda = torch.backends.cuda.matmul
-    modes = (
-        torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32, cuda.allow_tf32,
-    )  # fmt: skip
-    if not isinstance(model, nn.Module):
-        return modes, id(model)
-    tensors = (*model.parameters(), *model.buffers())
-    facts = []
-    for module in model.modules():
-        plain = (item for item in vars(module).items() if not item[0].startswith("_") and _is_plain(item[1]))
-        facts.append((type(module), tuple((name, repr(value)) for name, value in plain)))
-    return modes, tuple((t.data_ptr(), tuple(t.shape), t.dtype) for t in tensors), tuple(facts)
-
-
-def _is_plain(value: object) -> bool:
-    frozen = getattr(type(value), "__dataclass_params__", None)
-    return isinstance(value, _PLAIN) or bool(frozen and frozen.frozen)
-
-
-def why_not_captured(purifier: Purifier, images: Tensor, capture: Capture | None = None) -> str | None:
+def why_not_captured(purifier: ChainModule, images: Tensor, capture: Capture | None = None) -> str | None:
     """None where ``purify`` may run this model through a graph without being asked to, else why it does not."""
     model = purifier.autoencoder
     if images.device.type != ("cuda" if capture is None else capture.device_type):
@@ -143,7 +78,7 @@ def why_not_captured(purifier: Purifier, images: Tensor, capture: Capture | None
 
 
 def purify_in_graph(
-    purifier: Purifier,
+    purifier: ChainModule,
     images: Tensor,
     config: ChainConfig,
     backend: str | None,
@@ -152,7 +87,7 @@ def purify_in_graph(
     sample_ids: Any,
     capture: Capture | None = None,
 ) -> Tensor | None:
-    """The purified images, or None where no graph is used (:func:`why_not_captured`, and native whole chains).
+    """The purified images, or None where no graph is used: see :func:`why_not_captured`; native chains need none.
 
     A model that cannot be captured is reported by one RuntimeWarning and runs step by step from then on.
     """
@@ -164,7 +99,7 @@ def purify_in_graph(
         # One launch holds the whole chain already.
         return None
     if chosen not in _READS_SEEDS_ON_THE_DEVICE and (native or backend is not None):
-        # Not on a GPU at all, or what was asked for does not fit a graph.
+        # The images are not on a GPU at all, or the backend asked for does not fit a graph.
         return None
     key = (tuple(config.to_dict().items()), purifier.value_range, purifier.precision, chosen, id(purifier.autoencoder))
     with _lock:
@@ -174,11 +109,12 @@ def purify_in_graph(
             for executor in executors.values():
                 executor.clear()
             executors.clear()
-            autoencoder = purifier.autoencoder
+            # A copy with the settings of this call, which shares the model. The purifier itself must not be held by
+            # what is kept for as long as it lives.
+            twin, autoencoder = copy.copy(purifier), purifier.autoencoder
+            twin.chain, twin.backend = config, chosen if chosen in _READS_SEEDS_ON_THE_DEVICE else None
             executors[key] = GraphExecutor(
-                purifier_function(purifier, config, chosen if chosen in _READS_SEEDS_ON_THE_DEVICE else None),
-                version=lambda: fingerprint(autoencoder),
-                capture=capture,
+                twin.forward_from_device, version=lambda: fingerprint(autoencoder), capture=capture
             )
         executor = executors[key]
     try:

@@ -1,4 +1,4 @@
-"""Buckets of batch sizes, static buffers, locking and memory of captured graphs."""
+"""``GraphExecutor``: buckets of batch sizes, static buffers, locking and memory of captured graphs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastmalade.executor.capture import Capture, CudaCapture
+from fastmalade.executor.fingerprint import fingerprint
 from fastmalade.seeds import check_sample_ids, check_seed, fresh_seed, signed64
-
-if TYPE_CHECKING:
-    from fastmalade.defenses.base import Defense
-    from fastmalade.defenses.defended import DefendedClassifier
-    from fastmalade.defenses.purifier import Purifier
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 """images (B, ...), seed bits int64 (1,), sample ids int64 (B,), all on the device -> (B, ...)."""
+
+
+class Capturable(Protocol):
+    """A model that reads its seed from the device, as :class:`fastmalade.Defense` and ``DefendedClassifier`` do."""
+
+    def forward_from_device(self, x: Tensor, seed_bits: Tensor, sample_ids: Tensor) -> Tensor:
+        """See :data:`Function`."""
+
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEFAULT_MAX_BYTES = 2**30
@@ -40,12 +44,12 @@ class GraphReport:
 
 
 class _Graph:
-    """A captured graph, the buffers it reads and writes, and who used it last."""
+    """A captured graph, the buffers that it reads and writes, and an event after its last use."""
 
     def __init__(self, capture: Capture, function: Function, bucket: int, like: Tensor) -> None:
         device = like.device
         self.lock = threading.Lock()
-        # What is made in inference mode could not be written to outside of it.
+        # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self.images = torch.zeros((bucket, *like.shape[1:]), dtype=like.dtype, device=device)
             self.seed = torch.zeros(1, dtype=torch.int64, device=device)
@@ -57,18 +61,18 @@ class _Graph:
         self.bytes = buffers + capture.bytes_of(self.graph, device)
 
     def run(self, capture: Capture, images: Tensor, seed: int, ids: Tensor) -> Tensor:
-        """One replay on the current stream for at most ``bucket`` images; the rows beyond them are not read."""
+        """One replay on the current stream for at most ``bucket`` images; other rows of the result are not used."""
         device = images.device
         batch = images.shape[0]
         with self.lock:
-            # The buffers belong to whoever replayed last, perhaps on another stream.
+            # The last replay, perhaps on another stream, may still be using the buffers.
             capture.wait(self.used, device)
             self.images[:batch].copy_(images)
             self.seed.fill_(signed64(seed))
             self.ids[:batch].copy_(ids)
             capture.replay(self.graph)
             result = self.result[:batch].clone()
-            # The executor may give this graph up at any time, without waiting for its work to end.
+            # The executor may drop this graph at any time, without waiting for its work to end.
             capture.hold((self.images, self.seed, self.ids), device)
             self.used = capture.mark(device)
             self.replays += 1
@@ -78,19 +82,19 @@ class _Graph:
 class GraphExecutor:
     """Runs a function of images, seed and sample ids as CUDA graphs, one for each bucket of batch sizes.
 
-    A batch is padded to the smallest bucket that holds it; a larger one than the largest bucket is split. What
-    an image becomes depends on its seed and sample id, as everywhere. Calls may come from any thread and
-    stream: work is ordered on the caller's current stream, and a graph's buffers are handed from one stream to
-    the next by events, without waiting on the host. Nothing is recorded for autograd.
+    A batch is padded to the smallest bucket that holds it; one larger than the largest bucket is split. The result
+    for an image depends on its seed and sample id, not on the batch. Calls may come from any thread and stream: the
+    work runs on the caller's current stream, and events pass a graph's buffers from one stream to the next without
+    blocking the host. Nothing is recorded for autograd.
 
     Args:
-        function: see ``Function``; launches kernels only, the same ones at every call.
-        version: a value that changes whenever a captured graph is no longer the function, such as
-            :func:`fastmalade.executor.chains.fingerprint`; asked at every call.
+        function: see ``Function``; it only launches kernels, the same ones at every call.
+        version: called before each use of a graph; its value changes when a captured graph no longer matches the
+            function, as that of :func:`fastmalade.executor.fingerprint.fingerprint` does.
         buckets: batch sizes to capture, ascending.
-        max_bytes: of device memory that all graphs together may keep; the least recently used ones are given
-            up first. The graph in use is kept, whatever its size.
-        capture: the device's calls.
+        max_bytes: device memory that all graphs together may keep; the least recently used ones are dropped first. The
+            graph in use is kept, whatever its size.
+        capture: the calls of the device.
 
     Raises:
         ValueError: buckets that are not ascending positive integers, or max_bytes < 0.
@@ -119,31 +123,35 @@ class GraphExecutor:
         self._graphs: OrderedDict[tuple[Hashable, ...], _Graph] = OrderedDict()
 
     @classmethod
-    def of_purifier(cls, purifier: Purifier, **options: Any) -> GraphExecutor:
-        """``purifier(images)`` without gradient; ``options`` as for the constructor."""
-        from fastmalade.executor import chains as models
-
-        return cls(models.purifier_function(purifier), version=lambda: models.fingerprint(purifier), **options)
-
-    @classmethod
-    def of_defense(cls, defense: Defense, **options: Any) -> GraphExecutor:
+    def of_defense(cls, defense: Capturable, **options: Any) -> GraphExecutor:
         """``defense(images)`` of any :class:`fastmalade.Defense` without gradient; ``options`` as for the constructor.
 
         All steps of its iteration, and the gradients that it takes inside, are in the graph.
 
         Raises:
-            TypeError: no Defense.
+            TypeError: something else, whose randomness is unknown: a graph would replay it.
         """
-        from fastmalade.executor import chains as models
-
-        return cls(models.defense_function(defense), version=lambda: models.fingerprint(defense), **options)
+        return cls._of(defense, "Defense", options)
 
     @classmethod
-    def of_classifier(cls, defended: DefendedClassifier, **options: Any) -> GraphExecutor:
-        """``defended(images)``, defence and classifier in one graph, without gradient."""
-        from fastmalade.executor import chains as models
+    def of_purifier(cls, purifier: Capturable, **options: Any) -> GraphExecutor:
+        """``purifier(images)`` without gradient, as :meth:`of_defense`."""
+        return cls._of(purifier, "Purifier", options)
 
-        return cls(models.classifier_function(defended), version=lambda: models.fingerprint(defended), **options)
+    @classmethod
+    def of_classifier(cls, defended: Capturable, **options: Any) -> GraphExecutor:
+        """``defended(images)`` of a ``DefendedClassifier``: defence, classifier and vote in one graph.
+
+        See :meth:`of_defense`.
+        """
+        return cls._of(defended, "DefendedClassifier", options)
+
+    @classmethod
+    def _of(cls, model: Capturable, expected: str, options: dict[str, Any]) -> GraphExecutor:
+        function = getattr(model, "forward_from_device", None)
+        if not callable(function):
+            raise TypeError(f"executor: expected a fastmalade.{expected}, got {type(model).__name__}")
+        return cls(function, version=lambda: fingerprint(model), **options)
 
     def __call__(self, images: Tensor, *, seed: int | None = None, sample_ids: Any = None) -> Tensor:
         """The function's result for a batch.
@@ -154,11 +162,11 @@ class GraphExecutor:
             sample_ids: B integers, 0..B-1 by default.
 
         Returns:
-            New (B, ...) tensor of the function's.
+            The function's result, a new tensor (B, ...).
 
         Raises:
-            TypeError: images that are no tensor, or sample ids that are no integers.
-            ValueError: images elsewhere than on the device, ids of another number, a seed out of range.
+            TypeError: images that are not a tensor, or sample ids that are not integers.
+            ValueError: images on another device, a wrong number of ids, a seed out of range.
             GraphCaptureError: the function cannot be captured.
         """
         if not isinstance(images, Tensor):
@@ -178,7 +186,7 @@ class GraphExecutor:
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def report(self) -> list[GraphReport]:
-        """The graphs that are kept, least recently used first."""
+        """The graphs that are kept, the least recently used one first."""
         with self._lock:
             graphs = list(self._graphs.values())
         return [
@@ -194,7 +202,7 @@ class GraphExecutor:
         ]
 
     def clear(self) -> None:
-        """Gives up all graphs and their memory."""
+        """Drop all graphs and their memory."""
         with self._lock:
             self._graphs.clear()
 
@@ -205,7 +213,7 @@ class GraphExecutor:
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
-                # Graphs of an earlier version read memory that may be gone.
+                # Graphs of an earlier version read memory that may have been freed.
                 for stale in [other for other in self._graphs if other[-1] != version]:
                     del self._graphs[stale]
                 graph = _Graph(self._capture, self.function, bucket, images)

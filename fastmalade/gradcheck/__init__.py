@@ -1,4 +1,4 @@
-"""Whether a gradient is the derivative of what is deployed."""
+"""Checks whether the gradient of a defence is its derivative."""
 
 from __future__ import annotations
 

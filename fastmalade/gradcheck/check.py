@@ -1,4 +1,4 @@
-"""``check_gradient``: is the gradient of a defence its derivative, and does it hide anything?"""
+"""``check_gradient``: is the gradient of a defence its derivative, and is any of it masked?"""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.modes import evaluation_mode
 from fastmalade.seeds import check_seed, derive_seed
 
-# Lengths of the finite differences and the relative error allowed, by dtype. The shorter of two lengths rarely
-# straddles a kink of a clamp or a ReLU that the longer one does; a wrong gradient is wrong at both.
+# Lengths of the finite differences and the relative error allowed, by dtype. Where the longer of two lengths straddles
+# a kink of a clamp or a ReLU, the shorter one rarely does; a wrong gradient is wrong at both.
 _DIFFERENCES = {torch.float64: ((1e-6, 1e-7), 1e-4), torch.float32: ((1e-2, 3e-3), 5e-2)}
-# Rounding of float32 against the size of a mistake worth finding. The Table 8 autoencoder is smooth; rounding moves
-# other models across kinks, and there the gradient jumps.
+# Well above the rounding of float32, well below a mistake worth finding. The Table 8 autoencoder is smooth; in other
+# models rounding crosses kinks, where the gradient jumps.
 _SMOOTH_TOLERANCE, _KINKED_TOLERANCE = 1e-4, 1e-2
 _ZERO_LIMIT = 0.5
 
@@ -41,31 +41,34 @@ def check_gradient(
 ) -> GradientReport:
     """Check the gradient of a purifier, a defended classifier, or any other defence.
 
-    Scalar functions are made of the outputs by a fixed random cotangent per image. Checked are:
+    A fixed random cotangent for each image turns the outputs into scalar functions. The checks are:
 
-    - "repeatable": with the same noise the same output; without that nothing else means anything.
+    - "repeatable": with the same noise the same output; otherwise the other checks mean nothing.
     - "derivative": the gradient along random directions, and along itself, against central differences with the same
-      noise. BPDA and blind gradients fail: they are not the derivative, which is no fault if it is what you want.
+      noise. BPDA and blind gradients fail, as they are not the derivative; that is fine if you asked for them.
     - "float32 gradient": the gradient in the dtype and on the backend of ``x`` against the one in float64.
     - "rows": the gradient of the last image alone against the one in the batch; batched EOT relies on it.
-    - "budgets": the gradient under budgets of memory (``max_bytes``) that make steps run again, against the default's,
-      bit for bit. Purifiers with a Table 8 autoencoder, and classifiers behind one.
-    - "finite" and "zero": share of components that are NaN, infinite or exactly 0, the marks of masked gradients.
+    - "budgets": the gradient under memory budgets (``max_bytes``) that make steps run again, against the one without a
+      budget, bit for bit. Only for purifiers with a Table 8 autoencoder, and for classifiers behind one.
+    - "finite" and "zero": the shares of components that are NaN or infinite, and exactly 0: signs of masked gradients.
     - "noise": whether calls without a seed differ, and whether reseeding torch's global generator, as attack libraries
       do, makes them repeat.
-    - "spread": cosine between the gradients for two draws of the noise; far from 1 means that attacks need EOT.
+    - "spread": cosine between the gradients for two draws of the noise; if it is far from 1, attacks need EOT.
 
     Args:
         model: :class:`fastmalade.Purifier`, :class:`fastmalade.DefendedClassifier`, or any callable
-            (B, C, H, W) -> (B, ...). Modules are in eval mode during the call and are not changed; float64 is computed
-            by a copy on the "torch" backend. A callable that is no module must take float64, or set ``dtype``.
-        x: float32 or float64 (B, C, H, W), B >= 1, in the range of the model; not at its bounds if the model clamps
-            its input first. Never written to.
+            (B, C, H, W) -> (B, ...). Modules run in eval mode and are not changed; a copy on the "torch" backend
+            computes in float64. A callable that is not a module has to take float64, or set ``dtype``.
+        x: float32 or float64 (B, C, H, W), B >= 1, in the range of the model, and not at its bounds if the model starts
+            with a clamp. Never written to.
         seed: of noise, cotangent and directions.
         directions: random directions per image, at least 1.
         dtype: of the finite differences: torch.float64, or torch.float32 (coarse) for a model that cannot do better.
-        reseed: for a callable with noise of its own: fixes that noise, called before each evaluation. By default
-            torch's global generator is set, and given back afterwards.
+        reseed: for a callable with noise of its own: called before each evaluation to fix that noise. By default
+            torch's global generator is seeded, and restored afterwards.
+
+    Returns:
+        One entry per check; ``print`` it, or look at ``passed``.
 
     Raises:
         TypeError, ValueError: a wrong argument, a model that cannot run in ``dtype``, or one whose output does not
@@ -96,7 +99,7 @@ def check_gradient(
 
 
 class _Probe:
-    """A model evaluated with common random numbers."""
+    """A model, evaluated with the same noise each time."""
 
     def __init__(self, model: Callable[..., Tensor], seed: int, reseed: Callable[[], None] | None) -> None:
         self.model = model
@@ -106,7 +109,7 @@ class _Probe:
         self.tolerance = _SMOOTH_TOLERANCE if self.smooth_purifier() is model else _KINKED_TOLERANCE
 
     def smooth_purifier(self) -> Purifier | None:
-        """The purifier with a Table 8 autoencoder that this is, or that it has in front; whether gradients use it."""
+        """The model, or the purifier in it, if it has a Table 8 autoencoder and gradients go through it; else None."""
         model = self.model
         purifier = model.purifier if isinstance(model, DefendedClassifier) and model.gradient == "unrolled" else model
         if isinstance(purifier, Purifier) and is_native_autoencoder(purifier.autoencoder):
@@ -138,7 +141,7 @@ class _Probe:
         return output
 
     def fresh(self, x: Tensor) -> Tensor:
-        """Output with whatever noise the model draws by itself."""
+        """Output for the noise that the model draws without a seed."""
         with torch.no_grad():
             return self._call(x)
 
@@ -225,7 +228,7 @@ def _float32(probe: _Probe, gradient: Tensor, exact: Tensor, value_error: float)
     error = _relative_error(gradient.double(), exact.double())
     name = "float32 gradient"
     if not probe.seeded and value_error > _KINKED_TOLERANCE:
-        # torch draws other normals in another dtype: then the two gradients are not those of one function.
+        # torch draws other normals in another dtype: the two gradients are not those of the same function.
         return GradientCheck(name, "INFO", error, None, "not comparable: the model's noise differs between dtypes")
     return _limited(name, error, probe.tolerance, "against float64, worst image")
 
@@ -242,7 +245,7 @@ def _rows(probe: _Probe, x: Tensor, gradient: Tensor, cotangent: Tensor) -> Grad
 
 
 def _budgets(probe: _Probe, x: Tensor, gradient: Tensor, cotangent: Tensor) -> GradientCheck:
-    # A copy: the budget belongs to the caller's model.
+    # A copy, as the budget of the caller's model must not change.
     model = copy.deepcopy(probe.model)
     other = _Probe(model, probe.seed, probe.reseed)
     purifier = other.smooth_purifier()

@@ -1,4 +1,4 @@
-"""What :func:`fastmalade.check_gradient` found, as values and as a table."""
+"""The findings of :func:`fastmalade.check_gradient`, as values and as a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class GradientCheck:
 
     Attributes:
         name: what was checked.
-        status: "PASS", "FAIL", or "INFO" for what is neither right nor wrong by itself.
+        status: "PASS", "FAIL", or "INFO" for a finding that is neither right nor wrong.
         value: the figure measured, or None.
         limit: the largest value that passes, or None.
         detail: what the figure means here.

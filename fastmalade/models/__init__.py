@@ -1,4 +1,4 @@
-"""Networks of the papers: the Table 8 autoencoder and the Table 7 classifiers (paper 000, appendix B)."""
+"""Networks of the papers; exported here: the Table 8 autoencoder and the Table 7 classifiers (000, appendix B)."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ class Autoencoder(nn.Module):
         Conv(h1, 5x5, stride 2)  Conv(h2, 5x5, stride 2)
         ConvTranspose(h1, 9x9, stride 2)  ConvTranspose(C, 1x1, stride 2)  Conv(C, 5x5, stride 1)
 
-    The 1x1 transposed convolution with stride 2 gives a constant, tanh(bias), wherever a row or a column is odd; the
-    native kernels use that. Parameters start from Xavier's uniform distribution with the gain of tanh and zero biases:
-    with PyTorch's default the network stays at a constant image.
+    The 1x1 transposed convolution with stride 2 gives a constant, tanh(bias), in every odd row and column; the native
+    kernels make use of that. Weights start from Xavier's uniform distribution with the gain of tanh, biases from zero:
+    from PyTorch's default the network never learns more than a constant image.
 
     Args:
         in_channels: channels C of the images, 1 or more.
         hidden_channels: (h1, h2), the channels after the first and the second convolution; the paper's are (10, 25).
-        generator: source of the initial parameters; torch's global generator when None.
+        generator: draws the initial parameters; torch's global generator when None.
 
     Raises:
         ValueError: a channel count that is not a positive integer, or not exactly two hidden counts.
@@ -98,7 +98,7 @@ class Autoencoder(nn.Module):
         Conv2d weights are (out, in, kh, kw), ConvTranspose2d weights (in, out, kh, kw).
         """
         if not torch.compiler.is_compiling():
-            # Attributes of modules are found by a search that would be a tenth of a call on one image.
+            # Module attributes are found by a search, which here would take a tenth of a call on one image.
             m: Any = self._modules
             found: tuple[Tensor, ...]
             try:

@@ -16,7 +16,8 @@ class BeganGenerator(nn.Module):
     """Images from codes: Linear to an (w, 8, 8) map, then 3x3 convolutions at 8, 16, 32 and 64 pixels, ELU after each.
 
     Between two sizes each pixel is repeated 2x2; a last 3x3 convolution gives the colours. The code that the paper
-    names leaves them unbounded and clips; a clipped pixel would pull no code, so here a sigmoid bounds them.
+    refers to leaves them unbounded and clips them. Here a sigmoid bounds them, because a clipped pixel has no gradient
+    that could move the code.
 
     Args:
         latent_dim: length of a code, 128 in the paper, drawn from N(0, 4 I): a search starts at ``code_scale=2``.
@@ -55,9 +56,9 @@ class BeganGenerator(nn.Module):
 
 
 class BeganDiscriminator(nn.Module):
-    """An autoencoder D that judges images by how badly it reconstructs them; its decoder is built like the generator.
+    """An autoencoder D whose reconstruction error is the score of an image; its decoder is built like the generator.
 
-    The encoder has k w channels at the k-th size, 64 pixels first, and a convolution of stride 2 between sizes.
+    The encoder has k w channels at the k-th size, starting at 64 pixels, and a convolution of stride 2 between sizes.
 
     Args: as for :class:`BeganGenerator`.
 
@@ -79,7 +80,7 @@ class BeganDiscriminator(nn.Module):
         self.decoder = _Decoder(latent_dim, width, in_channels, depth)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, 64, 64) in [0, 1] to L(v) = mean of |D(v) - v| over pixels, (B,), of v = 2x - 1 in [-1, 1]."""
+        """Images x, (B, C, 64, 64) in [0, 1], to L(v) = mean over pixels of |D(v) - v|, (B,), where v = 2x - 1."""
         centred = 2 * x - 1
         return (self.decoder(self.encoder(centred)) - centred).abs().flatten(1).mean(1)
 

@@ -1,9 +1,8 @@
 """Classifiers A to D (paper 000, Table 7); C is the "CNN" of paper 001, Table 5.
 
-The paper gives filters, sizes and strides and leaves the padding open; these use none ("valid"), the convention of the
+The paper gives filters, sizes and strides but not the padding; these use none ("valid"), as does the
 adversarial-training code that the tables come from. The final softmax is left to the loss: ``forward`` returns logits,
-which is what attack libraries expect. Dropout acts in training only, so the function computed at inference is the
-paper's.
+as attack libraries expect. Dropout acts in training only, so at inference the function is the paper's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _TableClassifier(nn.Module, ABC):
-    """A stack of layers whose first linear layer is sized by a dry run on a zero image.
+    """A stack of layers; a dry run on a zero image gives the input size of the first linear layer.
 
     Args:
         in_channels: channels of the images.
@@ -172,7 +171,7 @@ def build_classifier(
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:
-    """Store convolution weights channels-last, in place: the same function, in the layout that CPUs convolve best."""
+    """Store convolution weights channels-last, in place: the same function in the layout that is fastest on CPUs."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -10,13 +10,13 @@ from fastmalade.checks import check_counts
 class SkipDenoiser(nn.Module):
     """r(x): one convolution of stride 2 and depth - 1 of stride 1, mirrored by transposed ones; 3x3, ReLU, batch norm.
 
-    The output of each encoder layer is added to the input of the decoder layer that mirrors the one after it. Eq. 6
-    would add the image itself to the last output, too; there, under a sigmoid, it is left out. The paper speaks
-    of dropout and gives no rate; there is none.
+    The output of each encoder layer is added to the input of the decoder layer that mirrors the layer after it. Eq. 6
+    would also add the image itself to the last output; under a sigmoid that makes no sense, and it is left out. The
+    paper mentions dropout without a rate; there is none here.
 
     Args:
         in_channels: channels C of the images.
-        width: channels between, 64 in the paper.
+        width: channels of the layers between, 64 in the paper.
         depth: N, the layers of each half: 5 for MNIST, 15 for CIFAR-10 in the paper.
 
     Raises:
@@ -70,6 +70,6 @@ class SkipDenoiser(nn.Module):
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:
     layer = nn.BatchNorm2d(width)
-    # A count that only matters without momentum, and the one buffer that a file of float tensors could not hold.
+    # This count only matters without momentum, and it is the one buffer that a file of float tensors could not hold.
     layer.num_batches_tracked = None
     return layer

@@ -1,4 +1,4 @@
-"""A convolutional encoder, with which an attacker stands in for the search on a generator's code."""
+"""A convolutional encoder, which an attacker trains to replace the search for a generator's code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastmalade.checks import check_counts
 class ConvEncoder(nn.Module):
     """Codes of images: three convolutions of 5x5 with stride 2, leaky ReLU (0.2) after each, then Linear.
 
-    Paper 004 says "a convolutional neural network" and no more; this is the shape of Defense-GAN's critic.
+    Paper 004 only says "a convolutional neural network"; this one has the shape of Defense-GAN's critic.
 
     Args:
         latent_dim: length of a code.
@@ -32,7 +32,7 @@ class ConvEncoder(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 5, stride=2, padding=2)
         self.conv2 = nn.Conv2d(width, 2 * width, 5, stride=2, padding=2)
         self.conv3 = nn.Conv2d(2 * width, 4 * width, 5, stride=2, padding=2)
-        # A stride of 2 with this padding leaves half of each side, rounded up; three leave an eighth.
+        # Stride 2 with this padding halves each side, rounding up; three layers leave an eighth.
         self.linear = nn.Linear(4 * width * -(-height // 8) * -(-image_width // 8), latent_dim)
 
     def forward(self, x: Tensor) -> Tensor:

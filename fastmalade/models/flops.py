@@ -1,4 +1,4 @@
-"""Counting the arithmetic of a network by running it without data."""
+"""Counting the arithmetic of a network, by running it on the meta device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def network_flops(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
-    """Floating point operations of one forward pass, and of the input gradient alone that may follow.
+    """Floating point operations of one forward pass, and of a backward pass to the input only.
 
-    Convolutions and matrix products are counted, a multiply-add as two, by torch's own counter: taps on padding are
-    included.
+    Torch's own counter counts convolutions and matrix products, a multiply-add as two; taps on padding are included.
 
     Args:
-        network: any module of one tensor; neither changed nor run on data.
-        input_shape: with the batch.
+        network: any module that takes one tensor; it is neither changed nor run on data.
+        input_shape: shape of the input, including the batch.
 
     Returns:
-        (forward, input gradient).
+        (operations of the forward pass, of the backward pass).
     """
     phantom = copy.deepcopy(network).to("meta").requires_grad_(False)
     x = torch.empty(tuple(input_shape), device="meta", requires_grad=True)

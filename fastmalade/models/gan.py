@@ -10,12 +10,12 @@ from fastmalade.checks import check_counts
 
 
 class GanGenerator(nn.Module):
-    """Images from codes: Linear, then three transposed convolutions of 5x5 with stride 2, ReLU between, sigmoid last.
+    """Images from codes: Linear, then three transposed 5x5 convolutions with stride 2, ReLU between, sigmoid last.
 
-    A code becomes a (4 w, 4, 4) map, then (2 w, 8, 8), cut to (2 w, 7, 7), then (w, 14, 14), then (C, 28, 28).
+    A code becomes a (4 w, 4, 4) map, then (2 w, 8, 8), cropped to (2 w, 7, 7), then (w, 14, 14), then (C, 28, 28).
 
     Args:
-        latent_dim: length of a code; standard normal codes are what it is trained on.
+        latent_dim: length of a code; it is trained on standard normal codes.
         width: w. Gulrajani et al. and Samangouei et al. use 64.
         out_channels: channels C of the images.
 
@@ -57,7 +57,7 @@ class Critic(nn.Module):
         width: channels after the first convolution; they double twice.
         in_channels: channels C of the images.
 
-    Source: Gulrajani et al. 2017 (MNIST model). No batch normalisation: the gradient penalty is one per image.
+    Source: Gulrajani et al. 2017 (MNIST model). No batch normalisation, as the gradient penalty is per image.
     """
 
     def __init__(self, width: int = 64, in_channels: int = 1) -> None:
@@ -77,12 +77,12 @@ class Critic(nn.Module):
 
 
 def _he_initial(model: nn.Module) -> None:
-    """He's normal initial weights with fan-in of what reaches an output, zero biases: no layer fades or grows."""
+    """He's normal initialisation with the fan-in that really reaches an output, zero biases: activations keep size."""
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             fan_in = layer.weight[0].numel()
             if isinstance(layer, nn.ConvTranspose2d):
-                # With stride 2 a quarter of the taps of each input channel reaches an output.
+                # With stride 2 only a quarter of the taps of each input channel reaches a given output.
                 fan_in = layer.weight[:, 0].numel() // 4
             nn.init.normal_(layer.weight, std=(2.0 / fan_in) ** 0.5)
             assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""The untrained generator of the deep image prior, one set of weights for each image of a batch."""
+"""The untrained generator of the deep image prior, with a set of weights for each image of a batch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _EPSILON = 1e-5
 
 
 class PriorNetwork(nn.Module):
-    """An hourglass with skip connections; a module without parameters, which are an argument of ``forward``.
+    """An hourglass with skip connections. The module has no parameters: they are an argument of ``forward``.
 
-    Each scale halves the map by a 3x3 convolution of stride 2 and another 3x3 one; a 1x1 convolution gives the skip. On
-    the way up the skip is joined to the bilinearly enlarged map below, normalised, and passed through a 3x3 and a 1x1
-    convolution. Every convolution but the last is followed by normalisation and leaky ReLU (0.2), the last
-    by a sigmoid; 3x3 ones pad by reflection. Normalisation is over the pixels of an image: Ulyanov et al. fit one image
-    at a time, for which their batch normalisation is that. Biases that it would cancel are left out.
+    Each scale halves the map with a 3x3 convolution of stride 2 and another 3x3 one; a 1x1 convolution makes the skip.
+    On the way up the skip is concatenated with the bilinearly enlarged map below, normalised, and passed through a 3x3
+    and a 1x1 convolution. Every convolution but the last is followed by normalisation and leaky ReLU (0.2), the last by
+    a sigmoid; the 3x3 ones pad by reflection. Normalisation is over the pixels of an image, which is what batch
+    normalisation does in Ulyanov et al., who fit one image at a time. Biases that it would cancel are left out.
 
-    All images of a batch go through grouped convolutions, a group for each, so that there is no loop over images.
+    All images of a batch go through grouped convolutions, one group for each image, without a loop.
 
     Args:
         out_channels: channels C of the images.
         code_channels: channels of the fixed code.
         widths: channels at each scale. Ulyanov et al. use (128,) * 5 for denoising.
-        skip: channels of the skip connections, 4 there.
+        skip: channels of the skip connections; Ulyanov et al. use 4.
 
     Raises:
         ValueError: a count that is not a positive integer, or no scale.
@@ -52,11 +52,11 @@ class PriorNetwork(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """P, the parameters of one image."""
+        """P, the number of parameters for one image."""
         return sum(math.prod(shape) for shape in self._shapes)
 
     def code_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the code for images of height x width: sides rounded up to what all scales divide, at least twice."""
+        """Size of the code for images of height x width: each side a multiple of 2^scales, and at least twice that."""
         unit = 2 ** len(self.widths)
         # Padding by reflection needs two pixels at the smallest scale.
         return (max(2 * unit, -(-height // unit) * unit), max(2 * unit, -(-width // unit) * unit))
@@ -78,11 +78,11 @@ class PriorNetwork(nn.Module):
         return torch.cat(parts, dim=1)
 
     def forward(self, parameters: Tensor, code: Tensor) -> Tensor:
-        """Images of some parameters.
+        """The images that these parameters make of the codes.
 
         Args:
             parameters: (B, P), a row for each image.
-            code: (B, code_channels, h, w), sides as :meth:`code_size` gives them.
+            code: (B, code_channels, h, w), with the sides that :meth:`code_size` gives.
 
         Returns:
             (B, C, h, w) in [0, 1].
@@ -113,7 +113,7 @@ class PriorNetwork(nn.Module):
         }
 
     def _parameter_shapes(self) -> Iterator[tuple[int, ...]]:
-        """In the order of use: weights have four sizes, scales (n, 1), shifts and the last bias (n,)."""
+        """Shapes in the order of use: weights have four sizes, scales (n, 1), shifts and the last bias (n,)."""
 
         def layer(outputs: int, inputs: int, side: int) -> Iterator[tuple[int, ...]]:
             yield (outputs, inputs, side, side)
@@ -144,7 +144,7 @@ def _layer(h: Tensor, given: Iterator[Tensor], stride: int = 1) -> Tensor:
 
 
 def _grouped(h: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Convolution of h (B, I, H, W) with a weight of its own for each image, (B, O, I, k, k): (B, O, H', W')."""
+    """Convolution of h (B, I, H, W) with a separate weight for each image, (B, O, I, k, k), to (B, O, H', W')."""
     rows, outputs, inputs, side, _ = weight.shape
     if side > 1:
         h = F.pad(h, (side // 2,) * 4, mode="reflect")

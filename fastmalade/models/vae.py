@@ -22,7 +22,7 @@ class VaeDecoder(nn.Module):
     Raises:
         ValueError: a count that is not a positive integer.
 
-    Source: paper 004, section 4.1; it gives the sizes, and the activations are those of the code that it names.
+    Source: paper 004, section 4.1, which gives the sizes; the activations are those of the code that it refers to.
     """
 
     def __init__(self, latent_dim: int = 20, hidden: int = 500, image_shape: Sequence[int] = (1, 28, 28)) -> None:

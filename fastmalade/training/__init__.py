@@ -1,4 +1,4 @@
-"""Training of autoencoders (DAE, sDAE) and classifiers: deterministic for a seed, resumable after an interruption."""
+"""Training of the papers' networks: deterministic for a seed, resumable after an interruption."""
 
 from __future__ import annotations
 

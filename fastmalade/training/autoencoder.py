@@ -83,14 +83,14 @@ def train_autoencoder(
 ) -> tuple[Autoencoder, TrainingReport]:
     """Train a DAE, or, given a classifier, a supervised DAE.
 
-    The classifier is any module from (B, C, H, W) in [0, 1] to logits; it is used in eval mode and is left unchanged.
+    The classifier is any module from (B, C, H, W) in [0, 1] to logits; it runs in eval mode and is not changed.
 
     Args:
         images: (n, C, H, W) float32 in [0, 1], H and W multiples of 4.
         labels: (n,) int64; needed with a classifier or ``class_balanced``.
-        classifier: supervises the training (sDAE); None gives the DAE.
-        initial: start from a copy of these parameters, for instance a DAE's for the sDAE; fresh ones when None.
-        validation: images and labels scored after each epoch, with noise that is the same each time.
+        classifier: supervises the training (sDAE); without one a DAE is trained.
+        initial: start from a copy of its parameters, for instance a DAE's for the sDAE; from fresh ones when None.
+        validation: images and labels scored after each epoch, with the same noise each time.
         checkpoint: file written after each epoch; if it exists, training goes on from it.
         progress: show a progress bar on standard error.
         settings: fields of :class:`AutoencoderSettings`.
@@ -111,7 +111,7 @@ def train_autoencoder(
         raise ValueError("expected labels, which a classifier and class_balanced both need; got None")
     if labels is not None:
         check_labels(labels, len(images), int(labels.max()) + 1)
-    # Torch's layers draw default parameters from the global generator before ours replace them.
+    # torch's layers first draw default parameters from the global generator, which must not advance.
     with torch.random.fork_rng():
         generator = torch.Generator().manual_seed(chosen.seed)
         model = Autoencoder(images.shape[1], chosen.hidden_channels, generator=generator)
@@ -167,7 +167,7 @@ def train_autoencoder(
 
 
 class _frozen:  # noqa: N801 - reads as a statement: with _frozen(classifier)
-    """The classifier in eval mode with gradients off for its parameters, put back as it was afterwards."""
+    """The classifier in eval mode without gradients for its parameters; everything is restored afterwards."""
 
     def __init__(self, module: nn.Module | None) -> None:
         self.module = module

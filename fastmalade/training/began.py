@@ -21,9 +21,9 @@ class BeganSettings(LoopSettings):
     """Settings of :func:`train_began`; the shared ones are described at ``LoopSettings``.
 
     Attributes:
-        epochs: 50 of 160,000 images are the 500,000 steps of the code that paper 004 names.
-        gamma: the ratio L(G(z)) / L(x) that training holds, in (0, 1]; low values trade diversity for likeness.
-        balance_rate: lambda_k, step of the balance k.
+        epochs: 50 epochs of 160,000 images are the 500,000 steps of the code that paper 004 refers to.
+        gamma: the ratio L(G(z)) / L(x) that training aims at, in (0, 1]; low values give better but less varied images.
+        balance_rate: lambda_k, the step size of the balance k.
         latent_dim, width, depth: of both networks, see :class:`BeganGenerator`.
         code_scale: standard deviation of the codes, 2 in paper 004.
     """
@@ -77,7 +77,7 @@ def train_began(
 
     Args:
         images: (n, C, 64, 64) float32 in [0, 1].
-        validation: images of the convergence measure; it is not reported without them.
+        validation: images for the convergence measure, which is not reported without them.
         checkpoint: file written after each epoch; if it exists, training goes on from it.
         progress: show a progress bar on standard error.
         settings: fields of :class:`BeganSettings`.
@@ -138,8 +138,9 @@ def train_began(
 
 
 def next_balance(balance: Tensor, real: Tensor, fake: Tensor, gamma: float, rate: float) -> Tensor:
-    """k + rate (gamma L(x) - L(G(z))), held in [0, 1]: where generated images are reconstructed too well for ``gamma``
-    the discriminator is told to attend to them more.
+    """k + rate (gamma L(x) - L(G(z))), clamped to [0, 1].
+
+    Where generated images are reconstructed too well for ``gamma``, k rises, and with it their weight in L_D.
 
     Args:
         balance: k, scalar.

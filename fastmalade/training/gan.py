@@ -23,12 +23,11 @@ class GanSettings(LoopSettings):
 
     Attributes:
         learning_rate: of the generator.
-        critic_rate: the critic's rate as a multiple of that. One critic step per generator step at a higher rate takes
-            the place of five steps at the same rate (Heusel et al. 2017, two time-scale update rule): a fifth of
-            the work.
+        critic_rate: the critic's rate as a multiple of that. One critic step per generator step at a higher rate
+            replaces five steps at the same rate (Heusel et al. 2017, two time-scale update rule): a fifth of the work.
         penalty: weight lambda of the gradient penalty.
         latent_dim, width, critic_width: of the two networks.
-        average: decay of the running average of the generator's parameters, which is what is kept.
+        average: decay of the running average of the generator's parameters; the average is the result.
     """
 
     epochs: int = 20
@@ -74,7 +73,7 @@ def train_gan(
 
     Args:
         images: (n, C, 28, 28) float32 in [0, 1].
-        validation: images whose mean critic score is reported beside that of generated ones.
+        validation: images whose mean critic score is compared with that of generated ones.
         checkpoint: file written after each epoch; if it exists, training goes on from it.
         progress: show a progress bar on standard error.
         settings: fields of :class:`GanSettings`.

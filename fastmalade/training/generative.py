@@ -22,7 +22,7 @@ class VaeSettings(LoopSettings):
     """Settings of :func:`train_vae`; the shared ones are described at ``LoopSettings``.
 
     Attributes:
-        latent_dim, hidden: of both halves (paper 004, section 4.1).
+        latent_dim, hidden: of encoder and decoder (paper 004, section 4.1).
     """
 
     epochs: int = 60
@@ -47,7 +47,7 @@ class Vae(nn.Module):
         """Negative evidence lower bound in nats per image, (B,).
 
         Args:
-            x: (B, C, H, W) in [0, 1], taken as probabilities of Bernoulli pixels.
+            x: (B, C, H, W) in [0, 1], read as probabilities of Bernoulli pixels.
             noise: standard normal, (B, latent_dim).
 
         Source: Kingma and Welling 2014, eq. 10.

@@ -1,8 +1,8 @@
 """The epoch loop shared by all trainings: seeding, learning rate, validation, progress, checkpoint and resume.
 
-Each epoch draws all its randomness (order, noise, dropout) from a seed derived from (seed, epoch), so a run that was
-interrupted and resumed ends with the same parameters, bit for bit, as one that was not. Resume restarts the epoch that
-was cut.
+Each epoch draws all its randomness (order, noise, dropout) from a seed derived from (seed, epoch). So a run that was
+interrupted and resumed, which repeats the unfinished epoch, ends with the same parameters, bit for bit, as one that was
+not.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _CHECKPOINT_FORMAT = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that belongs to other settings, or is not a checkpoint."""
+    """A file that is not a checkpoint, or one of a training with other settings."""
 
 
 @dataclass
 class TrainingReport:
-    """What a training did.
+    """Record of a training.
 
     Attributes:
         settings: the settings it ran with.
         history: one dict per epoch: epoch, learning_rate, train_loss and the validation scores.
-        seconds: time spent training, over all resumed parts.
+        seconds: time spent training, over all parts of a resumed run.
     """
 
     settings: dict[str, Any]
@@ -99,9 +99,9 @@ def run_epochs(
         checkpoint: file written after each epoch and resumed from when it exists.
         progress: show a progress bar on standard error.
         label: text at the bar.
-        extra: more facts that a checkpoint must agree with, besides the settings.
-        optimizer: in place of Adam with its defaults; a parameter group may have a ``rate_factor``, by which the
-            learning rate of the settings is multiplied.
+        extra: facts that a checkpoint must agree with, besides the settings.
+        optimizer: instead of Adam with its defaults; a parameter group may have a ``rate_factor`` that multiplies the
+            learning rate of the settings.
 
     Raises:
         CheckpointError: the checkpoint is of other settings, or damaged.
@@ -148,7 +148,7 @@ def _one_epoch(
     steps = math.ceil(n_images / settings.batch_size)
     total = torch.zeros((), dtype=torch.float64)
     model.train()
-    # The caller's global generator is left as it was: training must not disturb other randomness in the process.
+    # Training must not disturb other randomness in the process: the caller's global generator stays as it was.
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
         order = torch.randperm(n_images)

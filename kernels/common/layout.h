@@ -14,7 +14,8 @@ struct AutoencoderShape {
     int64_t hidden1;   // channels after conv1 and after deconv1, at H/2 x W/2
     int64_t hidden2;   // channels after conv2, at H/4 x W/4
 
-    // Always inlined: a copy of its own in an object of wide instructions could be the one that the linker keeps.
+    // Always inlined: as a function of its own, compiled with wide instructions, it could be the copy that the linker
+    // keeps for all.
     __attribute__((always_inline)) int64_t pixels() const { return channels * height * width; }
 };
 
@@ -30,6 +31,12 @@ struct AutoencoderWeights {
     const float* deconv2_bias;    // (channels,)
     const float* conv3_weight;    // (channels, channels, 5, 5)  stride 1, padding 2
     const float* conv3_bias;      // (channels,)
+
+    // arrays: ten, in the order of the members
+    __attribute__((always_inline)) static AutoencoderWeights of(const float* const* arrays) {
+        return {arrays[0], arrays[1], arrays[2], arrays[3], arrays[4],
+                arrays[5], arrays[6], arrays[7], arrays[8], arrays[9]};
+    }
 };
 
 // One call of the Langevin chain: x <- clamp(x + a_t (r(x) - x) + d_t z_t), t = 0 .. n_steps-1.

@@ -1,16 +1,14 @@
-// How a block, or a cluster of blocks, shares the work of one group of images: who computes which tile, and where a
+// How a block, or a cluster of blocks, shares the work on one group of images: who computes which tile, and where a
 // result is stored.
 #pragma once
 
 #include "cuda/convolution.cuh"
-#include "cuda/elementary.cuh"
-#include "cuda/exchange.cuh"
+#include "cuda/forms.cuh"
 
 namespace fastmalade::cuda {
 
-// One block computes a group alone.
+// One block computes a group by itself.
 struct BlockPeers {
-    static constexpr bool is_alone = true, has_own_memory = true;
     FASTMALADE_DEVICE int rank() const { return 0; }
     FASTMALADE_DEVICE int size() const { return 1; }
     FASTMALADE_DEVICE void put(float* place, float value) const { *place = value; }
@@ -20,10 +18,9 @@ struct BlockPeers {
     }
 };
 
-// A cluster computes a group: the tiles of every layer are dealt out over its blocks, and what a block finds is stored
-// in the shared memory of all of them. Each then has whole planes, and reads are as in the other form.
+// A cluster computes a group: its blocks share out the tiles of every layer, and store each result in the shared memory
+// of all of them. Each block then has whole planes, and reads are the same as when a block works by itself.
 struct ClusterPeers {
-    static constexpr bool is_alone = false, has_own_memory = true;
     FASTMALADE_DEVICE int rank() const { return cluster_rank(); }
     FASTMALADE_DEVICE int size() const { return cluster_size(); }
     FASTMALADE_DEVICE void put(float* place, float value) const {
@@ -39,28 +36,14 @@ struct ClusterPeers {
     }
 };
 
-// A form of the kernels. IMAGES: of a group, 0 where the launch decides. RESIDENT: the weights are copied to shared
-// memory once, else read from device memory (through both caches) wherever they are used. UNIFORM: the lanes of a warp
-// have the same tile of different rows and images, so that weights are broadcast. IN_PLACE: conv2 overwrites its input,
-// which takes one tile per thread at most.
-template <class Shape_, class Tiles_, class Peers_, int IMAGES, int THREADS, bool RESIDENT, bool UNIFORM, bool IN_PLACE>
-struct Form {
-    using Shape = Shape_;
-    using Tiles = Tiles_;
-    using Peers = Peers_;
-    static constexpr int images = IMAGES, threads = THREADS;
-    static constexpr bool resident = RESIDENT, uniform = UNIFORM, in_place = IN_PLACE;
-    static constexpr bool keeps_upsampled = !Peers_::is_alone;
-};
-
-// One group of images in the hands of one block.
+// A block at work on one group of images. Form: forms.cuh.
 template <class Form>
 struct Block {
     typename Form::Shape s;
     PackedLayout at;
-    Plan plan;
+    Planes planes;
     const float* weights;  // packed
-    float* memory;         // of this block, or of its group, by `plan`
+    float* memory;         // of this block; `planes` says what lies where
     int images;
     typename Form::Peers peers;
 
@@ -68,7 +51,11 @@ struct Block {
         return memory + plane.at + c * plane.channel + y * plane.row + x * images + image;
     }
     FASTMALADE_DEVICE Source source(const Plane& plane, int channels, int height, int width, int image) const {
-        return Source{memory + plane.at + image, plane.row, plane.channel, channels, height, width, images};
+        Source in;
+        in.data = memory + plane.at + image;
+        in.row = plane.row, in.channel = plane.channel;
+        in.channels = channels, in.height = height, in.width = width, in.images = images;
+        return in;
     }
     FASTMALADE_DEVICE int first() const { return peers.rank() * blockDim.x + threadIdx.x; }
     FASTMALADE_DEVICE int step() const { return peers.size() * blockDim.x; }
@@ -116,7 +103,7 @@ FASTMALADE_DEVICE void store_tile(const float (&sum)[P][OC], int first_channel, 
 template <int K, int LEFT, int OC, int WIDTH, bool IN_PLACE, class Form, class Store>
 FASTMALADE_DEVICE void convolve_layer(const Block<Form>& b, const Plane& plane, int channels, int height, int width,
                                       int weights, int bias, int out_channels, const Store& store) {
-    constexpr int P = Form::Tiles::P;
+    constexpr int P = Form::Tiles::positions;
     const int rows = height / 2, columns = width / 2;
     const Tiling tiling(divide_up(out_channels, OC), divide_up(columns, P), rows, b.images, Form::uniform);
     const int block_floats = packed_block(channels, K, K, OC);
@@ -160,7 +147,7 @@ FASTMALADE_DEVICE int of_phase(const int (&offsets)[4], int phase) {
 template <int K, int LEFT, int OC, int WIDTH, class Form, class Store>
 FASTMALADE_DEVICE void upsample_layer(const Block<Form>& b, const Plane& plane, int channels, int height, int width,
                                       const int (&weights)[4], int bias, int out_channels, const Store& store) {
-    constexpr int P = Form::Tiles::P;
+    constexpr int P = Form::Tiles::positions;
     const int blocks = divide_up(out_channels, OC);
     const Tiling tiling(4 * blocks, divide_up(width, P), height, b.images, Form::uniform);
     for (int n = b.first(); n < tiling.count; n += b.step()) {

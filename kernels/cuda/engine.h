@@ -1,17 +1,17 @@
 // Entry points of the CUDA kernels: plain pointers to device memory, host scalars, a stream. The choice of the form is
-// here too, as a function of facts about the device, so that it can be tested on a machine that has none.
+// here too. It is a function of facts about the device, so that it can be tested on a machine without one.
 #pragma once
 
 #include <stdint.h>
 
-#include <string>
 #include <vector>
 
 #include "common/layout.h"
+#include "cuda/parameters.h"
 
 namespace fastmalade::cuda {
 
-enum class FormName { automatic, digits, general, cluster, split, tensor };
+enum class FormName { automatic, digits, general, cluster, tensor };
 
 // Of the products of conv2 and deconv1: float32 throughout; operands split into two TF32 numbers, three products; or
 // operands rounded to TF32.
@@ -27,6 +27,14 @@ struct DeviceFacts {
     bool has_tf32 = true;  // tensor cores that take TF32, and code for them in this build
 };
 
+// What a caller asks for. automatic and 0 leave it to choose().
+struct Request {
+    FormName form = FormName::automatic;
+    int images = 0;   // of a group
+    int cluster = 0;  // blocks of a group
+    Precision precision = Precision::fp32;
+};
+
 // How a call is launched.
 struct Choice {
     FormName form;
@@ -34,54 +42,70 @@ struct Choice {
     int cluster;    // blocks of a group
     bool resident;  // weights in shared memory
     int blocks, threads, shared_bytes;
-    int packed_floats;  // size of the workspace: weights, and in the form split what its blocks exchange
-    Precision precision = Precision::fp32;
+    int packed_floats;  // size of the workspace, which holds the packed weights
+    Precision precision;
 };
 
-// images, cluster: 0 for the best. Throws std::invalid_argument, saying what does not fit, where no form takes the
-// shape or the precision. A gradient is computed in float32 whatever the precision of the chain.
-Choice choose(const AutoencoderShape& shape, int64_t batch, bool gradient, const DeviceFacts& device, FormName form,
-              int images, int cluster, Precision precision = Precision::fp32);
+// Throws std::invalid_argument, saying what does not fit, where no form takes the shape or the precision. A gradient is
+// computed in float32 whatever the precision of the chain.
+Choice choose(const AutoencoderShape& shape, int64_t batch, bool gradient, const DeviceFacts& device,
+              const Request& request);
 
-// Host arrays of N.
+// Sizes and arrays in the order of the structs' members, which is also the one in which callers list them.
+inline AutoencoderShape shape_of(const int64_t* sizes) {
+    AutoencoderShape s{};
+    s.channels = sizes[0], s.height = sizes[1], s.width = sizes[2], s.hidden1 = sizes[3], s.hidden2 = sizes[4];
+    return s;
+}
+
+inline AutoencoderWeights weights_of(const float* const* arrays) {
+    AutoencoderWeights w{};
+    w.conv1_weight = arrays[0], w.conv1_bias = arrays[1];
+    w.conv2_weight = arrays[2], w.conv2_bias = arrays[3];
+    w.deconv1_weight = arrays[4], w.deconv1_bias = arrays[5];
+    w.deconv2_weight = arrays[6], w.deconv2_bias = arrays[7];
+    w.conv3_weight = arrays[8], w.conv3_bias = arrays[9];
+    return w;
+}
+
+// What all launches of the chain or of its gradient take. Weights are arrays on the device.
+struct Call {
+    Choice choice;  // by choose(), with gradient as the call is one
+    AutoencoderShape shape;
+    AutoencoderWeights weights;
+    int64_t batch;
+    float* workspace;  // (choice.packed_floats,) on the device, 16-byte aligned
+    void* stream;      // a cudaStream_t
+};
+
+// The N steps of a chain, on the host.
 struct Steps {
-    const std::vector<float>&step_sizes, &noise_scales, &lows, &highs;
+    std::vector<float> step_sizes, noise_scales, lows, highs;
 };
 
-struct Noise {
-    uint64_t seed;
-    const int64_t* seed_pointer;  // (1,) on the device, in place of `seed`; or null
-    const int64_t* sample_ids;    // (B,) on the device; or null for 0 .. B-1
-    const float* given;           // (N, B, C, H, W) on the device; or null
-};
+// All functions below throw std::runtime_error with CUDA's message where a launch fails.
 
-// weights: of arrays on the device. workspace: (choice.packed_floats,) on the device, 16-byte aligned. stream: a
-// cudaStream_t. x: (B, C, H, W). out: (B, C, H, W), or (N + 1, B, C, H, W) where trajectory, entry 0 already x; where
-// reconstruct_only r(x), and steps are not read. All throw std::runtime_error with CUDA's own words where a launch
-// fails.
-void langevin_chain(const Choice& choice, const AutoencoderShape& shape, const AutoencoderWeights& weights,
-                    float* workspace, int64_t batch, const float* x, const Steps& steps, const Noise& noise, float* out,
-                    bool trajectory, bool reconstruct_only, void* stream);
+// x: (B, C, H, W). out: (B, C, H, W), or (N + 1, B, C, H, W) where trajectory, of which entry 0 is x already.
+void langevin_chain(const Call& call, const float* x, const Steps& steps, const NoiseSource& noise, float* out,
+                    bool trajectory);
+
+// out = r(x). x, out: (B, C, H, W).
+void autoencoder_forward(const Call& call, const float* x, float* out);
 
 // states: (N + 1, B, C, H, W) as the chain's trajectory. cotangent, gradient: (B, C, H, W). noise_gradient: (N, B, C,
 // H, W) or null.
-void langevin_chain_gradient(const Choice& choice, const AutoencoderShape& shape, const AutoencoderWeights& weights,
-                             float* workspace, int64_t batch, const float* states, const Steps& steps,
-                             const Noise& noise, const float* cotangent, float* gradient, float* noise_gradient,
-                             void* stream);
+void langevin_chain_gradient(const Call& call, const float* states, const Steps& steps, const NoiseSource& noise,
+                             const float* cotangent, float* gradient, float* noise_gradient);
 
-// Gradient of |x - r(x)|^2 with respect to x, through r. choice: as for the gradient. x, gradient: (B, C, H, W).
-void reconstruction_error_gradient(const Choice& choice, const AutoencoderShape& shape,
-                                   const AutoencoderWeights& weights, float* workspace, int64_t batch, const float* x,
-                                   float* gradient, void* stream);
+// Gradient of |x - r(x)|^2 with respect to x, through r. x, gradient: (B, C, H, W).
+void reconstruction_error_gradient(const Call& call, const float* x, float* gradient);
 
-// x, reconstruction, given, out: (B, elements)
-void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, float step_size,
-                     float noise_scale, float low, float high, const Noise& noise, uint32_t step, float* out,
-                     void* stream);
+// x, reconstruction, noise.given, out: (B, elements)
+void langevin_update(int64_t batch, int64_t elements, const float* x, const float* reconstruction, const Step& step,
+                     const NoiseSource& noise, float* out, void* stream);
 
 // z: (B, elements) or null; words: (B, 4 ceil(elements / 4)) or null
-void standard_normal(int64_t batch, int64_t elements, const Noise& noise, uint32_t step, float* z, int64_t* words,
+void standard_normal(int64_t batch, int64_t elements, const NoiseSource& noise, uint32_t step, float* z, int64_t* words,
                      void* stream);
 
 }  // namespace fastmalade::cuda

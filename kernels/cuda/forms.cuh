@@ -1,38 +1,66 @@
-// The forms that are compiled, and which of them takes a shape and a batch.
+// The forms of the kernels as traits: what of a form is known when it is compiled. choice.cpp takes sizes from them and
+// chooses one by shape, batch and device; engine.cu launches the kernels that are compiled for each.
 //
-//   digits     1x28x28 with 10 and 25 hidden channels (paper 000): everything known to the compiler, weights resident.
-//              Eight images a block fill four lanes' rows times eight images, and fit the 227 KB of sm_90; four fit
-//              163 KB.
-//   general    any shape of which one image fits on chip; weights from shared memory where they fit beside it, else
-//              from L2
-//   cluster    the same shapes, a cluster of blocks for each image: for batches that leave most of the machine idle
-//   split      the same where there are no clusters, or they cannot hold the shape: blocks share an image through
-//              device memory
+//   Digits     1x28x28 with 10 and 25 hidden channels (paper 000): all sizes known to the compiler, weights in shared
+//              memory. Eight images a block fit the 227 KB of sm_90, and four rows of each are the 32 lanes of a warp;
+//              four images fit 163 KB.
+//   General    any shape of which one image fits on chip
+//   Cluster    the same shapes, a cluster of blocks for each group: for batches that leave most of the GPU idle
+//   TensorForm reduced precision on tensor cores, in tensor_chain.cuh
 //
-// One more, of reduced precision, is in tensor_chain.cuh. All of these do the same operations in the same order for
-// every output, so they give the same bits.
+// All but the last do the same operations in the same order for every output, so they give the same bits.
 #pragma once
 
-#include "cuda/block.cuh"
+#include "cuda/shapes.cuh"
 
 namespace fastmalade::cuda {
 
-using DigitShape = FixedShape<1, 28, 28, 10, 25>;
+struct BlockPeers;    // block.cuh: one block computes a group by itself
+struct ClusterPeers;  // the blocks of a cluster share one
 
+// Every form has these members:
+//   Shape, Tiles, Peers
+//   images           of a group; 0 where the launch decides
+//   resident         weights are copied to shared memory once; else they are read from device memory, through both
+//                    caches, wherever they are used
+//   uniform          the lanes of a warp have the same tile of different rows and images, so a weight is one broadcast
+//   in_place         conv2 overwrites its input, for which no thread may have more than one tile
+//   keeps_upsampled  deconv1's output has a plane of its own
+//   has_cotangent    so has the gradient with respect to the state
 template <int IMAGES>
-using Digits = Form<DigitShape, RowTiles, BlockPeers, IMAGES, 256, true, true, true>;
-template <bool RESIDENT>
-using General = Form<AnyShape, GeneralTiles, BlockPeers, 0, 256, RESIDENT, false, false>;
-template <bool RESIDENT>
-using Cluster = Form<AnyShape, SmallTiles, ClusterPeers, 0, 256, RESIDENT, false, false>;
-template <bool RESIDENT>
-using Split = Form<AnyShape, SmallTiles, DevicePeers, 0, 256, RESIDENT, false, false>;
+struct Digits {
+    using Shape = DigitShape;
+    using Tiles = RowTiles;
+    using Peers = BlockPeers;
+    static constexpr int images = IMAGES;
+    static constexpr bool resident = true, uniform = true, in_place = true, keeps_upsampled = false;
+    static constexpr bool has_cotangent = false;
+};
 
-// Gradients read weights in both directions, which do not fit beside the activations: they come through the caches.
-template <int IMAGES>
-using DigitsGradient = Form<DigitShape, RowTiles, BlockPeers, IMAGES, 256, false, true, false>;
-using GeneralGradient = General<false>;
-using ClusterGradient = Cluster<false>;
-using SplitGradient = Split<false>;
+template <bool RESIDENT>
+struct General {
+    using Shape = AnyShape;
+    using Tiles = GeneralTiles;
+    using Peers = BlockPeers;
+    static constexpr int images = 0;
+    static constexpr bool resident = RESIDENT, uniform = false, in_place = false, keeps_upsampled = false;
+    static constexpr bool has_cotangent = false;
+};
+
+template <bool RESIDENT>
+struct Cluster {
+    using Shape = AnyShape;
+    using Tiles = SmallTiles;
+    using Peers = ClusterPeers;
+    static constexpr int images = 0;
+    static constexpr bool resident = RESIDENT, uniform = false, in_place = false, keeps_upsampled = true;
+    static constexpr bool has_cotangent = false;
+};
+
+// A gradient needs all activations, and weights in both directions, which do not fit beside them.
+template <class Form>
+struct Gradient : Form {
+    static constexpr bool resident = false, in_place = false, keeps_upsampled = true, has_cotangent = true;
+};
 
 }  // namespace fastmalade::cuda

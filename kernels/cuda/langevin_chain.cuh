@@ -1,78 +1,56 @@
 // All N steps of the chain in one launch: x <- clamp(x + a_t (r(x) - x) + d_t z_t). Blocks are persistent: weights are
-// loaded once, then group after group of images runs through all its steps without leaving the chip.
+// loaded once, then group after group of images goes through all its steps without leaving the chip.
 #pragma once
 
 #include "cuda/autoencoder.cuh"
-#include "cuda/parameters.h"
+#include "cuda/noise.cuh"
 #include "cuda/tail.cuh"
 
 namespace fastmalade::cuda {
 
-template <class Form, class Parameters>
-FASTMALADE_DEVICE Block<Form> make_block(const Parameters& p, bool gradient) {
+template <class Form>
+FASTMALADE_DEVICE Block<Form> make_block(const LaunchParameters& p) {
     Block<Form> b{};
     if constexpr (!Form::Shape::is_fixed) {
         b.s = typename Form::Shape{p.channels, p.height, p.width, p.hidden1, p.hidden2};
     }
     b.images = Form::images > 0 ? Form::images : p.images;
     b.at = packed_layout<typename Form::Tiles>(b.s);
-    constexpr bool beside_weights = Form::resident && Form::Peers::has_own_memory;
-    b.plan = make_plan(b.s, b.images, beside_weights ? b.at.forward_floats : 0, Form::in_place, Form::keeps_upsampled,
-                       gradient);
+    b.planes = make_planes<Form>(b.s, b.images, Form::resident ? b.at.forward_floats : 0);
     b.memory = block_memory();
     b.weights = Form::resident ? b.memory : p.packed;
-    if constexpr (!Form::Peers::has_own_memory) {
-        const ExchangeSlot slot(p.exchange, p.blocks, b.plan.floats);
-        b.memory = slot.planes, b.peers = slot.peers;
-    }
     return b;
 }
 
-// Copies weights, of which there is a multiple of four, into this block's shared memory.
+// Copies the weights, a multiple of four floats, into this block's shared memory.
 template <class Form>
 FASTMALADE_DEVICE void load_weights(const Block<Form>& b, const float* packed) {
     const float4* from = reinterpret_cast<const float4*>(packed);
-    float4* to = reinterpret_cast<float4*>(block_memory());
+    float4* to = reinterpret_cast<float4*>(b.memory);
     for (int n = threadIdx.x; n < b.at.forward_floats / 4; n += blockDim.x) to[n] = from[n];
 }
 
-// Copies a group's images (from, contiguous) into a plane of this block, or this block's share of them into that of its
-// group, zeros where the batch has ended.
+// Copies a group's images (from, contiguous) into a plane of this block, zeros where the batch has ended.
 template <class Form>
 FASTMALADE_DEVICE void load_images(const Block<Form>& b, const Plane& plane, const float* from, int64_t first,
                                    int64_t batch) {
     const int width = b.s.width, height = b.s.height, pixels = b.s.channels * height * width;
-    constexpr bool all = Form::Peers::has_own_memory;
-    for (int n = all ? threadIdx.x : b.first(); n < b.images * pixels; n += all ? blockDim.x : b.step()) {
+    for (int n = threadIdx.x; n < b.images * pixels; n += blockDim.x) {
         const int image = n / pixels, element = n % pixels;
         *b.place(plane, element / width / height, element / width % height, element % width, image) =
             first + image < batch ? from[first * pixels + n] : 0.0f;
     }
 }
 
-FASTMALADE_DEVICE uint64_t seed_of(const NoiseSource& noise) {
-    return noise.seed_pointer ? (uint64_t)*noise.seed_pointer : noise.seed;
-}
-
-// The noise of a quad of image `index` of the batch at step `step`. Where it is given, `element` is the quad's place.
-FASTMALADE_DEVICE Normals noise_of(const NoiseSource& noise, uint64_t seed, int64_t batch, int64_t index, int pixels,
-                                   int step, int element) {
-    if (noise.given) {
-        const float* z = noise.given + ((int64_t)step * batch + index) * pixels + element;
-        return Normals{{z[0], z[1], z[2], z[3]}};
-    }
-    const uint64_t id = (uint64_t)(noise.sample_ids ? noise.sample_ids[index] : index);
-    return normals(seed, id, (uint32_t)step, (uint32_t)element / 4);
-}
-
-// r(x), residual, update, noise and clamp; the new state replaces the old one, and is written out where it is wanted.
+// r(x), residual, update, noise and clamp. The new state replaces the old one, and is written to memory where it is
+// wanted.
 template <class Form>
 FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& p, uint64_t seed, int64_t first,
                                    int t) {
-    const float a = p.settings.step_size[t], d = p.settings.noise_scale[t];
-    const float low = p.settings.low[t], high = p.settings.high[t];
+    const float a = p.steps.step_size[t], d = p.steps.noise_scale[t];
+    const float low = p.steps.low[t], high = p.steps.high[t];
     const int pixels = b.s.channels * b.s.height * b.s.width;
-    const bool written = p.trajectory || t == p.steps - 1;
+    const bool written = p.trajectory || t == p.steps.count - 1;
     float* out = p.out + (p.trajectory ? (int64_t)t * p.batch * pixels : 0);
     for (int n = b.first(); n < quad_count(b); n += b.step()) {
         const Quad quad(b, n);
@@ -80,19 +58,19 @@ FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& 
         const int element = quad.element(b);
         float v[4];
         reconstruct(b, quad, v);
-        float* x = b.place(b.plan.state, quad.c, quad.y, quad.x, quad.image);
+        float* x = b.place(b.planes.state, quad.c, quad.y, quad.x, quad.image);
         if (!p.reconstruct_only) {
             FASTMALADE_UNROLL
             for (int j = 0; j < 4; ++j) v[j] = fmaf(a, v[j] - x[j * b.images], x[j * b.images]);
             if (d != 0.0f && index < p.batch) {
-                const Normals z = noise_of(p.noise, seed, p.batch, index, pixels, p.first_step + t, element);
+                const Normals z = noise_of_quad(p.noise, seed, p.batch, index, pixels, p.steps.first + t, element);
                 FASTMALADE_UNROLL
                 for (int j = 0; j < 4; ++j) v[j] = fmaf(d, z.z[j], v[j]);
             }
             FASTMALADE_UNROLL
             for (int j = 0; j < 4; ++j) v[j] = clamped(v[j], low, high);
         }
-        if (t < p.steps - 1) {
+        if (t < p.steps.count - 1) {
             FASTMALADE_UNROLL
             for (int j = 0; j < 4; ++j) b.peers.put(x + j * b.images, v[j]);
         }
@@ -103,7 +81,7 @@ FASTMALADE_DEVICE void finish_step(const Block<Form>& b, const ChainParameters& 
     }
 }
 
-// layers(): from the state to the even pixels of deconv2, its last barrier included.
+// layers(): computes from the state to the even pixels of deconv2, and ends with a barrier.
 template <class Form, class Layers>
 FASTMALADE_DEVICE void run_chain(const Block<Form>& b, const ChainParameters& p, const Layers& layers) {
     if constexpr (Form::resident) load_weights(b, p.packed);
@@ -111,10 +89,10 @@ FASTMALADE_DEVICE void run_chain(const Block<Form>& b, const ChainParameters& p,
     const int64_t groups = (p.batch + b.images - 1) / b.images;
     const int size = b.peers.size();
     for (int64_t group = blockIdx.x / size; group < groups; group += gridDim.x / size) {
-        load_images(b, b.plan.state, p.x, group * b.images, p.batch);
-        // Of the whole group: no block may store where another is still loading, or read what is not there yet.
+        load_images(b, b.planes.state, p.x, group * b.images, p.batch);
+        // For all blocks of the group: none may store where another is still loading, or read what is not there yet.
         b.peers.template sync<5>();
-        for (int t = 0; t < p.steps; ++t) {
+        for (int t = 0; t < p.steps.count; ++t) {
             layers();
             finish_step(b, p, seed, group * b.images, t);
             b.peers.template sync<6>();
@@ -123,10 +101,10 @@ FASTMALADE_DEVICE void run_chain(const Block<Form>& b, const ChainParameters& p,
 }
 
 template <class Form>
-FASTMALADE_KERNEL(Form::threads)
+FASTMALADE_KERNEL(kBlockThreads)
 chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
-    const Block<Form> b = make_block<Form>(p, false);
-    run_chain(b, p, [&] { encode_decode<Form::keeps_upsampled>(b); });
+    const Block<Form> b = make_block<Form>(p);
+    run_chain(b, p, [&] { encode_decode(b); });
 }
 
 }  // namespace fastmalade::cuda

@@ -1,11 +1,11 @@
-// The vector-Jacobian product of the whole chain in one launch, the last step first. For a step v = x + a (r(x) - x) +
-// d z, x' = clamp(v), a cotangent g of x' becomes
+// The vector-Jacobian product of the whole chain in one launch, starting with the last step. For a step v = x + a (r(x)
+// - x) + d z, x' = clamp(v), the cotangent g of x' becomes that of x:
 //
 //     g <- g where low <= v <= high, else 0;      g <- g - a g + a J_r(x)^T g
 //
-// The states come from device memory, one read per step; activations are computed again on chip, and the noise is
-// replayed from its counters where a clamp needs v. Each plane of activations h turns into the cotangent of its
-// pre-activation in place, by the factor 1 - h^2 of tanh.
+// The states are read from device memory, one for each step. Activations are computed again on chip, and the noise is
+// drawn again from its counters where a clamp needs v. Each plane of activations h turns in place into the cotangent of
+// what went into the tanh, by its slope 1 - h^2.
 #pragma once
 
 #include "cuda/langevin_chain.cuh"
@@ -13,12 +13,12 @@
 
 namespace fastmalade::cuda {
 
-// Last layer and update: g is masked where the clamp acted, the state turns into the cotangent of conv3's sums.
+// Last layer and update: g becomes 0 where the clamp acted, and the state turns into the cotangent of conv3's sums.
 template <class Form>
 FASTMALADE_DEVICE void start_back(const Block<Form>& b, const GradientParameters& p, uint64_t seed, int64_t first,
                                   int t) {
-    const float a = p.settings.step_size[t], d = p.settings.noise_scale[t];
-    const float low = p.settings.low[t], high = p.settings.high[t];
+    const float a = p.steps.step_size[t], d = p.steps.noise_scale[t];
+    const float low = p.steps.low[t], high = p.steps.high[t];
     const bool bounded = low > -INFINITY || high < INFINITY;
     const int pixels = b.s.channels * b.s.height * b.s.width;
     for (int n = b.first(); n < quad_count(b); n += b.step()) {
@@ -27,11 +27,11 @@ FASTMALADE_DEVICE void start_back(const Block<Form>& b, const GradientParameters
         const int element = quad.element(b);
         float r[4];
         reconstruct(b, quad, r);
-        float* x = b.place(b.plan.state, quad.c, quad.y, quad.x, quad.image);
-        float* g = b.place(b.plan.cotangent, quad.c, quad.y, quad.x, quad.image);
+        float* x = b.place(b.planes.state, quad.c, quad.y, quad.x, quad.image);
+        float* g = b.place(b.planes.cotangent, quad.c, quad.y, quad.x, quad.image);
         Normals z{{0.0f, 0.0f, 0.0f, 0.0f}};
         const bool noisy = bounded && d != 0.0f && index < p.batch;
-        if (noisy) z = noise_of(p.noise, seed, p.batch, index, pixels, p.first_step + t, element);
+        if (noisy) z = noise_of_quad(p.noise, seed, p.batch, index, pixels, p.steps.first + t, element);
         FASTMALADE_UNROLL
         for (int j = 0; j < 4; ++j) {
             float cotangent = g[j * b.images];
@@ -59,9 +59,9 @@ FASTMALADE_DEVICE void deconv2_back(const Block<Form>& b) {
         const int o = n / b.images / columns / rows;
         float sum = 0.0f;
         for (int c = 0; c < b.s.channels; ++c) {
-            sum = fmaf(b.weights[b.at.deconv2 + c * b.s.hidden1 + o], *b.place(b.plan.even, c, y, x, image), sum);
+            sum = fmaf(b.weights[b.at.deconv2 + c * b.s.hidden1 + o], *b.place(b.planes.even, c, y, x, image), sum);
         }
-        float* place = b.place(b.plan.upsampled, o, y, x, image);
+        float* place = b.place(b.planes.upsampled, o, y, x, image);
         b.peers.put(place, sum * fmaf(-*place, *place, 1.0f));
     }
 }
@@ -77,22 +77,22 @@ FASTMALADE_DEVICE void autoencoder_back(const Block<Form>& b, float a) {
         b.peers.put(place, sum * fmaf(-*place, *place, 1.0f));
     };
     convolve_layer<5, 2, 1, fixed_width<Shape>(1), false>(
-        b, b.plan.state, b.s.channels, h, w, b.at.conv3_back, -1, b.s.channels,
-        [&](int o, int y, int x, int image, float sum) { times_tanh(b.plan.even, o, y, x, image, sum); });
+        b, b.planes.state, b.s.channels, h, w, b.at.conv3_back, -1, b.s.channels,
+        [&](int o, int y, int x, int image, float sum) { times_tanh(b.planes.even, o, y, x, image, sum); });
     b.peers.template sync<21>();
     deconv2_back(b);
     b.peers.template sync<22>();
     convolve_layer<9, 4, Tiles::deconv1_back, fixed_width<Shape>(2), false>(
-        b, b.plan.upsampled, b.s.hidden1, h / 2, w / 2, b.at.deconv1_back, -1, b.s.hidden2,
-        [&](int o, int y, int x, int image, float sum) { times_tanh(b.plan.hidden2, o, y, x, image, sum); });
+        b, b.planes.upsampled, b.s.hidden1, h / 2, w / 2, b.at.deconv1_back, -1, b.s.hidden2,
+        [&](int o, int y, int x, int image, float sum) { times_tanh(b.planes.hidden2, o, y, x, image, sum); });
     b.peers.template sync<23>();
     upsample_layer<3, 1, Tiles::conv2_back, fixed_width<Shape>(4)>(
-        b, b.plan.hidden2, b.s.hidden2, h / 4, w / 4, b.at.conv2_back, -1, b.s.hidden1,
-        [&](int o, int y, int x, int image, float sum) { times_tanh(b.plan.hidden1, o, y, x, image, sum); });
+        b, b.planes.hidden2, b.s.hidden2, h / 4, w / 4, b.at.conv2_back, -1, b.s.hidden1,
+        [&](int o, int y, int x, int image, float sum) { times_tanh(b.planes.hidden1, o, y, x, image, sum); });
     b.peers.template sync<24>();
-    upsample_layer<3, 1, 1, fixed_width<Shape>(2)>(b, b.plan.hidden1, b.s.hidden1, h / 2, w / 2, b.at.conv1_back, -1,
+    upsample_layer<3, 1, 1, fixed_width<Shape>(2)>(b, b.planes.hidden1, b.s.hidden1, h / 2, w / 2, b.at.conv1_back, -1,
                                                    b.s.channels, [&](int c, int y, int x, int image, float sum) {
-                                                       float* g = b.place(b.plan.cotangent, c, y, x, image);
+                                                       float* g = b.place(b.planes.cotangent, c, y, x, image);
                                                        b.peers.put(g, fmaf(-a, *g, *g) + sum);
                                                    });
     b.peers.template sync<25>();
@@ -100,29 +100,29 @@ FASTMALADE_DEVICE void autoencoder_back(const Block<Form>& b, float a) {
 
 template <class Form>
 FASTMALADE_DEVICE void run_gradient(const GradientParameters& p) {
-    const Block<Form> b = make_block<Form>(p, true);
+    const Block<Form> b = make_block<Form>(p);
     const uint64_t seed = seed_of(p.noise);
     const int64_t groups = (p.batch + b.images - 1) / b.images;
     const int size = b.peers.size(), pixels = b.s.channels * b.s.height * b.s.width;
     for (int64_t group = blockIdx.x / size; group < groups; group += gridDim.x / size) {
         const int64_t first = group * b.images;
-        if (!p.reconstruction_error) load_images(b, b.plan.cotangent, p.cotangent, first, p.batch);
-        for (int t = p.steps - 1; t >= 0; --t) {
-            load_images(b, b.plan.state, p.states + (int64_t)t * p.batch * pixels, first, p.batch);
+        if (!p.reconstruction_error) load_images(b, b.planes.cotangent, p.cotangent, first, p.batch);
+        for (int t = p.steps.count - 1; t >= 0; --t) {
+            load_images(b, b.planes.state, p.states + (int64_t)t * p.batch * pixels, first, p.batch);
             b.peers.template sync<26>();
-            encode_decode<true>(b);
+            encode_decode(b);
             if (p.reconstruction_error) {
                 start_error_back(b);
             } else {
                 start_back(b, p, seed, first, t);
             }
             b.peers.template sync<27>();
-            autoencoder_back(b, p.settings.step_size[t]);
+            autoencoder_back(b, p.steps.step_size[t]);
         }
         for (int n = b.first(); n < quad_count(b); n += b.step()) {
             const Quad quad(b, n);
             if (first + quad.image >= p.batch) continue;
-            const float* g = b.place(b.plan.cotangent, quad.c, quad.y, quad.x, quad.image);
+            const float* g = b.place(b.planes.cotangent, quad.c, quad.y, quad.x, quad.image);
             float* out = p.gradient + (first + quad.image) * pixels + quad.element(b);
             *reinterpret_cast<float4*>(out) = make_float4(g[0], g[b.images], g[2 * b.images], g[3 * b.images]);
         }
@@ -131,7 +131,7 @@ FASTMALADE_DEVICE void run_gradient(const GradientParameters& p) {
 }
 
 template <class Form>
-FASTMALADE_KERNEL(Form::threads)
+FASTMALADE_KERNEL(kBlockThreads)
 gradient_kernel(const FASTMALADE_GRID_CONSTANT GradientParameters p) {
     run_gradient<Form>(p);
 }

@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/engine.h"
 #include "cuda/platform.cuh"
 
 #if defined(FASTMALADE_EMULATION)
@@ -14,8 +13,9 @@
 namespace fastmalade::cuda {
 
 struct Grid {
-    int blocks, threads, cluster, shared_bytes;
-    bool all_at_once = false;  // blocks wait for each other: a cooperative launch, `cluster` of them one group
+    int blocks, threads;
+    int cluster = 1;       // blocks of a cluster
+    int shared_bytes = 0;  // of a block
 };
 
 #if defined(FASTMALADE_EMULATION)
@@ -27,52 +27,36 @@ void launch(const char*, void (*kernel)(Parameters...), const Grid& grid, void*,
 
 #else
 
+// Above these a kernel has to say what it wants: shared memory of a block, and blocks of a cluster.
+constexpr int kPlainSharedBytes = 48 * 1024, kPortableCluster = 8;
+
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
 }
 
-// Blocks that do not fit on the device beside each other would wait for ones that never start.
-inline void check_all_at_once(const char* name, const void* function, const Grid& grid) {
-    int device = 0, multiprocessors = 0, each = 0;
-    check(cudaGetDevice(&device), name);
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), name);
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, function, grid.threads, (size_t)grid.shared_bytes),
-          name);
-    if (grid.blocks > each * multiprocessors) {
-        throw std::runtime_error(std::string(name) + ": expected at most " + std::to_string(each * multiprocessors) +
-                                 " blocks, which fit on the device at once, got " + std::to_string(grid.blocks));
-    }
-}
-
+// name: of the kernel, for the message where the launch fails.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, void* stream,
             const Parameters&... parameters) {
-    constexpr int kPlainSharedBytes = 48 * 1024, kPortableCluster = 8;
     const void* function = reinterpret_cast<const void*>(kernel);
     if (grid.shared_bytes > kPlainSharedBytes) {
         check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes), name);
     }
-    if (grid.cluster > kPortableCluster && !grid.all_at_once) {
+    if (grid.cluster > kPortableCluster) {
         check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
     }
     cudaLaunchAttribute attribute{};
-    if (grid.all_at_once) {
-        check_all_at_once(name, function, grid);
-        attribute.id = cudaLaunchAttributeCooperative;
-        attribute.val.cooperative = 1;
-    } else {
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim.x = (unsigned)grid.cluster;
-        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    }
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)grid.cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3((unsigned)grid.blocks);
     config.blockDim = dim3((unsigned)grid.threads);
     config.dynamicSmemBytes = (size_t)grid.shared_bytes;
     config.stream = static_cast<cudaStream_t>(stream);
     config.attrs = &attribute;
-    config.numAttrs = grid.cluster > 1 || grid.all_at_once ? 1 : 0;
+    config.numAttrs = grid.cluster > 1 ? 1 : 0;
     check(cudaLaunchKernelEx(&config, kernel, parameters...), name);
 }
 

@@ -1,5 +1,5 @@
-// The weights in the order in which the kernels read them (PackedLayout). Packing is a kernel of its own before every
-// chain, not a cache: it takes microseconds, and no way of changing weights in place can then be missed.
+// The weights in the order in which the kernels read them (PackedLayout). They are packed by a kernel before every
+// chain and not cached: it takes microseconds, and no change of weights in place can be missed.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -73,7 +73,7 @@ FASTMALADE_DEVICE float packed_forward(const AnyShape& s, const PackedLayout& at
     return conv3_start(w, s.channels, borders / 6, borders % 6, out);
 }
 
-// Element n of the part that the vector-Jacobian products read: the same taps, read from outputs to inputs.
+// Element n of the part that the vector-Jacobian products read: the same taps, from outputs to inputs.
 template <class Tiles>
 FASTMALADE_DEVICE float packed_back(const AnyShape& s, const PackedLayout& at, const AutoencoderWeights& w, int n) {
     if (n < at.deconv1_back) {
@@ -98,16 +98,14 @@ FASTMALADE_DEVICE float packed_back(const AnyShape& s, const PackedLayout& at, c
                       });
 }
 
-// packed: (end,), of which the model is the first packed_layout<Tiles>(s).floats, or forward_floats where `gradient` is
-// false, and the rest zeros
+// packed: (packed_layout<Tiles>(s).floats,), or (forward_floats,) where `gradient` is false.
 template <class Tiles>
-FASTMALADE_KERNEL(256)
-pack_kernel(const AnyShape s, const AutoencoderWeights w, const bool gradient, const int end, float* packed) {
+FASTMALADE_KERNEL(kBlockThreads)
+pack_kernel(const AnyShape s, const AutoencoderWeights w, const bool gradient, float* packed) {
     const PackedLayout at = packed_layout<Tiles>(s);
+    const int end = gradient ? at.floats : at.forward_floats;
     for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < end; n += gridDim.x * blockDim.x) {
-        packed[n] = n < at.forward_floats       ? packed_forward<Tiles>(s, at, w, n)
-                    : gradient && n < at.floats ? packed_back<Tiles>(s, at, w, n)
-                                                : 0.0f;
+        packed[n] = n < at.forward_floats ? packed_forward<Tiles>(s, at, w, n) : packed_back<Tiles>(s, at, w, n);
     }
 }
 

@@ -1,8 +1,8 @@
-// What the kernels use of the machine, in one place: the same kernel source is compiled by nvcc for a GPU, and by a C++
-// compiler against emulation/emulation.h, where every CUDA thread is run on the CPU.
+// Everything the kernels use of CUDA, in one place: the same kernel source is compiled by nvcc for a GPU, and by a C++
+// compiler against emulation/emulation.h, where every CUDA thread runs on the CPU.
 //
-// Beside threadIdx, blockIdx and __syncthreads the kernels use the functions below and those of tensor_core.cuh and
-// nothing else, so what has to be emulated is what is listed there.
+// Besides threadIdx, blockIdx and __syncthreads the kernels use only the functions below and those of tensor_core.cuh,
+// so that is all the emulation has to provide.
 #pragma once
 
 #include <stdint.h>
@@ -11,7 +11,7 @@
 #include "common/philox.h"
 
 #if defined(FASTMALADE_HOST_ONLY)
-// The sizes of shapes.cuh alone, for code that runs on the CPU.
+// Only the sizes of shapes.cuh and forms.cuh, for code that runs on the CPU.
 #define FASTMALADE_BOTH inline
 #elif defined(FASTMALADE_EMULATION)
 #include "cuda/emulation/emulation.h"
@@ -35,7 +35,7 @@ FASTMALADE_DEVICE float* block_memory() {
     return reinterpret_cast<float*>(fastmalade_block_memory);
 }
 
-// Thread-block clusters exist from sm_90 on. The host launches kernels with more than one block per image there only.
+// Thread-block clusters exist from sm_90 on; choose() takes them only where the device has them.
 FASTMALADE_DEVICE int cluster_rank() {
 #if __CUDA_ARCH__ >= 900
     uint32_t rank;
@@ -56,7 +56,7 @@ FASTMALADE_DEVICE int cluster_size() {
 #endif
 }
 
-// Every thread of every block of the cluster; what was stored before, here or in another block, is seen after.
+// For every thread of every block of the cluster. What any of them stored before is seen by all of them after.
 FASTMALADE_DEVICE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -64,24 +64,6 @@ FASTMALADE_DEVICE void cluster_barrier() {
     __syncthreads();
 #endif
 }
-
-// A counter in device memory on which the blocks of a launch meet; returns what it was before. What this thread, and
-// before a barrier its block, has stored is seen by whoever reads the new count; what others stored before they arrived
-// is seen after reading it.
-FASTMALADE_DEVICE uint32_t count_arrival(uint32_t* counter, uint32_t share) {
-    uint32_t before;
-    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(share) : "memory");
-    return before;
-}
-
-FASTMALADE_DEVICE uint32_t read_arrivals(const uint32_t* counter) {
-    uint32_t count;
-    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
-    return count;
-}
-
-// Between two reads of the counter; the blocks that are waited for run elsewhere, but not in the emulation.
-FASTMALADE_DEVICE void let_others_arrive() {}
 
 // Stores at the place of `local` (an address in this block's shared memory) in the block of rank `rank`.
 FASTMALADE_DEVICE void store_at_rank(float* local, int rank, float value) {
@@ -102,8 +84,8 @@ namespace fastmalade::cuda {
 constexpr int kWarp = 32;
 
 #if !defined(FASTMALADE_HOST_ONLY)
-// The barrier between stage `STAGE` and the next. It has a number so that the emulation can leave one of them out,
-// which a test has to notice.
+// The barrier between stage `STAGE` and the next. The number lets the emulation leave one of them out, which a test
+// then has to notice.
 template <int STAGE>
 FASTMALADE_DEVICE void block_barrier() {
 #if defined(FASTMALADE_EMULATION)

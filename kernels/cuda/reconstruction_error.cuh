@@ -5,16 +5,16 @@
 
 namespace fastmalade::cuda {
 
-// As start_back, for the error: e goes where the cotangent is kept, the state turns into the cotangent -e of conv3's
-// sums. What the layers before then give is added to e.
+// start_back for the error: e goes where the cotangent is kept, and the state turns into the cotangent -e of conv3's
+// sums. What comes back through the layers is then added to e.
 template <class Form>
 FASTMALADE_DEVICE void start_error_back(const Block<Form>& b) {
     for (int n = b.first(); n < quad_count(b); n += b.step()) {
         const Quad quad(b, n);
         float r[4];
         reconstruct(b, quad, r);
-        float* x = b.place(b.plan.state, quad.c, quad.y, quad.x, quad.image);
-        float* g = b.place(b.plan.cotangent, quad.c, quad.y, quad.x, quad.image);
+        float* x = b.place(b.planes.state, quad.c, quad.y, quad.x, quad.image);
+        float* g = b.place(b.planes.cotangent, quad.c, quad.y, quad.x, quad.image);
         FASTMALADE_UNROLL
         for (int j = 0; j < 4; ++j) {
             const float error = 2.0f * (x[j * b.images] - r[j]);

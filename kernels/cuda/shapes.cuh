@@ -1,7 +1,7 @@
-// Shapes, tiles and memory plans of the whole-chain kernels.
+// Shapes, tiles, and where weights and activations lie.
 //
-// Every convolution is cut into tiles of P neighbouring positions of one row times OC output channels; one thread sums
-// one tile in registers. Tiles of any size add in the same order (convolution.cuh), so forms that differ only in their
+// Every convolution is cut into tiles of neighbouring positions of one row times output channels; one thread sums one
+// tile in registers. Tiles of any size add in the same order (convolution.cuh), so forms that differ only in their
 // tiles give the same bits.
 #pragma once
 
@@ -9,11 +9,15 @@
 
 namespace fastmalade::cuda {
 
-// Sizes known when the kernel is compiled: loops unroll, and taps outside the image cost nothing.
-template <int C, int H, int W, int H1, int H2>
-struct FixedShape {
+// Threads of a block. Predicted, not measured: with eight warps each of the four schedulers has two, and a thread may
+// use all 255 registers, which a tile of 70 sums needs (docs/gpu-resources.md: 220 on sm_90, nothing spilled).
+constexpr int kBlockThreads = 256;
+
+// Paper 000's sizes for digits. Known when the kernel is compiled: loops unroll, and taps outside the image cost
+// nothing.
+struct DigitShape {
     static constexpr bool is_fixed = true;
-    static constexpr int channels = C, height = H, width = W, hidden1 = H1, hidden2 = H2;
+    static constexpr int channels = 1, height = 28, width = 28, hidden1 = 10, hidden2 = 25;
 };
 
 // Sizes known when the kernel is launched.
@@ -29,21 +33,32 @@ FASTMALADE_BOTH constexpr int fixed_width(int divisor) {
     return 0;
 }
 
-// Positions and output channels of a tile, forward (conv1, conv2, deconv1) and of the vector-Jacobian products (_back).
-template <int P_, int CONV1, int CONV2, int DECONV1, int DECONV1_BACK, int CONV2_BACK>
-struct TileSizes {
-    static constexpr int P = P_, conv1 = CONV1, conv2 = CONV2, deconv1 = DECONV1;
-    static constexpr int deconv1_back = DECONV1_BACK, conv2_back = CONV2_BACK;
+// Tile sizes: positions of a row, and output channels of each layer forward and of its vector-Jacobian product (_back).
+// All of them are predicted, none is measured on a GPU. What was checked by compiling is that no kernel spills
+// registers (docs/gpu-resources.md).
+
+// Whole rows of seven on the quarter grid of a 28x28 image: a thread's 70 sums leave about five multiply-adds for every
+// word read from shared memory. deconv1 has all ten channels in one thread and so ends in the 1x1 layer without storing
+// them. Seven of conv2's 25 channels make four tasks, as many as the warps can share evenly.
+struct RowTiles {
+    static constexpr int positions = 7;
+    static constexpr int conv1 = 10, conv2 = 7, deconv1 = 10;
+    static constexpr int deconv1_back = 7, conv2_back = 10;
 };
 
-// Whole rows of seven on the quarter grid of a 28x28 image. 70 sums a thread leave a multiply-add about five times for
-// every word that is read from shared memory; deconv1 with all ten channels in one thread ends in the 1x1 layer
-// without storing them. Seven channels of conv2 make its 25 four tasks, as many as the warps can share evenly.
-using RowTiles = TileSizes<7, 10, 7, 10, 7, 10>;
-// Any shape.
-using GeneralTiles = TileSizes<4, 5, 5, 5, 5, 5>;
-// As many threads as there can be for one image.
-using SmallTiles = TileSizes<2, 1, 1, 1, 1, 1>;
+// Any shape. Smaller tiles, of which less is wasted where a row or the channels do not divide evenly.
+struct GeneralTiles {
+    static constexpr int positions = 4;
+    static constexpr int conv1 = 5, conv2 = 5, deconv1 = 5;
+    static constexpr int deconv1_back = 5, conv2_back = 5;
+};
+
+// As many threads as one image can have with two sums each.
+struct SmallTiles {
+    static constexpr int positions = 2;
+    static constexpr int conv1 = 1, conv2 = 1, deconv1 = 1;
+    static constexpr int deconv1_back = 1, conv2_back = 1;
+};
 
 FASTMALADE_BOTH constexpr int divide_up(int n, int by) { return (n + by - 1) / by; }
 FASTMALADE_BOTH constexpr int round_up(int n, int to) { return divide_up(n, to) * to; }
@@ -105,13 +120,13 @@ FASTMALADE_BOTH constexpr PackedLayout packed_layout(const Shape& s) {
     return at;
 }
 
-// One array [channel][row][column][image of the group] in shared memory; neighbouring lanes hold neighbouring images.
+// One array [channel][row][column][image of the group]; neighbouring lanes hold neighbouring images.
 struct Plane {
     int at, row, channel;  // offset, and strides in floats
 };
 
-// Strides by which the rows that the lanes of a warp read at once fall into different banks: every row of the plane, or
-// every second one where it is read by a convolution of stride 2.
+// The smallest row stride that puts the rows which the lanes of a warp read at once into different banks: every row of
+// the plane, or every second one where it is read by a convolution of stride 2.
 FASTMALADE_BOTH constexpr int row_stride(int width, int images, bool by_two) {
     int stride = width * images;
     const int period = by_two ? 16 : 32, wanted = by_two ? (images + 1) / 2 : images;
@@ -119,43 +134,45 @@ FASTMALADE_BOTH constexpr int row_stride(int width, int images, bool by_two) {
     return stride;
 }
 
-// Shared memory of a block in floats. `weights` come first.
-struct Plan {
+// Where state and activations lie in the shared memory of a block, in floats. Resident weights come before them.
+struct Planes {
     Plane state, hidden1, hidden2;
     Plane upsampled;  // deconv1's output, where it is kept
-    Plane even;       // deconv2's output at even pixels: all others are constants
+    Plane even;       // deconv2's output at even pixels; all others are constants
     Plane cotangent;
-    int floats;
+    int floats;  // of everything, weights included
 };
 
-// IN_PLACE: conv2 overwrites its own input. GRADIENT: what a vector-Jacobian product needs too.
-template <class Shape>
-FASTMALADE_BOTH constexpr Plan make_plan(const Shape& s, int images, int weight_floats, bool in_place,
-                                         bool keeps_upsampled, bool gradient) {
-    Plan plan{};
+// weight_floats: of the resident weights, 0 for none.
+template <class Form, class Shape>
+FASTMALADE_BOTH constexpr Planes make_planes(const Shape& s, int images, int weight_floats) {
+    Planes planes{};
     int n = round_up(weight_floats, 4);
     const int h = s.height, w = s.width;
-    plan.state = Plane{n, row_stride(w, images, true), 0};
-    plan.state.channel = h * plan.state.row, n += s.channels * plan.state.channel;
-    plan.hidden1 = Plane{n, row_stride(w / 2, images, true), 0};
-    plan.hidden1.channel = h / 2 * plan.hidden1.row;
-    const int hidden1_floats = s.hidden1 * plan.hidden1.channel;
-    plan.hidden2 = Plane{n, row_stride(w / 4, images, false), 0};
-    plan.hidden2.channel = h / 4 * plan.hidden2.row;
-    const int hidden2_floats = s.hidden2 * plan.hidden2.channel;
-    if (in_place) {
+    planes.state = Plane{n, row_stride(w, images, true), 0};
+    planes.state.channel = h * planes.state.row, n += s.channels * planes.state.channel;
+    planes.hidden1 = Plane{n, row_stride(w / 2, images, true), 0};
+    planes.hidden1.channel = h / 2 * planes.hidden1.row;
+    const int hidden1_floats = s.hidden1 * planes.hidden1.channel;
+    planes.hidden2 = Plane{n, row_stride(w / 4, images, false), 0};
+    planes.hidden2.channel = h / 4 * planes.hidden2.row;
+    const int hidden2_floats = s.hidden2 * planes.hidden2.channel;
+    if constexpr (Form::in_place) {
         n += hidden1_floats > hidden2_floats ? hidden1_floats : hidden2_floats;
     } else {
         n += hidden1_floats;
-        plan.hidden2.at = n, n += hidden2_floats;
+        planes.hidden2.at = n, n += hidden2_floats;
     }
-    plan.upsampled = plan.hidden1;
-    if (keeps_upsampled || gradient) plan.upsampled.at = n, n += hidden1_floats;
-    plan.even = Plane{n, w / 2 * images, h / 2 * (w / 2) * images};
-    n += s.channels * plan.even.channel;
-    if (gradient) plan.cotangent = Plane{n, w * images, h * w * images}, n += s.channels * h * w * images;
-    plan.floats = n;
-    return plan;
+    planes.upsampled = planes.hidden1;
+    if constexpr (Form::keeps_upsampled) planes.upsampled.at = n, n += hidden1_floats;
+    planes.even = Plane{n, w / 2 * images, h / 2 * (w / 2) * images};
+    n += s.channels * planes.even.channel;
+    if constexpr (Form::has_cotangent) {
+        planes.cotangent = Plane{n, w * images, h * w * images};
+        n += s.channels * h * w * images;
+    }
+    planes.floats = n;
+    return planes;
 }
 
 }  // namespace fastmalade::cuda

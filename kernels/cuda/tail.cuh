@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/block.cuh"
+#include "cuda/elementary.cuh"
 
 namespace fastmalade::cuda {
 
@@ -25,7 +26,7 @@ struct Quad {
         y = n / b.images / quads % b.s.height;
         c = n / b.images / quads / b.s.height;
     }
-    // Of its first element in an image, C x H x W.
+    // Number of its first element in an image, counted over C x H x W.
     template <class Form>
     FASTMALADE_DEVICE int element(const Block<Form>& b) const {
         return (c * b.s.height + y) * b.s.width + x;
@@ -53,7 +54,7 @@ FASTMALADE_DEVICE void reconstruct(const Block<Form>& b, const Quad& quad, float
             const int row = (quad.y + ky - 2) / 2;  // even; -2 / 2 is -1
             if (row < 0 || row >= rows) continue;
             const float* w = weights + ky * 5;
-            const float* even = b.place(b.plan.even, i, row, q, quad.image);
+            const float* even = b.place(b.planes.even, i, row, q, quad.image);
             const float here = even[0], next = even[b.images];
             if (has_left) sum[0] = fmaf(w[0], even[-b.images], sum[0]);
             sum[0] = fmaf(w[2], here, sum[0]);

@@ -1,12 +1,11 @@
-// The whole chain with conv2 and deconv1 on tensor cores, for the shape of forms.cuh's digits: eight images a block.
+// The whole chain with conv2 and deconv1 on tensor cores, for the shape of the form Digits: eight images a block.
 //
-// The rest stays in float32 multiply-adds: conv1 has one input channel, and its operands would cost as many
-// instructions as its sums (docs/performance.md); deconv2, conv3, tanh, update and noise are the functions of the other
-// forms. A sum starts from its bias and adds its blocks of K in one order, by tap inside eight channels and then the
-// channels left over, and no image sees another: batch, block and place in the batch change no bit.
+// The rest stays in float32 multiply-adds: conv1 has one input channel, and loading its operands would cost as many
+// instructions as its sums (docs/performance.md); deconv2, conv3, tanh, update and noise are those of the other forms.
+// A sum starts from its bias and adds its blocks of K in one order, by tap inside eight channels and then the remaining
+// channels, and no image reads another's values: batch, block and place in the batch change no bit.
 #pragma once
 
-#include "cuda/forms.cuh"
 #include "cuda/langevin_chain.cuh"
 #include "cuda/packed_model.cuh"
 #include "cuda/tensor_core.cuh"
@@ -14,8 +13,9 @@
 namespace fastmalade::cuda {
 
 template <Precision PRECISION, bool RESIDENT>
-struct TensorForm : Form<DigitShape, RowTiles, BlockPeers, kTensorImages, 256, RESIDENT, true, true> {
+struct TensorForm : Digits<kTensorImages> {
     static constexpr Precision precision = PRECISION;
+    static constexpr bool resident = RESIDENT;
 };
 
 // A lane of a warp and what it holds of a product.
@@ -25,8 +25,8 @@ struct Lane {
         : warp(same_in_warp(threadIdx.x / kWarp)), group(threadIdx.x % kWarp / 4), within(threadIdx.x % 4) {}
 };
 
-// Rows of a layer are dealt out to warps from the second on. A scheduler of a multiprocessor has every fourth warp: it
-// then gets, of the seven rows of a digit, one with all taps inside and one with few.
+// Rows of a layer go to warps starting with the second row. A scheduler of a multiprocessor has every fourth warp, so
+// of the seven rows of a digit it gets one with all taps inside and one with few.
 FASTMALADE_DEVICE int row_of_slot(int slot, int rows) { return (slot + 1) % rows; }
 
 // Fragments of one block of K. weights: of that block.
@@ -41,7 +41,7 @@ FASTMALADE_DEVICE void load_fragments(Operand<PRECISION> (&a)[TILES][4], const f
             a[m][2] = operand<PRECISION>(w.z), a[m][3] = operand<PRECISION>(w.w);
         } else {
             const float2 w = *reinterpret_cast<const float2*>(weights + m * 128 + lane * 2);
-            // Half a block: rows 8 to 15 repeat rows 0 to 7, and nobody reads their sums.
+            // Half a block: rows 8 to 15 repeat rows 0 to 7, and their sums are not used.
             a[m][0] = a[m][1] = operand<PRECISION>(w.x), a[m][2] = a[m][3] = operand<PRECISION>(w.y);
         }
     }
@@ -112,19 +112,19 @@ FASTMALADE_DEVICE void add_row(float (&sum)[P][TILES][4], const Block<Form>& b, 
 template <class Form>
 FASTMALADE_DEVICE void tensor_conv1(const Block<Form>& b) {
     convolve_layer<5, 2, Form::Tiles::conv1, fixed_width<typename Form::Shape>(1), false>(
-        b, b.plan.state, b.s.channels, b.s.height, b.s.width, b.at.conv1, b.at.conv1_bias, b.s.hidden1,
+        b, b.planes.state, b.s.channels, b.s.height, b.s.width, b.at.conv1, b.at.conv1_bias, b.s.hidden1,
         [&](int o, int y, int x, int image, float sum) {
-            *b.place(b.plan.hidden1, o, y, x, image) = stored<Form::precision>(tanh_float(sum));
+            *b.place(b.planes.hidden1, o, y, x, image) = stored<Form::precision>(tanh_float(sum));
         });
 }
 
-// A warp takes one row of all output channels and keeps it until everybody has read what it overwrites.
+// A warp computes one row of all output channels, and stores it when all warps have read what it overwrites.
 template <class Form>
 FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
     using Shape = typename Form::Shape;
     constexpr int ROWS = conv2_rows(Shape::hidden2), TILES = divide_up(ROWS, 16);
     constexpr int P = Shape::width / 4, HEIGHT = Shape::height / 4;
-    static_assert(HEIGHT <= Form::threads / kWarp, "conv2 in place: a row for each warp at most");
+    static_assert(HEIGHT <= kBlockThreads / kWarp, "conv2 in place: a row for each warp at most");
     const Lane lane;
     const bool exists = lane.warp < HEIGHT;
     const int y = row_of_slot(lane.warp, HEIGHT);
@@ -141,7 +141,7 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
                 for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
             }
         }
-        add_row<2, ROWS, Shape::hidden1, Shape::height / 2, Shape::width / 2, 0>(sum, b, b.plan.hidden1,
+        add_row<2, ROWS, Shape::hidden1, Shape::height / 2, Shape::width / 2, 0>(sum, b, b.planes.hidden1,
                                                                                  b.weights + b.at.conv2, y);
     }
     block_barrier<10>();
@@ -154,15 +154,15 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
             if (o >= Shape::hidden2) continue;
             FASTMALADE_UNROLL
             for (int p = 0; p < P; ++p) {
-                *b.place(b.plan.hidden2, o, y, p, 2 * lane.within + e % 2) =
+                *b.place(b.planes.hidden2, o, y, p, 2 * lane.within + e % 2) =
                     stored<Form::precision>(tanh_float(sum[p][m][e]));
             }
         }
     }
 }
 
-// deconv1 of P positions of row y, and deconv2 at the even pixels that are their phases. A lane ends with half of the
-// channels of one phase at every position, of two images; its neighbour four lanes on has the other half.
+// deconv1 of P positions of row y, and deconv2 at the even pixels of their phases. At the end a lane has half of the
+// channels of one phase at every position, of two images; the lane four away has the other half.
 template <int FIRST, int P, class Form>
 FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
     using Shape = typename Form::Shape;
@@ -181,7 +181,7 @@ FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
             for (int p = 0; p < P; ++p) sum[p][m][e] = bias;
         }
     }
-    add_row<1, ROWS, Shape::hidden2, Shape::height / 4, Shape::width / 4, FIRST>(sum, b, b.plan.hidden2,
+    add_row<1, ROWS, Shape::hidden2, Shape::height / 4, Shape::width / 4, FIRST>(sum, b, b.planes.hidden2,
                                                                                  b.weights + b.at.deconv1[0], y);
     FASTMALADE_UNROLL
     for (int p = 0; p < P; ++p) {
@@ -205,8 +205,8 @@ FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
             }
             // Each of the two finishes one image. A sum of two numbers does not depend on their order.
             const float own = half ? part[1] : part[0], other = half ? part[0] : part[1];
-            const float all = own + exchange(other, 4);
-            *b.place(b.plan.even, c, 2 * y + phase / 2, 2 * (FIRST + p) + phase % 2, image) =
+            const float all = own + shuffle_xor(other, 4);
+            *b.place(b.planes.even, c, 2 * y + phase / 2, 2 * (FIRST + p) + phase % 2, image) =
                 tanh_float(b.weights[b.at.deconv2_bias + c] + all);
         }
     }
@@ -224,13 +224,13 @@ FASTMALADE_DEVICE void tensor_segment(const Block<Form>& b, int y, int segment) 
     }
 }
 
-// A warp takes whole rows; where operands are two numbers, parts of rows, which fit its registers. Weights that come
-// through the caches take some of those too.
+// A warp takes whole rows, or, where operands are two numbers, parts of rows that fit its registers. Weights that come
+// through the caches need some registers too, so the parts are smaller then.
 template <class Form>
 FASTMALADE_DEVICE void tensor_deconv1_deconv2(const Block<Form>& b) {
-    constexpr int SPLIT = Form::resident ? 3 : 4;
-    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? SPLIT : 1;
-    for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += Form::threads / kWarp) {
+    constexpr int PARTS = Form::resident ? 3 : 4;
+    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? PARTS : 1;
+    for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += kBlockThreads / kWarp) {
         tensor_segment<SEGMENTS, 0>(b, row_of_slot(slot, HEIGHT), slot / HEIGHT);
     }
 }
@@ -257,7 +257,7 @@ FASTMALADE_DEVICE float packed_fragment(int n, int rows, int channels, Weight we
 
 // packed: (tensor_layout(s).floats,)
 template <Precision PRECISION>
-FASTMALADE_KERNEL(256)
+FASTMALADE_KERNEL(kBlockThreads)
 pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
     constexpr DigitShape s{};
     constexpr PackedLayout at = tensor_layout(s);
@@ -287,12 +287,12 @@ pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
 }
 
 template <class Form>
-FASTMALADE_KERNEL(Form::threads)
+FASTMALADE_KERNEL(kBlockThreads)
 tensor_chain_kernel(const FASTMALADE_GRID_CONSTANT ChainParameters p) {
     Block<Form> b{};
     b.images = kTensorImages;
     b.at = tensor_layout(b.s);
-    b.plan = make_tensor_plan(b.s, Form::resident ? b.at.forward_floats : 0);
+    b.planes = make_tensor_planes(b.s, Form::resident ? b.at.forward_floats : 0);
     b.memory = block_memory();
     b.weights = Form::resident ? b.memory : p.packed;
     run_chain(b, p, [&] {

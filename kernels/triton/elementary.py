@@ -1,7 +1,8 @@
 """tanh, the normal deviate of Box and Muller, and Philox; the polynomials are those of kernels/cpu/isa/elementary.h.
 
-CUDA's own approximations would not do: lg2.approx loses all digits of ln u near u = 1, and a fast tanh has an error of
-1e-5. libdevice has exact ones, but the interpreter, which runs these kernels where there is no GPU, cannot call it.
+CUDA's own approximations are too coarse: lg2.approx loses all digits of ln u near u = 1, and a fast tanh has an error
+of 1e-5. libdevice has accurate functions, but the interpreter, which runs these kernels where there is no GPU, cannot
+call them.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def box_muller(radius_word, angle_word):
     """Two normal deviates of two words (uint32): radius times cosine and sine."""
     u = ((radius_word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     radius = tl.sqrt_rn(log_positive(u) * -2.0)
-    # 2 pi u is split in the integers, exactly: a quadrant, and r in [-1/2, 1/2] of a quarter turn.
+    # 2 pi u is taken apart in integers, exactly: a quadrant, and r in [-1/2, 1/2] of a quarter turn.
     m = (angle_word >> 9).to(tl.int32)
     quadrant = (m + (1 << 20)) >> 21
     r = ((m - (quadrant << 21)).to(tl.float32) + 0.5) * 4.76837158203125e-07
@@ -100,9 +101,9 @@ def philox(c0, c1, c2, c3, seed):
 
 
 @triton.jit
-def words(block, step, sample_id, seed):
-    """Philox words of elements 4 block to 4 block + 3 of samples; block int, sample_id int64 of one shape."""
-    c0 = block.to(tl.uint32)
+def words(quad, step, sample_id, seed):
+    """Philox words of elements 4 quad to 4 quad + 3 of samples; quad int, sample_id int64 of one shape."""
+    c0 = quad.to(tl.uint32)
     c1 = tl.zeros_like(c0) + step.to(tl.uint32)
     c2 = (sample_id & 0xFFFFFFFF).to(tl.uint32)
     c3 = ((sample_id >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -110,9 +111,9 @@ def words(block, step, sample_id, seed):
 
 
 @triton.jit
-def normals(block, step, sample_id, seed):
+def normals(quad, step, sample_id, seed):
     """The four normal deviates of :func:`words`."""
-    w0, w1, w2, w3 = words(block, step, sample_id, seed)
+    w0, w1, w2, w3 = words(quad, step, sample_id, seed)
     z0, z1 = box_muller(w0, w1)
     z2, z3 = box_muller(w2, w3)
     return z0, z1, z2, z3

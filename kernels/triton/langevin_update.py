@@ -1,4 +1,7 @@
-"""The update of one step for an r(x) computed elsewhere and its gradient, each one pass, and the noise by itself."""
+"""The update of one step for an r(x) computed elsewhere and its gradient, each one pass, and the noise by itself.
+
+A quad is the four neighbouring elements of one image whose noise comes from one Philox counter.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,26 @@ from .tail import GIVEN, NO_NOISE
 
 
 @triton.jit
-def _quads(q0, q1, q2, q3, BLOCK: tl.constexpr):
-    # Rows of four neighbouring elements, so that a thread loads and stores 16 bytes at once.
+def _rows(q0, q1, q2, q3, BLOCK: tl.constexpr):
+    # A quad is a row, so that a thread loads and stores 16 bytes at once.
     return tl.reshape(tl.join(tl.join(q0, q2), tl.join(q1, q3)), (BLOCK, 4))
 
 
 @triton.jit
-def _place(total_blocks, elements, BLOCK: tl.constexpr):
-    """Of each block of four elements: its sample, its number there, the elements' offsets, and which exist."""
-    blocks = (elements + 3) // 4
+def _place(total_quads, elements, BLOCK: tl.constexpr):
+    """Of each quad of a program: its sample, its number there, its elements' offsets, and which of them exist."""
+    quads = (elements + 3) // 4
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    sample = index // blocks
-    block = index % blocks
-    element = 4 * block[:, None] + tl.arange(0, 4)[None, :]
-    exists = (index < total_blocks)[:, None] & (element < elements)
-    return sample, block, sample[:, None] * elements + element, exists
+    sample = index // quads
+    quad = index % quads
+    element = 4 * quad[:, None] + tl.arange(0, 4)[None, :]
+    exists = (index < total_quads)[:, None] & (element < elements)
+    return sample, quad, sample[:, None] * elements + element, exists
 
 
 @triton.jit
 def _free_update(
-    x, offsets, exists, reconstruction, noise, seed, sample_ids, sample, block, total_blocks, elements, step,
+    x, offsets, exists, reconstruction, noise, seed, sample_ids, sample, quad, total_quads, elements, step,
     step_size, noise_scale, NOISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The new state before the clamp."""
@@ -41,10 +44,10 @@ def _free_update(
         if NOISE == GIVEN:
             z = tl.load(noise + offsets, mask=exists, other=0.0)
         else:
-            is_sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK) < total_blocks
+            is_sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK) < total_quads
             sample_id = tl.load(sample_ids + sample, mask=is_sample, other=0)
-            z0, z1, z2, z3 = normals(block, step, sample_id, tl.load(seed))
-            z = _quads(z0, z1, z2, z3, BLOCK)
+            z0, z1, z2, z3 = normals(quad, step, sample_id, tl.load(seed))
+            z = _rows(z0, z1, z2, z3, BLOCK)
         v = advance(state, r, z, step_size, noise_scale)
     return v
 
@@ -57,7 +60,7 @@ def langevin_update_kernel(
     seed,  # (1,) int64
     sample_ids,  # (B,) int64
     out,  # (B, elements)
-    total_blocks,  # B x ceil(elements / 4)
+    total_quads,  # B x ceil(elements / 4)
     elements,
     step,
     step_size,
@@ -67,9 +70,9 @@ def langevin_update_kernel(
     NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample, block, offsets, exists = _place(total_blocks, elements, BLOCK)
+    sample, quad, offsets, exists = _place(total_quads, elements, BLOCK)
     v = _free_update(
-        x, offsets, exists, reconstruction, noise, seed, sample_ids, sample, block, total_blocks, elements, step,
+        x, offsets, exists, reconstruction, noise, seed, sample_ids, sample, quad, total_quads, elements, step,
         step_size, noise_scale, NOISE, BLOCK,
     )  # fmt: skip
     tl.store(out + offsets, clamp(v, low, high), mask=exists)
@@ -85,7 +88,7 @@ def langevin_update_vjp_kernel(
     sample_ids,  # (B,) int64
     x_gradient,  # (B, elements), out
     reconstruction_gradient,  # (B, elements), out
-    total_blocks,  # B x ceil(elements / 4)
+    total_quads,  # B x ceil(elements / 4)
     elements,
     step,
     step_size,
@@ -95,9 +98,9 @@ def langevin_update_vjp_kernel(
     NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample, block, offsets, exists = _place(total_blocks, elements, BLOCK)
+    sample, quad, offsets, exists = _place(total_quads, elements, BLOCK)
     v = _free_update(
-        x, offsets, exists, reconstruction, noise, seed, sample_ids, sample, block, total_blocks, elements, step,
+        x, offsets, exists, reconstruction, noise, seed, sample_ids, sample, quad, total_quads, elements, step,
         step_size, noise_scale, NOISE, BLOCK,
     )  # fmt: skip
     g = tl.load(cotangent + offsets, mask=exists, other=0.0)
@@ -112,16 +115,16 @@ def standard_normal_kernel(
     seed,  # (1,) int64
     sample_ids,  # (B,) int64
     out,  # (B, elements)
-    total_blocks,  # B x ceil(elements / 4)
+    total_quads,  # B x ceil(elements / 4)
     elements,
     step,
     BLOCK: tl.constexpr,
 ):
-    sample, block, offsets, exists = _place(total_blocks, elements, BLOCK)
-    is_sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK) < total_blocks
+    sample, quad, offsets, exists = _place(total_quads, elements, BLOCK)
+    is_sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK) < total_quads
     sample_id = tl.load(sample_ids + sample, mask=is_sample, other=0)
-    z0, z1, z2, z3 = normals(block, step, sample_id, tl.load(seed))
-    tl.store(out + offsets, _quads(z0, z1, z2, z3, BLOCK), mask=exists)
+    z0, z1, z2, z3 = normals(quad, step, sample_id, tl.load(seed))
+    tl.store(out + offsets, _rows(z0, z1, z2, z3, BLOCK), mask=exists)
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -129,13 +132,13 @@ def philox_words_kernel(
     seed,  # (1,) int64
     sample_ids,  # (B,) int64
     out,  # (B, elements) int64, elements a multiple of 4
-    total_blocks,  # B x elements / 4
+    total_quads,  # B x elements / 4
     elements,
     step,
     BLOCK: tl.constexpr,
 ):
-    sample, block, offsets, exists = _place(total_blocks, elements, BLOCK)
-    is_sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK) < total_blocks
+    sample, quad, offsets, exists = _place(total_quads, elements, BLOCK)
+    is_sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK) < total_quads
     sample_id = tl.load(sample_ids + sample, mask=is_sample, other=0)
-    w0, w1, w2, w3 = words(block, step, sample_id, tl.load(seed))
-    tl.store(out + offsets, _quads(w0, w1, w2, w3, BLOCK).to(tl.int64), mask=exists)
+    w0, w1, w2, w3 = words(quad, step, sample_id, tl.load(seed))
+    tl.store(out + offsets, _rows(w0, w1, w2, w3, BLOCK).to(tl.int64), mask=exists)

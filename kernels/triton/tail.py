@@ -1,9 +1,10 @@
 """The last stage: deconv2, conv3, residual, Langevin update, noise and clamp.
 
 The 1x1 transposed convolution is computed at even positions only; elsewhere it is the constant tanh(bias), part of a
-start value per output (start_kernel), as in kernels/cpu/isa/tail.h. One element of a block is two rows of four pixels: two
-counters of Philox, and 12 even positions whose values are computed once for all eight pixels. Recomputing them for
-neighbouring blocks costs about 2% of a step's arithmetic and saves a launch and a trip through memory.
+start value per output (start_kernel), as in kernels/cpu/isa/tail.h. A program works on BLOCK patches of two rows of
+four pixels: two Philox counters, and 12 even positions whose values are computed once for all eight pixels.
+Neighbouring patches compute some of the same values again, which costs about 2% of a step's arithmetic and saves a
+launch and a trip through memory.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def reconstruct(
     activation, weights2, bias2, weights3, start, channel, i, q, height, width, mask,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    """r(x) at rows 2i and 2i + 1, columns 4q to 4q + 3 of one channel: eight blocks."""
+    """r(x) at rows 2i and 2i + 1, columns 4q to 4q + 3 of one channel: eight tensors of a program's patches."""
     place = start + (channel * height + 2 * i) * width + 4 * q
     a0 = tl.load(place, mask=mask, other=0.0)
     a1 = tl.load(place + 1, mask=mask, other=0.0)
@@ -147,7 +148,7 @@ def tail_kernel(
     seed,  # (1,) int64
     sample_ids,  # (B,) int64
     out,  # (B, C, H, W) by its strides; may be the state
-    blocks,  # B x H / 2 x W / 4
+    patches,  # B x H / 2 x W / 4
     height,
     width,
     state_image,
@@ -170,7 +171,7 @@ def tail_kernel(
 ):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(1)
-    mask = index < blocks
+    mask = index < patches
     image = index // ((height // 2) * (width // 4))
     i = (index // (width // 4)) % (height // 2)
     q = index % (width // 4)

@@ -1,8 +1,8 @@
 """The tail's vector-Jacobian product in two launches: through the update and conv3's tanh, then back to deconv2.
 
 The step is v = x + a (r(x) - x) + d z and x' = clamp(v). With g the cotangent of x', set to zero where the clamp acted,
-that of x is (1 - a) g plus what comes back through r, whose own cotangent is a g. What v and r were is computed again,
-noise included: that costs no memory, and the closed interval of the clamp cannot be read off x'.
+that of x is (1 - a) g plus what comes back through r, whose own cotangent is a g. v and r are computed again, noise
+included: that costs no memory, and whether v was inside the closed interval cannot be read off x'.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def tail_cotangent_kernel(
     sample_ids,  # (B,) int64
     gradient,  # (B, C, H, W) contiguous: in, the cotangent of the new state; out, (1 - a) times it inside the bounds
     cotangent,  # (B, C, H, W) contiguous, out: cotangent of conv3 before its tanh
-    blocks,  # B x H / 2 x W / 4
+    patches,  # B x H / 2 x W / 4
     height,
     width,
     state_image,
@@ -52,7 +52,7 @@ def tail_cotangent_kernel(
 ):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(1)
-    mask = index < blocks
+    mask = index < patches
     image = index // ((height // 2) * (width // 4))
     i = (index // (width // 4)) % (height // 2)
     q = index % (width // 4)

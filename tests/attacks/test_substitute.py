@@ -323,10 +323,12 @@ def test_the_combined_attack_on_every_defence(defense, images, digits, fit_softm
 
 
 def test_the_channels_of_the_images():
-    purifier = Purifier(Autoencoder(3, (2, 2)), ChainConfig(1, 0.1, 0.0))
+    purifier = Purifier(torch.tanh, ChainConfig(1, 0.1, 0.0))
     with pytest.raises(ValueError, match="channels: expected the C of the images, got None"):
         substitute_purifier(purifier)
     assert substitute_purifier(purifier, width=2, channels=3)(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+    table8 = Purifier(Autoencoder(3, (2, 2)), ChainConfig(1, 0.1, 0.0))
+    assert substitute_purifier(table8, width=2)(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="channels: expected 1, got 3"):
         substitute_purifier(Defense.from_pretrained("inc-mnist"), channels=3)
 

@@ -215,7 +215,7 @@ def test_empty_batch_of_a_module_that_cannot_take_one():
         ({"noise": torch.zeros(2, 2, 1, 8, 8), "seed": 1}, ValueError, "either noise or seed"),
         ({"noise": torch.zeros(2, 2, 1, 8, 8), "sample_ids": [0, 1]}, ValueError, "either noise or seed"),
         ({"clamp": (1.0, 0.0)}, ValueError, r"clamp: expected \(low, high\)"),
-        ({"clamp_steps": "first"}, ValueError, "clamp_steps: expected 'every' or 'final'"),
+        ({"clamp_steps": "first"}, ValueError, "clamp_steps: expected 'every_step' or 'final'"),
         ({"autoencoder": 3}, TypeError, r"autoencoder: expected a callable r\(x\), got int"),
         ({"autoencoder": lambda v: v[:, :, :4]}, ValueError, "autoencoder: expected an output of the shape"),
     ],

@@ -30,7 +30,7 @@ def call(x, weights, bounds, backend, *, seed=11, noise=None, a=A, d=D):
         list(d),
         list(lows),
         list(highs),
-        ops.seed_tensor(seed),
+        ops.seed_bits(seed),
         ids,
         noise,
         backend,
@@ -169,7 +169,7 @@ def test_opcheck(make_autoencoder, make_images, backend, explicit_noise):
     x = make_images(3, 1, 8, 8).requires_grad_()
     weights = list(make_autoencoder(1, (3, 5)).weights())
     noise = make_images(3, 3, 1, 8, 8).requires_grad_() if explicit_noise else None
-    ids, seed = check_sample_ids(None, 3), ops.seed_tensor(1)
+    ids, seed = check_sample_ids(None, 3), ops.seed_bits(1)
     chain = (x, weights, A, D, *TIGHT, seed, ids, noise, backend, None)
     torch.library.opcheck(torch.ops.fastmalade.langevin_chain.default, chain)
     detached = [w.detach() for w in weights]
@@ -193,7 +193,7 @@ def test_opcheck(make_autoencoder, make_images, backend, explicit_noise):
 
 
 def test_opcheck_of_the_noise_operators(make_images, backend):
-    arguments = (ops.seed_tensor(1), check_sample_ids(None, 3), 2, make_images(3, 1, 8, 8), backend)
+    arguments = (ops.seed_bits(1), check_sample_ids(None, 3), 2, make_images(3, 1, 8, 8), backend)
     torch.library.opcheck(torch.ops.fastmalade.standard_normal.default, arguments)
     # Fresh seeds differ between two runs, so only the static checks apply.
     torch.library.opcheck(
@@ -205,7 +205,7 @@ def test_opcheck_of_the_noise_operators(make_images, backend):
 
 def test_the_operator_refuses_a_precision_that_the_backend_lacks(make_autoencoder, make_images, backend):
     x, weights = make_images(1, 1, 8, 8), [w.detach() for w in make_autoencoder(1, (3, 5)).weights()]
-    rest = (weights, A, D, *TIGHT, ops.seed_tensor(1), check_sample_ids(None, 1), None, backend, None)
+    rest = (weights, A, D, *TIGHT, ops.seed_bits(1), check_sample_ids(None, 1), None, backend, None)
     message = f"precision: expected fp32 on the backend {backend}, got 'tf32'"
     with pytest.raises(ValueError, match=message):
         torch.ops.fastmalade.langevin_chain(x, *rest, precision="tf32")

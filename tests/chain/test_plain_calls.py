@@ -16,7 +16,6 @@ import fastmalade
 from fastmalade import ChainConfig, Purifier
 from fastmalade.backends import BackendUnavailableError
 from fastmalade.backends.cpu import calls as cpu
-from fastmalade.backends.cpu import plain as cpu_plain
 from fastmalade.chain import direct
 
 CHAIN = ChainConfig(n_steps=3, step_size=0.4, noise_scale=0.1)
@@ -33,29 +32,26 @@ def model(make_autoencoder) -> Purifier:
 
 @pytest.fixture
 def taken(monkeypatch) -> list[str]:
-    """Which of the short calls gave a result, in order."""
-    if cpu.unavailable_reason() is not None or cpu.EXCHANGE is None:
+    """The calls that took the short way, in order, and whether autograd recorded them."""
+    if cpu.unavailable_reason() is not None or cpu.DLPACK_TABLE is None:
         pytest.skip("no extension, or a version of torch without the table")
     seen: list[str] = []
+    exact = direct.run
 
-    def observed(call):
-        def run(*args, **options):
-            result = call(*args, **options)
-            if result is not None:
-                seen.append(call.__name__)
-            return result
+    def observed(*arguments):
+        result = exact(*arguments)
+        if result is not None:
+            seen.append("recorded" if result.requires_grad else "plain")
+        return result
 
-        return run
-
-    for call in (cpu_plain.plain_chain, cpu_plain.plain_recorded_chain):
-        monkeypatch.setattr(cpu_plain, call.__name__, observed(call))
+    monkeypatch.setattr(direct, "run", observed)
     return seen
 
 
 def the_long_way(monkeypatch, call):
     """What ``call()`` gives where nothing is ordinary."""
     with monkeypatch.context() as patched:
-        patched.setattr(direct, "plain_chain", lambda *args, **options: None)
+        patched.setattr(direct, "run", lambda *arguments: None)
         return call()
 
 
@@ -73,7 +69,7 @@ def test_the_same_bits_as_the_long_way(model, make_images, taken, monkeypatch, s
     for name, call in calls.items():
         taken.clear()
         result = call()
-        assert taken == ["plain_chain"], name
+        assert taken == ["plain"], name
         expected = the_long_way(monkeypatch, call)
         assert type(result) is type(expected)
         assert np.array_equal(result, expected), name
@@ -96,7 +92,7 @@ def test_gradient_of_the_same_bits(model, make_images, taken, monkeypatch):
     for name, cotangent in cotangents.items():
         taken.clear()
         result = gradient(cotangent)
-        assert taken == ["plain_recorded_chain"], name
+        assert taken == ["recorded"], name
         assert torch.equal(result, the_long_way(monkeypatch, lambda given=cotangent: gradient(given))), name
 
 
@@ -106,7 +102,7 @@ def test_who_needs_a_gradient(model, make_images, taken):
     assert model(x.clone().requires_grad_()).requires_grad
     with torch.no_grad():
         assert not model(x.clone().requires_grad_()).requires_grad
-    assert taken == ["plain_chain", "plain_recorded_chain", "plain_chain"]
+    assert taken == ["plain", "recorded", "plain"]
     taken.clear()
     model.autoencoder.conv2.bias.requires_grad_()
     result = model(x)
@@ -114,19 +110,23 @@ def test_who_needs_a_gradient(model, make_images, taken):
     result.sum().backward()
     assert model.autoencoder.conv2.bias.grad.abs().sum() > 0
     assert not model.purify(x).requires_grad
-    assert taken == ["plain_chain"]
+    assert taken == ["plain"]
 
 
-def test_large_batches_and_budgets_go_the_long_way(model, make_images, taken):
+def test_gradients_of_large_batches_and_under_budgets(model, make_images, taken, monkeypatch):
+    """Their activations are not kept: steps are run again on the way back, with the same bits."""
     steps = direct.KEPT_BYTES // cpu.recorded_bytes((1, 1, 8, 8), (10, 25), 1) + 1
-    model.chain = CHAIN.replace(n_steps=steps)
     x = make_images(8, 1, 8, 8).requires_grad_()
-    assert model(x).requires_grad
-    model.chain, model.max_bytes = CHAIN, 10**8
-    assert model(x).requires_grad
-    model.chain, model.max_bytes = CHAIN.replace(n_steps=0), None
-    assert torch.equal(torch.autograd.grad(model(x).sum(), x)[0], torch.ones_like(x))
-    assert taken == []
+    for chain, max_bytes in [(CHAIN.replace(n_steps=steps), None), (CHAIN, 10**8), (CHAIN.replace(n_steps=0), None)]:
+        model.chain, model.max_bytes = chain, max_bytes
+        taken.clear()
+
+        def gradient():
+            return torch.autograd.grad(model(x, seed=3).square().sum(), x)[0]
+
+        result = gradient()
+        assert taken == ["recorded"]
+        assert torch.equal(result, the_long_way(monkeypatch, gradient))
 
 
 def refused_inputs(x):
@@ -180,7 +180,7 @@ def test_other_weights_go_the_long_way(model, make_images, taken, monkeypatch):
         taken.clear()
         with torch.no_grad():
             result = other(x, seed=3)
-        assert taken == ([] if name != "another class" else ["plain_chain"]), name
+        assert taken == ([] if name in ("strided", "negated") else ["plain"]), name
         with torch.no_grad():
             expected = the_long_way(monkeypatch, lambda given=other: given(x, seed=3))
         assert torch.equal(result, expected), name
@@ -189,7 +189,7 @@ def test_other_weights_go_the_long_way(model, make_images, taken, monkeypatch):
     replaced.autoencoder.conv2.bias.data = torch.ones(25)
     taken.clear()
     result = replaced(x, seed=3)
-    assert taken == ["plain_chain"]
+    assert taken == ["plain"]
     assert torch.equal(result, the_long_way(monkeypatch, lambda: replaced(x, seed=3)))
     assert not torch.equal(result, model(x, seed=3))
 
@@ -207,13 +207,13 @@ def test_the_environment_is_read_at_each_call(model, make_images, taken, monkeyp
     expected = model(x, seed=3)
     monkeypatch.setenv("FASTMALADE_BACKEND", "torch")
     torch.testing.assert_close(model(x, seed=3), expected, rtol=0, atol=1e-5)
-    assert taken == ["plain_chain"]
+    assert taken == ["plain"]
     monkeypatch.setenv("FASTMALADE_BACKEND", "cpu")
     assert torch.equal(model(x, seed=3), expected)
     for isa in cpu.isas_supported():
         monkeypatch.setenv("FASTMALADE_CPU_ISA", isa)
         torch.testing.assert_close(model(x, seed=3), expected, rtol=0, atol=1e-5)
-    assert taken == ["plain_chain"] * (2 + len(cpu.isas_supported()))
+    assert taken == ["plain"] * (2 + len(cpu.isas_supported()))
     monkeypatch.setenv("FASTMALADE_CPU_ISA", "sse9")
     with pytest.raises(BackendUnavailableError, match="got 'sse9'"):
         model(x)
@@ -223,7 +223,7 @@ def test_the_environment_is_read_at_each_call(model, make_images, taken, monkeyp
         model(x)
     taken.clear()
     assert torch.equal(model.purify(x, seed=3, backend="cpu"), expected)
-    assert taken == ["plain_chain"]
+    assert taken == ["plain"]
 
 
 @pytest.mark.parametrize("array", [False, True])
@@ -256,7 +256,7 @@ def test_weights_written_to_before_the_gradient_are_noticed(model, make_images, 
         model.autoencoder.conv1.bias.add_(1.0)
     with pytest.raises(RuntimeError, match="modified"):
         torch.autograd.grad(result.sum(), x)
-    assert taken == ["plain_recorded_chain"]
+    assert taken == ["recorded"]
 
 
 def test_an_input_written_to_before_the_gradient_is_noticed(model, make_images, taken):
@@ -266,7 +266,7 @@ def test_an_input_written_to_before_the_gradient_is_noticed(model, make_images, 
         x.add_(1.0)
     with pytest.raises(RuntimeError, match="modified"):
         torch.autograd.grad(result.sum(), x)
-    assert taken == ["plain_recorded_chain"]
+    assert taken == ["recorded"]
 
 
 def test_kept_graphs_and_double_backward(model, make_images, taken):
@@ -277,7 +277,7 @@ def test_kept_graphs_and_double_backward(model, make_images, taken):
     assert torch.equal(again, first)
     with pytest.raises(RuntimeError, match="differentiable once"):
         again.square().sum().backward()
-    assert taken == ["plain_recorded_chain"]
+    assert taken == ["recorded"]
 
 
 def test_nothing_of_a_call_is_left(model, make_images, taken):
@@ -292,7 +292,7 @@ def test_nothing_of_a_call_is_left(model, make_images, taken):
         assert node() is None
     finally:
         gc.enable()
-    assert taken == ["plain_recorded_chain"]
+    assert taken == ["recorded"]
 
 
 def test_weights_replaced_while_a_graph_waits(model, make_images, taken):
@@ -304,7 +304,7 @@ def test_weights_replaced_while_a_graph_waits(model, make_images, taken):
     model.autoencoder.conv2.weight.data = torch.zeros(25, 10, 5, 5)
     gc.collect()
     assert torch.equal(torch.autograd.grad(result.sum(), x)[0], expected)
-    assert taken == ["plain_recorded_chain"] * 2
+    assert taken == ["recorded"] * 2
 
 
 def test_the_shipped_purifier_by_name(make_images, taken):
@@ -312,4 +312,4 @@ def test_the_shipped_purifier_by_name(make_images, taken):
     result = fastmalade.purify(x, seed=1)
     assert torch.equal(result, Purifier.from_pretrained("malade-mnist").purify(x, seed=1))
     assert np.array_equal(fastmalade.purify(x.numpy(), seed=1), result)
-    assert taken == ["plain_chain"] * 3
+    assert taken == ["plain"] * 3

@@ -33,7 +33,7 @@ class Blur(torch.nn.Module):
 
 def update(x, r, backend, *, a=0.4, d=0.3, low=-math.inf, high=math.inf, noise=None, seed=5):
     ids = check_sample_ids(None, x.shape[0])
-    seed = ops.seed_tensor(seed)
+    seed = ops.seed_bits(seed)
     return torch.ops.fastmalade.langevin_update(x, r, a, d, low, high, seed, ids, 2, noise, backend)
 
 
@@ -93,7 +93,7 @@ def test_double_backward_is_that_of_torch(make_images, backend):
 def test_opcheck(make_images, backend, explicit_noise):
     x, r = make_images(3, 1, 5, 6).requires_grad_(), make_images(3, 1, 5, 6, seed=2).requires_grad_()
     noise = make_images(3, 1, 5, 6, seed=3).requires_grad_() if explicit_noise else None
-    ids, seed = check_sample_ids(None, 3), ops.seed_tensor(1)
+    ids, seed = check_sample_ids(None, 3), ops.seed_bits(1)
     for low, high in [(-math.inf, math.inf), (0.2, 0.7)]:
         arguments = (x, r, 0.4, 0.3, low, high, seed, ids, 2, noise, backend)
         torch.library.opcheck(torch.ops.fastmalade.langevin_update.default, arguments)

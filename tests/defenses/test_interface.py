@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import fastmalade
-from fastmalade import DefendedClassifier, Defense, PretrainedError, check_gradient
+from fastmalade import Autoencoder, DefendedClassifier, Defense, PretrainedError, Purifier, check_gradient
 from fastmalade.attacks import PGD
 from fastmalade.defenses.unrolled import iterate
 
@@ -105,6 +106,56 @@ def test_files_and_pickles(defense, images, tmp_path):
     assert fastmalade.pretrained.read_header(path)["training"] == {"seed": 3}
     for twin in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
         assert torch.equal(twin(images, seed=1), defense(images, seed=1))
+
+
+def test_the_promises_that_programs_rely_on(defense, images, make_defense):
+    assert defense.channels == 1
+    assert images.shape[2] % defense.multiple == 0
+    assert defense.image_size in (None, (28, 28))
+    assert set(defense.networks()) == {name for name, _ in defense.named_children()}
+    assert json.loads(json.dumps(defense.settings())) == defense.settings()
+    seed, ids = torch.tensor([3]), torch.tensor([9, 8, 7, 6, 5])
+    for value_range in ((0.0, 1.0), (-1.0, 3.0)):
+        defense.value_range = value_range
+        x = images * (value_range[1] - value_range[0]) + value_range[0]
+        found = defense.forward_from_device(x, seed, ids)
+        # A seed that is read from memory is read by torch, whose normals differ from the native ones by rounding.
+        torch.testing.assert_close(found, defense(x, seed=3, sample_ids=ids), rtol=0, atol=2e-2)
+        assert defense.forward_from_device(x[:0], seed, ids[:0]).shape == x[:0].shape
+    if not isinstance(defense, Purifier):
+        with pytest.raises(TypeError, match=r"^n_steps: expected a Purifier to set this for, got"):
+            defense.purify(images, n_steps=3)
+
+
+class Shift(Defense):
+    """A user's own defence; it can be saved because it names itself and its networks."""
+
+    kind = "test-shift"
+
+    def __init__(self, network, *, by=0.1, **options):
+        super().__init__(**options)
+        self.network, self.by = network, by
+
+    def _purified(self, x, seed, sample_ids):
+        return self.network(x) + self.by
+
+    def networks(self):
+        return {"network": self.network}
+
+    def settings(self):
+        return {"by": self.by}
+
+
+def test_a_users_own_defence_registers_itself(images, tmp_path):
+    defense, path = Shift(Autoencoder(1, (2, 3)), by=0.25).requires_grad_(False), tmp_path / "shift.safetensors"
+    defense.save_pretrained(path)
+    assert torch.equal(Shift.from_pretrained(path)(images), defense(images))
+    assert torch.equal(fastmalade.purify(images, model=path), defense.purify(images))
+    with pytest.raises(TypeError, match="kind: expected a name of its own for Thief, got that of MagNet"):
+        type("Thief", (Defense,), {"kind": "magnet"})
+    unnamed = type("Unnamed", (Shift,), {})(Autoencoder(1, (2, 3)))
+    with pytest.raises(TypeError, match=r"defense: expected one of .*test-shift to save, got Unnamed"):
+        unnamed.save_pretrained(path)
 
 
 def test_files_of_another_kind(make_defense, tmp_path):

@@ -11,7 +11,7 @@ from fastmalade.bench.defense_forms import Place, place
 from fastmalade.bench.defenses import DefenseSettings, run
 from fastmalade.defenses import Apudae, AutoencodeAndClassify, DeepPrior, DefenseGan, InvertAndClassify, MagNet
 from fastmalade.executor import GraphExecutor
-from fastmalade.executor import chains as models
+from fastmalade.executor.fingerprint import fingerprint
 from fastmalade.models.gan import GanGenerator
 from fastmalade.models.prior import PriorNetwork
 
@@ -72,10 +72,10 @@ def test_a_rival_and_its_classifier_in_one_graph(capture) -> None:
 
 def test_settings_of_a_defence_are_part_of_its_graph() -> None:
     defense = DEFENSES["inc"]()
-    seen = [models.fingerprint(defense)]
+    seen = [fingerprint(defense)]
     for name, value in (("n_steps", 3), ("optimizer", type(defense.optimizer)(0.5)), ("value_range", (-1.0, 1.0))):
         setattr(defense, name, value)
-        seen.append(models.fingerprint(defense))
+        seen.append(fingerprint(defense))
     assert len(set(seen)) == 4
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from fastmalade import Autoencoder, BackendUnavailableError, ChainConfig, DefendedClassifier, Purifier, backends
-from fastmalade.executor import GraphExecutor
-from fastmalade.executor import chains as models
+from fastmalade.executor import GraphExecutor, chains
+from fastmalade.executor.fingerprint import fingerprint
 
 
 class Blur(nn.Module):
-    """r(x) of a user's."""
+    """A user's own r(x)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ def test_of_classifier_is_the_classifier(capture, purifier, n_chains: int) -> No
 
 def test_everything_that_a_capture_freezes_changes_the_fingerprint(purifier) -> None:
     model = purifier.autoencoder
-    seen = [models.fingerprint(model)]
-    assert models.fingerprint(model) == seen[0]
+    seen = [fingerprint(model)]
+    assert fingerprint(model) == seen[0]
     with torch.no_grad():
         model.convolution.weight.add_(1.0)
-    assert models.fingerprint(model) == seen[0]  # read at each replay
+    assert fingerprint(model) == seen[0]  # read at each replay
 
     def note() -> None:
-        seen.append(models.fingerprint(model))
+        seen.append(fingerprint(model))
         assert len(set(seen)) == len(seen)
 
     model.strength = 0.25
@@ -89,7 +89,7 @@ def test_everything_that_a_capture_freezes_changes_the_fingerprint(purifier) -> 
 
 
 def graphed(purifier, images, capture, config=CONFIG, backend="torch", seed=3):
-    return models.purify_in_graph(purifier, images, config, backend, seed=seed, sample_ids=None, capture=capture)
+    return chains.purify_in_graph(purifier, images, config, backend, seed=seed, sample_ids=None, capture=capture)
 
 
 def test_purify_in_a_graph(purifier, capture) -> None:
@@ -113,17 +113,17 @@ def test_when_purify_uses_no_graph(purifier, capture) -> None:
     assert graphed(purifier, x[:0], capture) is None
     model = purifier.autoencoder
     model.train()
-    assert "training mode" in models.why_not_captured(purifier, x, capture)
+    assert "training mode" in chains.why_not_captured(purifier, x, capture)
     model.eval()
     handle = model.convolution.register_forward_hook(lambda *_: None)
-    assert "hooks" in models.why_not_captured(purifier, x, capture)
+    assert "hooks" in chains.why_not_captured(purifier, x, capture)
     handle.remove()
-    assert models.why_not_captured(purifier, x, capture) is None
+    assert chains.why_not_captured(purifier, x, capture) is None
     function = Purifier(torch.sin, CONFIG, backend="torch")
-    assert "no module" in models.why_not_captured(function, x, capture)
-    assert "CUDA device, got cpu" in models.why_not_captured(purifier, x)
+    assert "no module" in chains.why_not_captured(function, x, capture)
+    assert "CUDA device, got cpu" in chains.why_not_captured(purifier, x)
     with torch.profiler.profile():
-        assert "profiler" in models.why_not_captured(purifier, x, capture)
+        assert "profiler" in chains.why_not_captured(purifier, x, capture)
     assert capture.calls == []
 
 
@@ -135,7 +135,7 @@ def test_a_model_that_cannot_be_captured_is_reported_once(purifier, capture) -> 
     assert len(warned) == 1
     assert graphed(purifier, x, capture) is None
     assert capture.calls == ["capture"]
-    assert "not permitted" in models.why_not_captured(purifier, x, capture)
+    assert "not permitted" in chains.why_not_captured(purifier, x, capture)
 
 
 def test_errors_of_the_model_are_its_own(capture) -> None:
@@ -161,17 +161,17 @@ def test_graphs_go_with_their_purifier(purifier, capture) -> None:
 def test_the_precision_inside_a_graph_is_the_purifiers(purifier) -> None:
     # The backend of these tests is torch's, which has one precision: what it says shows what it was asked for.
     purifier.precision = "tf32"
-    run = models.purifier_function(purifier, backend="torch")
+    run = purifier.forward_from_device
     with pytest.raises(ValueError, match="precision: expected fp32 on the backend torch, got 'tf32'"):
         run(torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), torch.arange(1))
 
 
 def test_backends_inside_a_graph(monkeypatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert models.graph_backend("torch", cpu, torch.float32) == "torch"
+    assert chains.graph_backend("torch", cpu, torch.float32) == "torch"
     if backends.available()["cpu"] is None:
         # A seed that is an argument of the call cannot be one of a replay.
         with pytest.raises(BackendUnavailableError, match="expected one of cuda, triton, torch in a CUDA graph"):
-            models.graph_backend("cpu", cpu, torch.float32)
-        assert models.graph_backend(None, cpu, torch.float32) == "torch"
-    assert models.graph_backend(None, cuda, torch.float64) == "torch"
+            chains.graph_backend("cpu", cpu, torch.float32)
+        assert chains.graph_backend(None, cpu, torch.float32) == "torch"
+    assert chains.graph_backend(None, cuda, torch.float64) == "torch"

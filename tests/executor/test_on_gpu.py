@@ -108,9 +108,9 @@ def test_a_model_that_waits_for_the_device_is_explained() -> None:
 
 
 def test_purify_uses_it(purifier) -> None:
-    from fastmalade.executor import chains as models
+    from fastmalade.executor import chains
 
     x = torch.rand(3, 1, 28, 28, device="cuda")
     torch.testing.assert_close(purifier.purify(x, seed=1), purifier(x, seed=1), rtol=0, atol=1e-5)
-    (executor,) = models._kept[purifier].values()
+    (executor,) = chains._kept[purifier].values()
     assert [row.replays for row in executor.report()] == [1]

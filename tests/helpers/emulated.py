@@ -6,8 +6,8 @@ import ctypes
 import math
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import reference64
@@ -16,7 +16,7 @@ from repository import ROOT
 from torch import Tensor
 
 SOURCES = ["kernels/cuda/engine.cu", "kernels/cuda/choice.cpp", "kernels/cuda/emulation/driver.cpp"]
-FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3, "split": 4, "tensor": 5}
+FORMS = {"automatic": 0, "digits": 1, "general": 2, "cluster": 3, "tensor": 4}
 PRECISIONS = {"fp32": 0, "tf32x3": 1, "tf32": 2}
 H200 = (132, 227 * 1024, 16)  # multiprocessors, shared memory of a block, blocks of a cluster
 A100 = (108, 163 * 1024, 1)
@@ -51,28 +51,62 @@ def compile_library(compiler: str, target: Path, extra: Sequence[str] = ()) -> P
     return target
 
 
-@dataclass
-class Choice:
+class Choice(ctypes.Structure):
     """How a call is launched, as kernels/cuda/engine.h has it."""
 
-    form: int
-    images: int
-    cluster: int
-    resident: int
-    blocks: int
-    threads: int
-    shared_bytes: int
-    packed_floats: int
-    precision: int
+    _fields_ = [(name, ctypes.c_int) for name in ("form", "images", "cluster", "resident", "blocks", "threads",
+                                                  "shared_bytes", "packed_floats", "precision")]  # fmt: skip
 
     @property
     def name(self) -> str:
         return next(name for name, number in FORMS.items() if number == self.form)
 
+    def as_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name, _ in self._fields_}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and self.as_dict() == other.as_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+# Structs of kernels/cuda/emulation/driver.cpp and kernels/cuda/parameters.h.
+
+
+class Call(ctypes.Structure):
+    _fields_ = [("choice", Choice), ("sizes", ctypes.c_int64 * 5), ("weights", ctypes.c_void_p * 10),
+                ("workspace", ctypes.c_void_p), ("batch", ctypes.c_int64)]  # fmt: skip
+
+
+class Steps(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_int), ("numbers", ctypes.c_void_p)]
+
+
+class Step(ctypes.Structure):
+    _fields_ = [("number", ctypes.c_uint32),
+                *((name, ctypes.c_float) for name in ("step_size", "noise_scale", "low", "high"))]  # fmt: skip
+
+
+class NoiseSource(ctypes.Structure):
+    _fields_ = [("seed", ctypes.c_uint64),
+                *((name, ctypes.c_void_p) for name in ("seed_pointer", "sample_ids", "given"))]  # fmt: skip
+
+
+def _address(value: Tensor | None) -> int | None:
+    assert value is None or value.is_contiguous()
+    return None if value is None else value.data_ptr()
+
 
 def _pointer(value: Tensor | None) -> ctypes.c_void_p:
-    assert value is None or value.is_contiguous()
-    return ctypes.c_void_p(None if value is None else value.data_ptr())
+    return ctypes.c_void_p(_address(value))
+
+
+def _steps(settings: Tensor) -> Steps:
+    return Steps(settings.shape[1], _address(settings))
+
+
+def _noise(seed: int, seed_tensor: Tensor | None, sample_ids: Tensor | None, given: Tensor | None) -> NoiseSource:
+    return NoiseSource(seed, _address(seed_tensor), _address(sample_ids), _address(given))
 
 
 class Emulation:
@@ -80,11 +114,13 @@ class Emulation:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
-        for name in ("choose", "chain", "gradient", "error_gradient", "update", "noise"):
+        for name in ("choose", "chain", "forward", "gradient", "error_gradient", "update", "noise"):
             getattr(self._library, f"emulated_{name}").restype = ctypes.c_char_p
 
-    def _call(self, name: str, *arguments: object) -> None:
-        error = getattr(self._library, f"emulated_{name}")(*arguments)
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function of the driver, structs by their address."""
+        by_address = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
+        error = getattr(self._library, f"emulated_{name}")(*by_address)
         if error is not None:
             raise RuntimeError(error.decode())
 
@@ -92,53 +128,55 @@ class Emulation:
         self, sizes: Sequence[int], batch: int, *, gradient: bool = False, device: Sequence[int] = H200,
         form: str = "automatic", images: int = 0, cluster: int = 0, precision: str = "fp32",
     ) -> Choice:  # fmt: skip
-        found = (ctypes.c_int * 9)()
-        self._call("choose", (ctypes.c_int64 * 5)(*sizes), ctypes.c_int64(batch), int(gradient),
-                   (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, PRECISIONS[precision], found)  # fmt: skip
-        return Choice(*found)
+        found = Choice()
+        self.call("choose", (ctypes.c_int64 * 5)(*sizes), ctypes.c_int64(batch), int(gradient),
+                  (ctypes.c_int * 3)(*device), FORMS[form], images, cluster, PRECISIONS[precision], found)  # fmt: skip
+        return found
 
-    def _model(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> tuple:
-        sizes = (ctypes.c_int64 * 5)(*x.shape[-3:], weights[0].shape[0], weights[2].shape[0])
+    def _model(self, choice: Choice, shape: Sequence[int], batch: int, weights: Sequence[Tensor]) -> tuple:
+        """The call, and the workspace that it points to: NaN, so that a weight that is not packed shows."""
+        workspace = torch.full((choice.packed_floats,), float("nan"))  # torch aligns to more than 16 bytes
+        sizes = (ctypes.c_int64 * 5)(*shape, weights[0].shape[0], weights[2].shape[0])
         addresses = (ctypes.c_void_p * 10)(*(w.data_ptr() for w in weights))
-        # 16-byte alignment is torch's own; NaN, so that a weight that is not packed shows.
-        workspace = torch.full((choice.packed_floats,), float("nan"))
-        fields = ctypes.c_int * 9
-        return fields(*vars(choice).values()), sizes, addresses, workspace
+        return Call(choice, sizes, addresses, _address(workspace), batch), workspace
 
     def chain(
         self, choice: Choice, x: Tensor, weights: Sequence[Tensor], settings: Tensor, *, seed: int = 77,
         seed_tensor: Tensor | None = None, sample_ids: Tensor | None = None, noise: Tensor | None = None,
-        trajectory: bool = False, reconstruct_only: bool = False,
+        trajectory: bool = False,
     ) -> Tensor:  # fmt: skip
         """settings: (4, N), step sizes, noise scales, lows, highs."""
-        fields, sizes, addresses, workspace = self._model(choice, x, weights)
-        n_steps = settings.shape[1]
-        out = torch.full((n_steps + 1, *x.shape) if trajectory else tuple(x.shape), float("nan"))
+        call, _workspace = self._model(choice, x.shape[1:], len(x), weights)
+        out = torch.full((settings.shape[1] + 1, *x.shape) if trajectory else tuple(x.shape), float("nan"))
         if trajectory:
             out[0] = x
-        self._call("chain", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(x.shape[0]), _pointer(x),
-                   n_steps, _pointer(settings), ctypes.c_uint64(seed), _pointer(seed_tensor), _pointer(sample_ids),
-                   _pointer(noise), _pointer(out), int(trajectory), int(reconstruct_only))  # fmt: skip
+        source = _noise(seed, seed_tensor, sample_ids, noise)
+        self.call("chain", call, _pointer(x), _steps(settings), source, _pointer(out), int(trajectory))
+        return out
+
+    def forward(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """r(x)"""
+        call, _workspace = self._model(choice, x.shape[1:], len(x), weights)
+        out = torch.full_like(x, float("nan"))
+        self.call("forward", call, _pointer(x), _pointer(out))
         return out
 
     def gradient(
         self, choice: Choice, states: Tensor, weights: Sequence[Tensor], settings: Tensor, cotangent: Tensor, *,
         seed: int = 77, sample_ids: Tensor | None = None, noise: Tensor | None = None, noise_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        fields, sizes, addresses, workspace = self._model(choice, states, weights)
+        call, _workspace = self._model(choice, cotangent.shape[1:], len(cotangent), weights)
         result = torch.full_like(cotangent, float("nan"))
         by_noise = torch.full_like(states[1:], float("nan")) if noise_gradient else None
-        self._call("gradient", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(cotangent.shape[0]),
-                   _pointer(states), settings.shape[1], _pointer(settings), ctypes.c_uint64(seed), _pointer(None),
-                   _pointer(sample_ids), _pointer(noise), _pointer(cotangent), _pointer(result),
-                   _pointer(by_noise))  # fmt: skip
+        source = _noise(seed, None, sample_ids, noise)
+        self.call("gradient", call, _pointer(states), _steps(settings), source, _pointer(cotangent), _pointer(result),
+                  _pointer(by_noise))  # fmt: skip
         return result, by_noise
 
     def error_gradient(self, choice: Choice, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        fields, sizes, addresses, workspace = self._model(choice, x, weights)
+        call, _workspace = self._model(choice, x.shape[1:], len(x), weights)
         result = torch.full_like(x, float("nan"))
-        self._call("error_gradient", fields, sizes, addresses, _pointer(workspace), ctypes.c_int64(x.shape[0]),
-                   _pointer(x), _pointer(result))  # fmt: skip
+        self.call("error_gradient", call, _pointer(x), _pointer(result))
         return result
 
     def update(
@@ -146,23 +184,24 @@ class Emulation:
         sample_ids: Tensor | None = None, noise: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         out = torch.full_like(x, float("nan"))
-        self._call("update", ctypes.c_int64(x.shape[0]), ctypes.c_int64(x[0].numel()), _pointer(x),
-                   _pointer(reconstruction), _pointer(settings), ctypes.c_uint64(seed), _pointer(sample_ids),
-                   _pointer(noise), ctypes.c_uint32(step), _pointer(out))  # fmt: skip
+        self.call("update", ctypes.c_int64(x.shape[0]), ctypes.c_int64(x[0].numel()), _pointer(x),
+                  _pointer(reconstruction), Step(step, *settings.tolist()), _noise(seed, None, sample_ids, noise),
+                  _pointer(out))  # fmt: skip
         return out
+
+    def noise(self, seed: int, sample_ids: Tensor, step: int, elements: int) -> tuple[Tensor, Tensor]:
+        z = torch.full((len(sample_ids), elements), float("nan"))
+        words = torch.full((len(sample_ids), 4 * -(-elements // 4)), -1, dtype=torch.int64)
+        source = _noise(seed, None, sample_ids, None)
+        self.call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements), source, ctypes.c_uint32(step),
+                  _pointer(z), _pointer(words))  # fmt: skip
+        return z, words
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x rounded to TF32, and its high and low part."""
         out = tuple(torch.full_like(x, float("nan")) for _ in range(3))
         self._library.emulated_operands(ctypes.c_int64(len(x)), _pointer(x), *map(_pointer, out))
         return out
-
-    def noise(self, seed: int, sample_ids: Tensor, step: int, elements: int) -> tuple[Tensor, Tensor]:
-        z = torch.full((len(sample_ids), elements), float("nan"))
-        words = torch.full((len(sample_ids), 4 * -(-elements // 4)), -1, dtype=torch.int64)
-        self._call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements), ctypes.c_uint64(seed),
-                   _pointer(sample_ids), ctypes.c_uint32(step), _pointer(z), _pointer(words))  # fmt: skip
-        return z, words
 
 
 class Extension:
@@ -171,57 +210,70 @@ class Extension:
     def __init__(self, emulation: Emulation) -> None:
         self._emulation = emulation
 
-    def choice(
-        self, device: int, sizes: Sequence[int], batch: int, gradient: bool, form: str, images: int, cluster: int,
-        precision: str = "fp32",
-    ) -> dict[str, object]:  # fmt: skip
-        found = self._choose(sizes, batch, gradient, form, images, cluster, precision)
-        return {**vars(found), "form": found.name}
-
-    def langevin_chain(
-        self, *, device: int, stream: int, form: str, images: int, cluster: int, batch: int, shape: Sequence[int],
-        weights: Sequence[int], workspace: int, x: int, step_sizes: Sequence[float], noise_scales: Sequence[float],
-        lows: Sequence[float], highs: Sequence[float], seed: int, seed_pointer: int, sample_ids: int, noise: int,
-        out: int, trajectory: bool, reconstruct_only: bool, precision: str = "fp32",
-    ) -> None:  # fmt: skip
-        choice = self._choose(shape, batch, False, form, images, cluster, precision)
-        settings = torch.tensor([list(step_sizes), list(noise_scales), list(lows), list(highs)])
-        self._emulation._call(
-            "chain", *self._model(choice, shape, weights, workspace), ctypes.c_int64(batch), _address(x),
-            len(step_sizes), _pointer(settings), ctypes.c_uint64(seed), _address(seed_pointer), _address(sample_ids),
-            _address(noise), _address(out), int(trajectory), int(reconstruct_only),
-        )  # fmt: skip
-
-    def chain_gradient(
-        self, *, device: int, stream: int, form: str, images: int, cluster: int, batch: int, shape: Sequence[int],
-        weights: Sequence[int], workspace: int, states: int, step_sizes: Sequence[float],
-        noise_scales: Sequence[float], lows: Sequence[float], highs: Sequence[float], seed: int, seed_pointer: int,
-        sample_ids: int, noise: int, cotangent: int, gradient: int, noise_gradient: int, precision: str = "fp32",
-    ) -> None:  # fmt: skip
-        choice = self._choose(shape, batch, True, form, images, cluster, precision)
-        settings = torch.tensor([list(step_sizes), list(noise_scales), list(lows), list(highs)])
-        self._emulation._call(
-            "gradient", *self._model(choice, shape, weights, workspace), ctypes.c_int64(batch), _address(states),
-            len(step_sizes), _pointer(settings), ctypes.c_uint64(seed), _address(seed_pointer), _address(sample_ids),
-            _address(noise), _address(cotangent), _address(gradient), _address(noise_gradient),
-        )  # fmt: skip
-
-    def _choose(
-        self, sizes: Sequence[int], batch: int, gradient: bool, form: str, images: int, cluster: int, precision: str
-    ) -> Choice:
-        try:
-            return self._emulation.choose(
-                sizes, batch, gradient=gradient, form="automatic" if form == "auto" else form, images=images,
-                cluster=cluster, precision=precision,
-            )  # fmt: skip
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
+    @staticmethod
+    def Request(form: str = "auto", images: int = 0, cluster: int = 0, precision: str = "fp32") -> dict:  # noqa: N802
+        form = "automatic" if form == "auto" else form
+        return {"form": form, "images": images, "cluster": cluster, "precision": precision}
 
     @staticmethod
-    def _model(choice: Choice, shape: Sequence[int], weights: Sequence[int], workspace: int) -> tuple:
-        fields = (ctypes.c_int * 9)(*vars(choice).values())
-        return fields, (ctypes.c_int64 * 5)(*shape), (ctypes.c_void_p * 10)(*weights), _address(workspace)
+    def Steps(*rows: Sequence[float]) -> Tensor:  # noqa: N802
+        return torch.tensor([list(row) for row in rows])
 
+    Step = Step
 
-def _address(value: int) -> ctypes.c_void_p:
-    return ctypes.c_void_p(value or None)
+    @staticmethod
+    def NoiseSource(seed: int = 0, seed_pointer: int = 0, sample_ids: int = 0, given: int = 0) -> NoiseSource:  # noqa: N802
+        return NoiseSource(seed, seed_pointer or None, sample_ids or None, given or None)
+
+    def Call(  # noqa: N802
+        self, *, device: int, stream: int, request: dict, gradient: bool, batch: int, shape: Sequence[int],
+        weights: Sequence[int],
+    ) -> SimpleNamespace:  # fmt: skip
+        try:
+            choice = self._emulation.choose(shape, batch, gradient=gradient, **request)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        call = Call(choice, (ctypes.c_int64 * 5)(*shape), (ctypes.c_void_p * 10)(*weights), None, batch)
+        return SimpleNamespace(call=call, packed_floats=choice.packed_floats)
+
+    def choice(self, device: int, shape: Sequence[int], batch: int, gradient: bool, request: dict) -> dict[str, object]:
+        made = self.Call(device=device, stream=0, request=request, gradient=gradient, batch=batch, shape=shape,
+                         weights=[0] * 10)  # fmt: skip
+        return {**made.call.choice.as_dict(), "form": made.call.choice.name}
+
+    def langevin_chain(
+        self, made: SimpleNamespace, workspace: int, *, x: int, steps: Tensor, noise: NoiseSource, out: int,
+        trajectory: bool,
+    ) -> None:  # fmt: skip
+        made.call.workspace = workspace
+        self._emulation.call("chain", made.call, ctypes.c_void_p(x), _steps(steps), noise, ctypes.c_void_p(out),
+                             int(trajectory))  # fmt: skip
+
+    def chain_gradient(
+        self, made: SimpleNamespace, workspace: int, *, states: int, steps: Tensor, noise: NoiseSource, cotangent: int,
+        gradient: int, noise_gradient: int,
+    ) -> None:  # fmt: skip
+        made.call.workspace = workspace
+        addresses = (ctypes.c_void_p(address or None) for address in (cotangent, gradient, noise_gradient))
+        self._emulation.call("gradient", made.call, ctypes.c_void_p(states), _steps(steps), noise, *addresses)
+
+    def autoencoder_forward(self, made: SimpleNamespace, workspace: int, *, x: int, out: int) -> None:
+        made.call.workspace = workspace
+        self._emulation.call("forward", made.call, ctypes.c_void_p(x), ctypes.c_void_p(out))
+
+    def reconstruction_error_gradient(self, made: SimpleNamespace, workspace: int, *, x: int, gradient: int) -> None:
+        made.call.workspace = workspace
+        self._emulation.call("error_gradient", made.call, ctypes.c_void_p(x), ctypes.c_void_p(gradient))
+
+    def langevin_update(
+        self, device: int, stream: int, *, batch: int, elements: int, x: int, reconstruction: int, step: Step,
+        noise: NoiseSource, out: int,
+    ) -> None:  # fmt: skip
+        self._emulation.call("update", ctypes.c_int64(batch), ctypes.c_int64(elements), ctypes.c_void_p(x),
+                             ctypes.c_void_p(reconstruction), step, noise, ctypes.c_void_p(out))  # fmt: skip
+
+    def standard_normal(
+        self, device: int, stream: int, *, batch: int, elements: int, noise: NoiseSource, step: int, z: int, words: int
+    ) -> None:
+        self._emulation.call("noise", ctypes.c_int64(batch), ctypes.c_int64(elements), noise, ctypes.c_uint32(step),
+                             ctypes.c_void_p(z or None), ctypes.c_void_p(words or None))  # fmt: skip

@@ -1,8 +1,8 @@
 """The CUDA C++ backend: CUDA tensors in, CUDA tensors out, over the extension module ``fastmalade._cuda``.
 
-All N steps of a chain are one launch on the current stream of the tensors' device (behind one that packs the weights),
-and so is its gradient. Arithmetic is float32, or by ``precision`` in part that of tensor cores. The extension takes
-addresses, sizes and a stream handle. Speed: not yet measured on a GPU.
+All N steps of a chain are one launch on the current stream of the tensors' device, after one that packs the weights;
+so is its gradient. Arithmetic is float32, or by ``precision`` in part that of tensor cores (kernels/cuda/README.md).
+The extension takes addresses, sizes and a stream handle. Speed: not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ def supports(shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient
     them are read through the caches. Needs a working device.
     """
     try:
-        plan(1, shape, hidden_channels, gradient=gradient, device=device)
+        choice(1, shape, hidden_channels, gradient=gradient, device=device)
     except ValueError as error:
         return str(error)
     return None
 
 
-def plan(
+def choice(
     batch: int, shape: Sequence[int], hidden_channels: tuple[int, int], *, gradient: bool = False, device: int = 0,
     form: str = "auto", images: int = 0, cluster: int = 0, precision: str = "fp32",
 ) -> dict[str, Any]:  # fmt: skip
     """How a call would be launched: form, images of a group, blocks that share it, grid, shared memory in bytes.
 
-    ``form`` "digits", "general", "cluster" or "split" forces one, ``images`` and ``cluster`` (blocks of a group) its
-    sizes, as in :func:`langevin_chain`. A ``precision`` other than "fp32" has one form of its own, "tensor", whatever
-    the batch. Raises ValueError, saying what does not fit.
+    ``form`` "digits", "general" or "cluster" forces one, ``images`` and ``cluster`` (blocks of a group) its sizes, here
+    and in :func:`langevin_chain`. A ``precision`` other than "fp32" has one form of its own, "tensor", for every batch.
+    Raises ValueError, saying what does not fit.
     """
     sizes = [*shape, *hidden_channels]
     checked_precision(precision)
-    return dict(load().choice(device, sizes, batch, gradient, form, images, cluster, precision))
+    extension = load()
+    request = extension.Request(form, images, cluster, precision)
+    return dict(extension.choice(device, sizes, batch, gradient, request))
 
 
 def langevin_chain(
@@ -67,14 +69,14 @@ def langevin_chain(
     """All N steps x <- clamp(x + a_t (r(x) - x) + d_t z_t, low_t, high_t), r a Table 8 autoencoder (000).
 
     ``x`` float32 (B, C, H, W) on a CUDA device, of any strides, H and W multiples of 4; ``weights`` the ten float32
-    tensors of ``Autoencoder.weights()`` there; a tensor as the seed of ``noise`` is read when the kernel runs.
-    ``form``, ``images`` and ``cluster`` as in :func:`plan`; all forms give the same bits. ``precision``: one of
-    ``arguments.PRECISIONS``, of the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10
-    and 25 hidden channels. Whatever it is, an image gets the same bits in every batch.
+    tensors of ``Autoencoder.weights()`` on that device; a tensor as the seed of ``noise`` is read when the kernel runs.
+    ``form``, ``images`` and ``cluster`` as in :func:`choice`; all forms give the same bits. ``precision``: one of
+    ``arguments.PRECISIONS``, for the products of conv2 and deconv1; those on tensor cores take 1x28x28 images with 10
+    and 25 hidden channels. In every precision an image gets the same bits in every batch.
 
     Nothing here waits for the device, and a CUDA graph can record it. Returns float32 (B, C, H, W), or with
     ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for arguments that do not fit,
-    BackendUnavailableError without the extension, RuntimeError with CUDA's own words for a launch that fails.
+    BackendUnavailableError without the extension, RuntimeError with CUDA's message where a launch fails.
     """
     x, arrays, sizes = _model(x, weights, precision)
     n_steps = steps.n_steps
@@ -85,10 +87,16 @@ def langevin_chain(
         out.copy_(x)
     if x.shape[0] == 0 or n_steps == 0:
         return out
-    keep, source = _noise(x, n_steps, noise)
-    _launch_chain(x, arrays, sizes, steps, source, out, form, images, cluster,
-                  trajectory=trajectory, precision=precision)  # fmt: skip
-    del keep
+    extension = load()
+    request = extension.Request(form, images, cluster, precision)
+    alive, source = _noise(x, n_steps, noise)
+    with torch.cuda.device(x.device):
+        call, workspace = _call(x, arrays, sizes, request)
+        extension.langevin_chain(
+            call, workspace.data_ptr(), x=x.data_ptr(), steps=extension.Steps(*steps), noise=source,
+            out=out.data_ptr(), trajectory=trajectory,
+        )  # fmt: skip
+    del alive
     return out
 
 
@@ -96,14 +104,14 @@ def autoencoder_forward(
     x: Tensor, weights: Sequence[Tensor], *, form: str = "auto", images: int = 0, cluster: int = 0,
     precision: str = "fp32",
 ) -> Tensor:  # fmt: skip
-    """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out; raises as the chain."""
+    """r(x) of a Table 8 autoencoder (paper 000): float32 (B, C, H, W) in and out. Raises what the chain raises."""
     x, arrays, sizes = _model(x, weights, precision)
     out = torch.empty_like(x)
     if x.shape[0]:
-        source = {"seed": 0, "seed_pointer": 0, "sample_ids": 0, "noise": 0}
-        none = Steps((), (), (), ())
-        _launch_chain(x, arrays, sizes, none, source, out, form, images, cluster, reconstruct_only=True,
-                      precision=precision)  # fmt: skip
+        extension = load()
+        with torch.cuda.device(x.device):
+            call, workspace = _call(x, arrays, sizes, extension.Request(form, images, cluster, precision))
+            extension.autoencoder_forward(call, workspace.data_ptr(), x=x.data_ptr(), out=out.data_ptr())
     return out
 
 
@@ -124,11 +132,10 @@ def chain_gradient(
 
     ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result. Two launches: the chain, which stores
     its N + 1 states, and the product, which computes the activations of each step again. ``max_bytes`` bounds the
-    states' memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is worked through in parts, with the same
-    bits. At least one image is always taken. With a ``precision`` other than "fp32" the states are those of that chain,
-    and the product is that of the float32 steps at these states: it treats the rounding of operands as a constant, and
-    an element counts as clamped where the float32 step would clamp it. The rest, and the errors, as in
-    :func:`langevin_chain`.
+    states' memory (None: ``DEFAULT_GRADIENT_BYTES``): a batch that needs more is computed in parts of one image or
+    more, with the same bits. With a ``precision`` other than "fp32" the states are those of that chain, and the product
+    is that of the float32 steps at these states: it treats the rounding of operands as a constant, and an element
+    counts as clamped where the float32 step would clamp it. Other arguments, and errors, as in :func:`langevin_chain`.
     """
     x, arrays, sizes = _model(x, weights, precision)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
@@ -143,6 +150,8 @@ def chain_gradient(
     if given is not None:
         given = checked_tensor("noise", given, torch.float32, (n_steps, *x.shape), x.device)
     gradient = torch.empty_like(x)
+    extension = load()
+    request = extension.Request(form, images, cluster, precision)
     with torch.cuda.device(x.device):
         for part in _parts(batch, (n_steps + 1) * 4 * math.prod(x.shape[1:]), max_bytes or DEFAULT_GRADIENT_BYTES):
             drawn = NoiseSource(noise.seed, ids[part], None if given is None else given[:, part].contiguous())
@@ -150,14 +159,13 @@ def chain_gradient(
                 x[part], arrays, steps, drawn, trajectory=True, form=form, images=images, cluster=cluster,
                 precision=precision,
             )  # fmt: skip
-            keep, source = _noise(x[part], n_steps, drawn)
-            workspace, call = _gradient_call(states[0], arrays, sizes, form, images, cluster, precision)
-            load().chain_gradient(
-                **call, states=states.data_ptr(), **steps._asdict(),
-                cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(),
-                noise_gradient=0, precision=precision, **source,
+            alive, source = _noise(x[part], n_steps, drawn)
+            call, workspace = _call(states[0], arrays, sizes, request, gradient=True)
+            extension.chain_gradient(
+                call, workspace.data_ptr(), states=states.data_ptr(), steps=extension.Steps(*steps), noise=source,
+                cotangent=cotangent[part].data_ptr(), gradient=gradient[part].data_ptr(), noise_gradient=0,
             )  # fmt: skip
-            del keep, workspace
+            del alive, workspace
     return gradient
 
 
@@ -166,20 +174,22 @@ def autoencoder_vjp(
 ) -> Tensor:
     """J_r(x)^T cotangent, the vector-Jacobian product of r alone: float32 (B, C, H, W) in and out, in one launch.
 
-    ``form``, ``images`` and ``cluster`` as in :func:`plan` for a gradient; raises as the chain.
+    ``form``, ``images`` and ``cluster`` as in :func:`choice` for a gradient. Raises what the chain raises.
     """
     x, arrays, sizes = _model(x, weights)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
     out = torch.empty_like(x)
     if x.shape[0]:
+        extension = load()
         # One step of size 1 without noise or bounds is r(x) itself; its state is x.
-        keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
-        load().chain_gradient(
-            **call, states=x.data_ptr(), step_sizes=[1.0], noise_scales=[0.0], lows=[-math.inf], highs=[math.inf],
-            cotangent=cotangent.data_ptr(), gradient=out.data_ptr(), noise_gradient=0, seed=0, seed_pointer=0,
-            sample_ids=0, noise=0,
-        )  # fmt: skip
-        del keep
+        steps = extension.Steps([1.0], [0.0], [-math.inf], [math.inf])
+        with torch.cuda.device(x.device):
+            request = extension.Request(form, images, cluster)
+            call, workspace = _call(x, arrays, sizes, request, gradient=True)
+            extension.chain_gradient(
+                call, workspace.data_ptr(), states=x.data_ptr(), steps=steps, noise=extension.NoiseSource(),
+                cotangent=cotangent.data_ptr(), gradient=out.data_ptr(), noise_gradient=0,
+            )  # fmt: skip
     return out
 
 
@@ -193,24 +203,12 @@ def reconstruction_error_gradient(
     x, arrays, sizes = _model(x, weights)
     out = torch.empty_like(x)
     if x.shape[0]:
-        keep, call = _gradient_call(x, arrays, sizes, form, images, cluster)
-        load().reconstruction_error_gradient(**call, x=x.data_ptr(), gradient=out.data_ptr())
-        del keep
+        extension = load()
+        with torch.cuda.device(x.device):
+            request = extension.Request(form, images, cluster)
+            call, workspace = _call(x, arrays, sizes, request, gradient=True)
+            extension.reconstruction_error_gradient(call, workspace.data_ptr(), x=x.data_ptr(), gradient=out.data_ptr())
     return out
-
-
-def _gradient_call(
-    x: Tensor, arrays: list[Tensor], sizes: list[int], form: str, images: int, cluster: int, precision: str = "fp32"
-) -> tuple[Tensor, dict[str, Any]]:
-    """What every launch of the gradient kernel takes, and the workspace, which has to live until it is launched."""
-    with torch.cuda.device(x.device):
-        launched = load().choice(_index(x), sizes, x.shape[0], True, form, images, cluster, precision)
-        workspace = x.new_empty(launched["packed_floats"])
-        return workspace, {
-            "device": _index(x), "stream": _stream(), "form": form, "images": images, "cluster": cluster,
-            "batch": x.shape[0], "shape": sizes, "weights": [w.data_ptr() for w in arrays],
-            "workspace": workspace.data_ptr(),
-        }  # fmt: skip
 
 
 def langevin_update(
@@ -229,24 +227,23 @@ def langevin_update(
     """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
 
     ``x`` and ``reconstruction`` float32 of one shape (B, ...) on one CUDA device; a and d finite; ``seed``,
-    ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise it is to the bit; ``noise``, of the shape of
-    ``x``, in place of the drawn one. Where d is 0 no noise is drawn. Returns float32 of the shape of ``x``.
+    ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise is drawn, to the bit; ``noise``, of the
+    shape of ``x``, in place of it. Where d is 0 no noise is drawn. Returns float32 of the shape of ``x``.
     """
     extension = load()
     _check_device(x)
     x = checked_tensor("x", x, torch.float32, x.shape, x.device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
-    keep, source = _noise(x, None, NoiseSource(seed, sample_ids, noise))
+    alive, source = _noise(x, None, NoiseSource(seed, sample_ids, noise))
     out = torch.empty_like(x)
     batch = x.shape[0]
     with torch.cuda.device(x.device):
         extension.langevin_update(
-            device=_index(x), stream=_stream(), batch=batch, elements=x.numel() // batch if batch else 0,
-            x=x.data_ptr(), reconstruction=reconstruction.data_ptr(), step_size=step_size, noise_scale=noise_scale,
-            low=low, high=high,
-            step=step, out=out.data_ptr(), **source,
+            _index(x), _stream(), batch=batch, elements=x.numel() // batch if batch else 0, x=x.data_ptr(),
+            reconstruction=reconstruction.data_ptr(), noise=source, out=out.data_ptr(),
+            step=extension.Step(number=step, step_size=step_size, noise_scale=noise_scale, low=low, high=high),
         )  # fmt: skip
-    del keep
+    del alive
     return out
 
 
@@ -278,29 +275,25 @@ def _draw(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int, *,
     number, pointer = _seed(seed, ids.device)
     with torch.cuda.device(ids.device):
         extension.standard_normal(
-            device=_index(ids), stream=_stream(), batch=len(ids), elements=n_elements, seed=number,
-            seed_pointer=pointer, sample_ids=ids.data_ptr(), step=step, z=0 if words else out.data_ptr(),
-            words=out.data_ptr() if words else 0,
+            _index(ids), _stream(), batch=len(ids), elements=n_elements, step=step,
+            noise=extension.NoiseSource(seed=number, seed_pointer=pointer, sample_ids=ids.data_ptr()),
+            z=0 if words else out.data_ptr(), words=out.data_ptr() if words else 0,
         )  # fmt: skip
     return out
 
 
-def _launch_chain(
-    x: Tensor, arrays: list[Tensor], sizes: list[int], steps: Steps, source: dict[str, int],
-    out: Tensor, form: str, images: int, cluster: int, *, trajectory: bool = False, reconstruct_only: bool = False,
-    precision: str = "fp32",
-) -> None:  # fmt: skip
-    extension = load()
-    with torch.cuda.device(x.device):
-        launched = extension.choice(_index(x), sizes, x.shape[0], False, form, images, cluster, precision)
-        # Torch's allocator hands memory on in the order of the stream, so the kernels are done with it by then.
-        workspace = x.new_empty(launched["packed_floats"])
-        extension.langevin_chain(
-            device=_index(x), stream=_stream(), form=form, images=images, cluster=cluster, batch=x.shape[0],
-            shape=sizes, weights=[w.data_ptr() for w in arrays], workspace=workspace.data_ptr(), x=x.data_ptr(),
-            **steps._asdict(), out=out.data_ptr(),
-            trajectory=trajectory, reconstruct_only=reconstruct_only, precision=precision, **source,
-        )  # fmt: skip
+def _call(
+    x: Tensor, arrays: list[Tensor], sizes: list[int], request: Any, *, gradient: bool = False
+) -> tuple[Any, Tensor]:
+    """The extension's call on ``x``, and the workspace, which has to live until everything is launched.
+
+    Torch's allocator hands memory on in the order of the stream, so what gets it next comes after the kernels.
+    """
+    call = load().Call(
+        device=_index(x), stream=_stream(), request=request, gradient=gradient, batch=x.shape[0], shape=sizes,
+        weights=[w.data_ptr() for w in arrays],
+    )  # fmt: skip
+    return call, x.new_empty(call.packed_floats)
 
 
 def _parts(batch: int, bytes_each: int, max_bytes: int) -> Iterator[slice]:
@@ -309,24 +302,24 @@ def _parts(batch: int, bytes_each: int, max_bytes: int) -> Iterator[slice]:
         yield slice(first, min(first + most, batch))
 
 
-def _noise(x: Tensor, n_steps: int | None, noise: NoiseSource) -> tuple[list[Tensor], dict[str, int]]:
-    """Where the noise comes from, for the extension, and the tensors that keep those addresses alive."""
+def _noise(x: Tensor, n_steps: int | None, noise: NoiseSource) -> tuple[list[Tensor], Any]:
+    """The extension's noise source, and the tensors whose addresses it holds; ``n_steps`` None for one update."""
     seed, sample_ids, given = noise
     number, pointer = _seed(seed, x.device)
-    keep = [seed] if isinstance(seed, Tensor) else []
+    alive = [seed] if isinstance(seed, Tensor) else []
     if sample_ids is not None:
         sample_ids = checked_tensor("sample_ids", sample_ids, torch.int64, (x.shape[0],), x.device)
-        keep.append(sample_ids)
+        alive.append(sample_ids)
     if given is not None:
         shape = x.shape if n_steps is None else (n_steps, *x.shape)
         given = checked_tensor("noise", given, torch.float32, shape, x.device)
-        keep.append(given)
-    return keep, {
-        "seed": number,
-        "seed_pointer": pointer,
-        "sample_ids": 0 if sample_ids is None else sample_ids.data_ptr(),
-        "noise": 0 if given is None else given.data_ptr(),
-    }
+        alive.append(given)
+    return alive, load().NoiseSource(
+        seed=number,
+        seed_pointer=pointer,
+        sample_ids=0 if sample_ids is None else sample_ids.data_ptr(),
+        given=0 if given is None else given.data_ptr(),
+    )
 
 
 def _seed(seed: int | Tensor, device: torch.device) -> tuple[int, int]:

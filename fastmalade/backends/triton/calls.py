@@ -1,9 +1,9 @@
 """The Triton backend: CUDA tensors in, CUDA tensors out, over the kernels in ``kernels/triton``.
 
-Triton is imported on first use, so that importing this file never fails. Under TRITON_INTERPRET=1 the kernels run on
-the CPU, slowly, in Triton's interpreter: that is how machines without a GPU test them.
+Triton is imported on first use, so importing this file never fails. Under TRITON_INTERPRET=1 the kernels run on the
+CPU, slowly, in Triton's interpreter: that is how they are tested without a GPU.
 
-A chain needs ``triton_chain.bytes_per_image`` of working memory per image; batches that would need more than
+A chain needs ``chain.bytes_per_image`` of working memory per image. Batches that would need more than
 ``MAX_WORKING_BYTES`` are computed in parts, which changes no bit of a result.
 """
 
@@ -93,11 +93,10 @@ def chain_gradient(
 ) -> Tensor:
     """Gradient with respect to ``x`` of :func:`langevin_chain`, for fixed weights and the noise that it drew.
 
-    ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result; the rest, and what is raised,
-    as there. A clamp passes the gradient on the closed interval. Per step with cotangent g, after the clamp:
-    g - a g + a J_r^T g. A batch whose states and activations take more than ``max_bytes`` (None:
-    ``MAX_WORKING_BYTES``) is worked through in parts, with the same bits; one image is always taken. Returns
-    float32 (B, C, H, W).
+    ``cotangent`` float32 (B, C, H, W), the gradient with respect to the result; other arguments, and errors, as in
+    :func:`langevin_chain`. A clamp passes the gradient on inside the closed interval. Each step with cotangent g, after
+    the clamp, gives g - a g + a J_r^T g. A batch whose states and activations take more than ``max_bytes`` (None:
+    ``MAX_WORKING_BYTES``) is computed in parts of one image or more, with the same bits. Returns float32 (B, C, H, W).
     """
     call = _Call(x, weights, steps, noise, precision)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, call.x.shape, call.x.device)
@@ -128,14 +127,15 @@ def langevin_update(
 ) -> Tensor:
     """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
 
-    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; ``seed``, ``sample_ids`` and
-    ``step`` as for :func:`standard_normal`; ``noise``, of the shape of ``x``, in place of the drawn one.
-    Returns float32 of the shape of ``x``. Raises as :func:`langevin_chain`.
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; ``seed``, ``sample_ids`` and ``step``
+    as for :func:`standard_normal`; ``noise``, of the shape of ``x``, in place of drawn noise. Returns float32 of the
+    shape of ``x``. Raises what :func:`langevin_chain` raises.
     """
-    inputs, launch = _update_call(x, reconstruction, step_size, noise_scale, low, high, seed, sample_ids, step, noise)
+    source = NoiseSource(seed, sample_ids, noise)
+    inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
     out = torch.empty_like(inputs[0])
     if out.numel() > 0:
-        launch("langevin_update_kernel", (), (out,))
+        launch("langevin_update_kernel", out=out)
     return out
 
 
@@ -155,14 +155,15 @@ def langevin_update_vjp(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`langevin_update` with respect to ``x`` and ``reconstruction``: (1 - a) g and a g.
 
-    g is ``cotangent``, of the shape of ``x``, and 0 where the clamp acted, found by running the step again.
+    g is ``cotangent``, of the shape of ``x``, and 0 where the clamp acted; the step is run again to find out where.
     """
-    inputs, launch = _update_call(x, reconstruction, step_size, noise_scale, low, high, seed, sample_ids, step, noise)
+    source = NoiseSource(seed, sample_ids, noise)
+    inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
-    gradients = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+    by_x, by_r = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     if cotangent.numel() > 0:
-        launch("langevin_update_vjp_kernel", (cotangent,), gradients)
-    return gradients
+        launch("langevin_update_vjp_kernel", cotangent=cotangent, x_gradient=by_x, reconstruction_gradient=by_r)
+    return by_x, by_r
 
 
 def standard_normal(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:
@@ -236,7 +237,7 @@ class _Call:
                 given = None if self.given is None else self.given[:, these]
                 if given is not None and images < batch:
                     given = given.contiguous()
-                part(model, these, triton_stages.Noise(self.seed, self.ids[these], given))
+                part(model, these, triton_stages.DeviceNoise(self.seed, self.ids[these], given))
 
 
 @functools.lru_cache(maxsize=32)
@@ -246,18 +247,12 @@ def device_name(device: torch.device) -> str:
 
 
 def _update_call(
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    step: int,
-    noise: Tensor | None,
-) -> tuple[tuple[Tensor, Tensor], Callable[[str, tuple[Tensor, ...], tuple[Tensor, ...]], None]]:
-    """x and r(x), checked and contiguous, and a function that launches a kernel of langevin_update.py on them."""
+    x: Tensor, reconstruction: Tensor, update: tuple[float, float, float, float], noise: NoiseSource, step: int
+) -> tuple[tuple[Tensor, Tensor], Callable[..., None]]:
+    """x and r(x), checked and contiguous, and a function that launches a kernel of langevin_update.py on them.
+
+    ``update``: a, d, low and high. The function takes the kernel's name and, by name, its other tensors.
+    """
     _require(x)
     from fastmalade.backends.triton import stages as triton_stages
     from fastmalade.backends.triton import tiles as triton_tiles
@@ -266,24 +261,25 @@ def _update_call(
     device, shape = x.device, x.shape
     x = checked_tensor("x", x, torch.float32, shape, device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, shape, device)
+    step_size, noise_scale, low, high = update
     _check_finite("step_size", step_size)
     _check_finite("noise_scale", noise_scale)
     _check_bounds(low, high)
-    ids, seeds = _ids(sample_ids, x.shape[0], device), _seed(seed, device)
-    given = None if noise is None else checked_tensor("noise", noise, torch.float32, shape, device)[None]
+    ids, seeds = _ids(noise.sample_ids, x.shape[0], device), _seed(noise.seed, device)
+    given = None if noise.given is None else checked_tensor("noise", noise.given, torch.float32, shape, device)[None]
     elements = x.numel() // x.shape[0] if x.shape[0] else 0
-    kind, values = triton_stages.Noise(seeds, ids, given).of_step(0, noise_scale, x)
-    blocks = x.shape[0] * -(-elements // 4)
+    kind, values = triton_stages.DeviceNoise(seeds, ids, given).of_step(0, noise_scale, x)
+    quads = x.shape[0] * -(-elements // 4)
     bits = _step(step)
 
-    def launch(name: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
+    def launch(name: str, **tensors: Tensor) -> None:
         tile = triton_tiles.tiles(device_name(device))["update"]
-        tensors = (*before, x, reconstruction, values, seeds, ids, *after)
-        numbers = (blocks, elements, bits, step_size, noise_scale, low, high)
         with triton_stages.on(device):
-            getattr(kernels, name)[(-(-blocks // tile.block_m),)](
-                *tensors, *numbers, NOISE=kind, BLOCK=tile.block_m, **tile.options
-            )
+            getattr(kernels, name)[(-(-quads // tile.block_m),)](
+                **tensors, x=x, reconstruction=reconstruction, noise=values, seed=seeds, sample_ids=ids,
+                total_quads=quads, elements=elements, step=bits, step_size=step_size, noise_scale=noise_scale,
+                low=low, high=high, NOISE=kind, BLOCK=tile.block_m, **tile.options,
+            )  # fmt: skip
 
     return (x, reconstruction), launch
 
@@ -301,14 +297,15 @@ def _noise_kernel(
     if elements < 0:
         raise ValueError(f"n_elements: expected at least 0, got {elements}")
     out = torch.empty((ids.shape[0], elements), dtype=dtype, device=device)
-    blocks = ids.shape[0] * -(-elements // 4)
+    quads = ids.shape[0] * -(-elements // 4)
     tile = triton_tiles.tiles(device_name(device))["update"]
     seeds, bits = _seed(seed, device), _step(step)
-    if blocks > 0:
+    if quads > 0:
         with triton_stages.on(device):
-            getattr(kernels, name)[(-(-blocks // tile.block_m),)](
-                seeds, ids, out, blocks, elements, bits, BLOCK=tile.block_m, **tile.options
-            )
+            getattr(kernels, name)[(-(-quads // tile.block_m),)](
+                seed=seeds, sample_ids=ids, out=out, total_quads=quads, elements=elements, step=bits,
+                BLOCK=tile.block_m, **tile.options,
+            )  # fmt: skip
     return out
 
 
@@ -339,7 +336,7 @@ def _seed(seed: int | Tensor, device: torch.device) -> Tensor:
 
 
 def _step(step: int) -> int:
-    """A step as the signed 32-bit integer of the same bits, the one type that all launches then have."""
+    """A step as the signed 32-bit integer of the same bits, so that all launches have the same type."""
     if not 0 <= step < 2**32:
         raise ValueError(f"step: expected 0 to {2**32 - 1}, got {step}")
     return step - 2**32 if step >= 2**31 else step

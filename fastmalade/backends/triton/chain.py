@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmalade.backends.triton.stages import Framed, Model, Noise, ceil_div
+from fastmalade.backends.triton.stages import DeviceNoise, Framed, Model, ceil_div, strides
 from fastmalade.backends.values import Steps
 from fastmalade.kernels.triton import tail, tail_backward
 
@@ -28,7 +29,7 @@ class Activations:
         model.convolve("deconv1", self.second.buffer, self.third.inside, self.third.inside)
 
 
-def run(x: Tensor, model: Model, steps: Steps, noise: Noise, out: Tensor) -> None:
+def run(x: Tensor, model: Model, steps: Steps, noise: DeviceNoise, out: Tensor) -> None:
     """All N >= 1 steps from ``x`` (B, C, H, W) into ``out`` of the same shape, any strides; four launches each."""
     state = _framed_state(model, x)
     activations = Activations(model, x.shape[0])
@@ -37,7 +38,7 @@ def run(x: Tensor, model: Model, steps: Steps, noise: Noise, out: Tensor) -> Non
         _advance(model, activations, state, out if step == last else state.inside, steps, noise, step)
 
 
-def states(x: Tensor, model: Model, steps: Steps, noise: Noise) -> list[Framed]:
+def states(x: Tensor, model: Model, steps: Steps, noise: DeviceNoise) -> list[Framed]:
     """The N + 1 states of the chain, framed, the first of them ``x``."""
     found = [_framed_state(model, x)]
     activations = Activations(model, x.shape[0])
@@ -48,7 +49,7 @@ def states(x: Tensor, model: Model, steps: Steps, noise: Noise) -> list[Framed]:
     return found
 
 
-def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, steps: Steps, noise: Noise, out: Tensor) -> None:
+def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, steps: Steps, noise: DeviceNoise, out: Tensor) -> None:
     """Gradient with respect to ``x``, given that with respect to the result; nine launches per step.
 
     All tensors (B, C, H, W), ``cotangent`` and ``out`` contiguous. The states are kept, the activations of a step are
@@ -65,7 +66,8 @@ def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, steps: Steps, no
         kept.pop()
         state = kept[-1]
         activations.compute(model, state)
-        _tail_cotangents(model, activations, state, out, before_tanh, even, steps, noise, step)
+        arguments = _tail_arguments(model, activations, state, steps, noise, step)
+        _tail_cotangents(model, activations, arguments, out, before_tanh, even)
         model.convolve("deconv2_backward", even.buffer, third.inside, activations.third.inside)
         model.convolve("deconv1_backward", third.buffer, second.inside, activations.second.inside)
         model.convolve("conv2_backward", second.buffer, first.inside, activations.first.inside)
@@ -73,7 +75,7 @@ def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, steps: Steps, no
 
 
 def bytes_per_image(shape: Sequence[int], hidden: Sequence[int], kept_states: int, *, backward: bool) -> int:
-    """Working memory of one image on the device, rounded up, where so many states are kept beside the current one."""
+    """Upper bound of an image's working memory on the device, with so many states kept besides the current one."""
     channels, height, width = shape
     image = (height + 4) * (width + 4) * channels
     # Buffers on the half and the quarter grid, each counted with the widest frame.
@@ -89,101 +91,73 @@ def _framed_state(model: Model, x: Tensor) -> Framed:
     return state
 
 
-def _advance(
-    model: Model, activations: Activations, state: Framed, out: Tensor, steps: Steps, noise: Noise, step: int
-) -> None:
-    activations.compute(model, state)
+def _tail_arguments(
+    model: Model, activations: Activations, state: Framed, steps: Steps, noise: DeviceNoise, step: int
+) -> dict[str, Any]:
+    """What the tail and its vector-Jacobian product both read (kernels/triton/tail.py)."""
     a, d, low, high = steps.at(step)
     kind, given = noise.of_step(step, d, model.start)
-    w, tile = model.weights, model.tiles["tail"]
-    blocks = out.shape[0] * (model.height // 2) * (model.width // 4)
-    tail.tail_kernel[(ceil_div(blocks, tile.block_m), model.channels)](
-        activations.third.buffer,
-        w[6],
-        w[7],
-        w[8],
-        model.start,
-        state.inside,
-        given,
-        noise.seed,
-        noise.sample_ids,
-        out,
-        blocks,
-        model.height,
-        model.width,
-        *state.inside.stride(),
-        *out.stride(),
-        step,
-        a,
-        d,
-        low,
-        high,
-        CHANNELS=model.channels,
-        HIDDEN=model.hidden1,
-        NOISE=kind,
-        BLOCK=tile.block_m,
-        **tile.options,
-    )
+    return {
+        **_last_layers(model, activations),
+        "start": model.start,
+        "state": state.inside,
+        **strides("state", state.inside),
+        "noise": given,
+        "seed": noise.seed,
+        "sample_ids": noise.sample_ids,
+        "patches": state.inside.shape[0] * (model.height // 2) * (model.width // 4),
+        "step": step,
+        "step_size": a,
+        "noise_scale": d,
+        "low": low,
+        "high": high,
+        "NOISE": kind,
+    }
+
+
+def _last_layers(model: Model, activations: Activations) -> dict[str, Any]:
+    """deconv2 and conv3, and what they are applied to."""
+    return {
+        "activation": activations.third.buffer,
+        "weights2": model.weights[6],
+        "bias2": model.weights[7],
+        "weights3": model.weights[8],
+        "height": model.height,
+        "width": model.width,
+        "CHANNELS": model.channels,
+        "HIDDEN": model.hidden1,
+    }
+
+
+def _advance(
+    model: Model, activations: Activations, state: Framed, out: Tensor, steps: Steps, noise: DeviceNoise, step: int
+) -> None:
+    """One step from ``state`` into ``out``, which may be the inside of the state."""
+    activations.compute(model, state)
+    arguments = _tail_arguments(model, activations, state, steps, noise, step)
+    tile = model.tiles["tail"]
+    grid = (ceil_div(arguments["patches"], tile.block_m), model.channels)
+    tail.tail_kernel[grid](**arguments, out=out, **strides("out", out), BLOCK=tile.block_m, **tile.options)
 
 
 def _tail_cotangents(
-    model: Model,
-    activations: Activations,
-    state: Framed,
-    gradient: Tensor,
-    before_tanh: Tensor,
+    model: Model, activations: Activations, tail_arguments: dict[str, Any], gradient: Tensor, before_tanh: Tensor,
     even: Framed,
-    steps: Steps,
-    noise: Noise,
-    step: int,
-) -> None:
-    a, d, low, high = steps.at(step)
-    kind, given = noise.of_step(step, d, model.start)
-    w, tile = model.weights, model.tiles["tail_cotangent"]
-    batch = gradient.shape[0]
-    blocks = batch * (model.height // 2) * (model.width // 4)
-    tail_backward.tail_cotangent_kernel[(ceil_div(blocks, tile.block_m), model.channels)](
-        activations.third.buffer,
-        w[6],
-        w[7],
-        w[8],
-        model.start,
-        state.inside,
-        given,
-        noise.seed,
-        noise.sample_ids,
-        gradient,
-        before_tanh,
-        blocks,
-        model.height,
-        model.width,
-        *state.inside.stride(),
-        step,
-        a,
-        d,
-        low,
-        high,
-        CHANNELS=model.channels,
-        HIDDEN=model.hidden1,
-        NOISE=kind,
-        CLAMPED=low > -math.inf or high < math.inf,
-        BLOCK=tile.block_m,
-        **tile.options,
+) -> None:  # fmt: skip
+    """Two launches from ``gradient``, the cotangent of the new state, to ``even``, that of deconv2 before its tanh.
+
+    ``gradient`` becomes the part of the state's cotangent that does not come through r; ``before_tanh`` is memory for
+    the cotangent of conv3 in between.
+    """
+    tile = model.tiles["tail_cotangent"]
+    grid = (ceil_div(tail_arguments["patches"], tile.block_m), model.channels)
+    clamped = tail_arguments["low"] > -math.inf or tail_arguments["high"] < math.inf
+    tail_backward.tail_cotangent_kernel[grid](
+        **tail_arguments, gradient=gradient, cotangent=before_tanh, CLAMPED=clamped, BLOCK=tile.block_m, **tile.options
     )
     tile = model.tiles["even_cotangent"]
-    positions = batch * (model.height // 2) * (model.width // 2)
+    positions = gradient.shape[0] * (model.height // 2) * (model.width // 2)
     tail_backward.even_cotangent_kernel[(ceil_div(positions, tile.block_m), model.channels)](
-        before_tanh,
-        activations.third.buffer,
-        w[6],
-        w[7],
-        w[8],
-        even.buffer,
-        positions,
-        model.height,
-        model.width,
-        CHANNELS=model.channels,
-        HIDDEN=model.hidden1,
-        BLOCK=tile.block_m,
-        **tile.options,
-    )
+        **_last_layers(model, activations), cotangent=before_tanh, out=even.buffer, positions=positions,
+        BLOCK=tile.block_m, **tile.options,
+    )  # fmt: skip

@@ -2,11 +2,11 @@
 
 A configuration is a JSON file ``{device name: {stage: {"block_m": 128, "num_warps": 4, "num_stages": 2}}}``, where a
 stage may be left out and the device "*" stands for any. The environment variable FASTMALADE_TRITON_CONFIG names one;
-otherwise what ``tools/tune_triton.py`` has written to the user's cache is read, otherwise the defaults hold. The file
-is read once per process, so that a result cannot change in the middle of a run.
+without it the file that ``tools/tune_triton.py`` has written to the user's cache is read, and without that the defaults
+hold. The file is read once per process, so that a result cannot change in the middle of a run.
 
-Nothing here depends on the batch, and nothing here changes the order of an accumulation: block_k and block_n are not
-settings. Results are therefore the same bits under every configuration in float32.
+No tile depends on the batch, and none changes the order of an accumulation: block_k and block_n cannot be set. In
+float32 every configuration therefore gives the same bits.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import platformdirs
 
 VARIABLE = "FASTMALADE_TRITON_CONFIG"
 BLOCK_K = 16
-"""Depth of a product's block: twice as much no longer fits the registers of the float32 tiles."""
+"""Depth of a product's block. Found by compiling: with twice as much the float32 tiles no longer fit the registers."""
 MAX_BLOCK_N = 32
+"""Most output channels of a product's block. Predicted: 25 channels, the most of Table 8, are one block."""
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
-"""Of every launch: products are sums of fused multiply-adds; Triton's own default differs between its versions."""
+"""For every launch: products are sums of fused multiply-adds. Triton's own default differs between its versions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Tile:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-# Eight results per thread: with sixteen, ptxas runs out of registers and spills (tools/gpu_resources_triton.py).
+# None of these tiles is measured on a GPU. Products have eight results a thread, 64 positions by 16 or 32 channels over
+# 4 or 8 warps. That was found by compiling: with sixteen, ptxas runs out of registers and spills
+# (tools/gpu_resources_triton.py). In the other stages a thread has one patch, position or quad; the size of their
+# blocks is predicted from registers, of which the tail's 128 leave room for several blocks on a multiprocessor.
 _PRODUCT = Tile(block_m=64, num_warps=4, num_stages=2)
 _WIDE_PRODUCT = Tile(block_m=64, num_warps=8, num_stages=2)
 DEFAULTS: dict[str, Tile] = {
@@ -67,7 +71,7 @@ DEFAULTS: dict[str, Tile] = {
     "conv1_backward": _PRODUCT,
     "update": Tile(block_m=128, num_warps=4, num_stages=1),
 }
-"""Every stage with the tile it has where nothing else is known. Not yet measured on a GPU."""
+"""Every stage with the tile it has where nothing else is known: found by compiling, not measured on a GPU."""
 
 
 def cache_file() -> Path:

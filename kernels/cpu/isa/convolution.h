@@ -35,6 +35,16 @@ struct Convolution {
     int64_t out_unit_stride, out_row_stride, out_step;  // a unit is what one accumulator holds, Form::unit channels
     // Not 0: write [image][channel][row][column], the lanes of a vector apart, in place of [unit][row][column][kLanes].
     int64_t image_stride;
+
+    // to: [unit of `channels`][height][width][kLanes]
+    void write_vectors(float* to, int64_t channels, int64_t height, int64_t width) {
+        out = to;
+        out_channels = channels;
+        out_width = width;
+        out_unit_stride = height * width * kLanes;
+        out_row_stride = width * kLanes;
+        out_step = kLanes;
+    }
 };
 
 struct Tile {
@@ -51,7 +61,7 @@ struct Tile {
 
 // Activation function and store of one tile, compiled once for all tiles of a form. sums: [units][positions] vectors
 template <class Form>
-__attribute__((noinline)) void store_outputs(const Tile& t, int units, int positions, Vec* sums) {
+FASTMALADE_NOINLINE void store_outputs(const Tile& t, int units, int positions, Vec* sums) {
     int n = 0;
     for (; n + 2 <= units * positions; n += 2) {  // two at a time: each is one long chain of dependent operations
         const Vec first = tanh(sums[n]), second = tanh(sums[n + 1]);

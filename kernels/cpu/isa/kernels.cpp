@@ -37,13 +37,20 @@ void autoencoder_forward(const AutoencoderShape& s, const float* packed, const f
     images.write(scratch + part.state, out);
 }
 
-constexpr Update kTypicalUpdate = {false, 0.3f, 0.03f, -1.0f, 2.0f};
+constexpr Update typical_update() {
+    Update update;
+    update.step_size = 0.3f;
+    update.noise_scale = 0.03f;
+    update.low = -1.0f;
+    update.high = 2.0f;
+    return update;
+}
 
 void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at,
                 const ForwardScratch<Throughput>& part, float* scratch) {
     GroupNoise noise = {};
     noise.count = kLanes;
-    finish_step<false>(s, packed, at, scratch + part.even, scratch + part.state, kTypicalUpdate, noise,
+    finish_step<false>(s, packed, at, scratch + part.even, scratch + part.state, typical_update(), noise,
                        scratch + part.sums, KeptEnd{});
 }
 
@@ -53,7 +60,7 @@ void last_stage(const AutoencoderShape& s, const float* packed, const PackedLayo
     for (int64_t image = 0; image < IMAGES * s.pixels(); image += s.pixels()) {
         standard_normal(0, 0, 0, s.pixels(), scratch + part.noise);
         last_sums(s, packed, at, scratch + part.even + image / 4, scratch + part.sums);
-        finish_step<false>(s, scratch + part.sums, scratch + part.state + image, kTypicalUpdate, scratch + part.noise,
+        finish_step<false>(s, scratch + part.sums, scratch + part.state + image, typical_update(), scratch + part.noise,
                            KeptEnd{});
     }
 }
@@ -99,26 +106,48 @@ void tanh_of_array(const float* x, int64_t n, float* y) {
 
 template <class Form>
 constexpr FormKernels form_kernels() {
-    return {Form::images,           packed_floats<Form>,       pack_model<Form>,
-            transpose_floats<Form>, pack_transposes<Form>,     scratch_floats<Form>,
-            langevin_chain<Form>,   run_stage<Form>,           autoencoder_forward<Form>,
-            gradient_memory<Form>,  chain_gradient<Form>,      recorded_chain<Form>,
-            chain_reverse<Form>,    autoencoder_gradient<Form>};
+    FormKernels table = {};
+    table.images = Form::images;
+    table.packed_floats = packed_floats<Form>;
+    table.pack = pack_model<Form>;
+    table.transpose_floats = transpose_floats<Form>;
+    table.pack_transposes = pack_transposes<Form>;
+    table.scratch_floats = scratch_floats<Form>;
+    table.langevin_chain = langevin_chain<Form>;
+    table.run_stage = run_stage<Form>;
+    table.autoencoder_forward = autoencoder_forward<Form>;
+    table.gradient_memory = gradient_memory<Form>;
+    table.chain_gradient = chain_gradient<Form>;
+    table.recorded_chain = recorded_chain<Form>;
+    table.chain_reverse = chain_reverse<Form>;
+    table.autoencoder_gradient = autoencoder_gradient<Form>;
+    return table;
 }
+
+constexpr Kernels all_kernels() {
+    Kernels table = {};
+    table.isa = FASTMALADE_STRING(FASTMALADE_ISA);
+    table.lanes = kLanes;
+    table.call_time[throughput] = kLanes * 0.6;
+    table.call_time[quad] = kLanes > 4 ? 3.1 : kLanes * 0.6;  // with four lanes it is the throughput form
+    table.call_time[latency] = 1.0;
+    table.packing = packing;
+    table.forms[throughput] = form_kernels<Throughput>();
+    table.forms[quad] = form_kernels<Quad>();
+    table.forms[latency] = form_kernels<Latency>();
+    table.philox_words = philox_words;
+    table.standard_normal = standard_normal;
+    table.tanh = tanh_of_array;
+    table.langevin_update = langevin_update;
+    table.multiply_adds = multiply_adds;
+    return table;
+}
+
+// Made by the compiler: nothing of this object runs unless it is called through the table.
+constexpr Kernels kTable = all_kernels();
 
 }  // namespace
 
-extern const Kernels kernels = {
-    FASTMALADE_STRING(FASTMALADE_ISA),
-    kLanes,
-    {kLanes * 0.6, kLanes > 4 ? 3.1 : kLanes * 0.6, 1.0},
-    packing,
-    {form_kernels<Throughput>(), form_kernels<Quad>(), form_kernels<Latency>()},
-    philox_words,
-    standard_normal,
-    tanh_of_array,
-    langevin_update,
-    multiply_adds,
-};
+extern const Kernels kernels = kTable;
 
 }  // namespace fastmalade::cpu::FASTMALADE_ISA

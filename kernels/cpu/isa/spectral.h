@@ -30,15 +30,42 @@ namespace {
 // (latency) or of something between. The input comes in `groups` grids (four phases, or one), of the same channels
 // each.
 struct SpectralLayer {
-    const float* in[4];                              // by group, vector of grid position (0, 0) in unit 0
-    int64_t groups, in_channels, in_units;           // channels and units of each group
-    int64_t in_unit_stride, in_row_stride, in_step;  // in floats
-    int64_t height, width;                           // of the grid
-    const float* weights;                            // pack_spectral
-    const float* bias;  // [output], padded to whole vectors; null for the transpose of a layer
-    int64_t out_channels, out_units;
-    float* spectrum;  // [N * N][group][in unit][kLanes]
-    float* products;  // [N * N][out unit][kLanes]
+    const float* in[4] = {};                                     // by group, vector of grid position (0, 0) in unit 0
+    int64_t groups = 0, in_channels = 0, in_units = 0;           // channels and units of each group
+    int64_t in_unit_stride = 0, in_row_stride = 0, in_step = 0;  // in floats
+    const int64_t height, width;                                 // of the grid
+    const float* weights = nullptr;                              // pack_spectrum
+    const float* bias = nullptr;  // [output], padded to whole vectors; null for the transpose of a layer
+    int64_t out_channels = 0, out_units = 0;
+    float* spectrum = nullptr;  // [N * N][group][in unit][kLanes]
+    float* products = nullptr;  // [N * N][out unit][kLanes]
+
+    explicit SpectralLayer(const AutoencoderShape& s) : height(s.height / 4), width(s.width / 4) {}
+
+    // from: [unit][height][width][kLanes], one group
+    template <class Form>
+    void read_grid(const float* from, int64_t channels) {
+        in[0] = from;
+        groups = 1;
+        in_channels = channels;
+        in_units = vectors_of<Form>(channels);
+        in_unit_stride = height * width * kLanes;
+        in_row_stride = width * kLanes;
+        in_step = kLanes;
+    }
+
+    // from: [unit][2 height][2 width][kLanes], a group for each parity of row and column
+    template <class Form>
+    void read_phases(const float* from, int64_t channels) {
+        const int64_t row = 2 * width * kLanes;
+        for (int phase = 0; phase < 4; ++phase) in[phase] = from + phase / 2 * row + phase % 2 * kLanes;
+        groups = 4;
+        in_channels = channels;
+        in_units = vectors_of<Form>(channels);
+        in_unit_stride = 2 * height * row;
+        in_row_stride = 2 * row;
+        in_step = 2 * kLanes;
+    }
 };
 
 // x: the N numbers p[j * step], zero where j is outside from .. to-1. Usually all but the last REACH are inside.
@@ -55,8 +82,7 @@ FASTMALADE_INLINE void load_line(Vec* x, const float* p, int64_t step, int64_t f
 
 // Transforms one unit of the window whose pixel (0, 0) is grid position (top, left), zeros outside the grid.
 template <int N, int REACH>
-__attribute__((noinline)) void forward_unit(const SpectralLayer& s, int64_t group, int64_t unit, int64_t top,
-                                            int64_t left) {
+FASTMALADE_NOINLINE void forward_unit(const SpectralLayer& s, int64_t group, int64_t unit, int64_t top, int64_t left) {
     using B = Bins<N>;
     constexpr int pairs = Line<N>::pairs, last = N / 2;
     const float* in = s.in[group] + unit * s.in_unit_stride + top * s.in_row_stride + left * s.in_step;
@@ -127,8 +153,8 @@ FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in,
             const float* x = in + group * s.in_units * kLanes + Form::channel(c, kLanes);
             const Vec a = Form::activation(x), b = Form::activation(x + in_plane), minus_a = -a;
             if constexpr (Form::images == 1) {
-                // More weights than the second-level cache holds, each read once in a step: the processor's own
-                // prefetching stays too near.
+                // The weights exceed the second-level cache and are read once in a step: the processor's own
+                // prefetching does not look far enough ahead.
 #pragma GCC unroll 16
                 for (int n = 0; n < 2 * UNITS * Form::unit; n += 16) __builtin_prefetch(w + kPrefetchDistance + n);
             }
@@ -177,7 +203,7 @@ FASTMALADE_INLINE void multiply_block(const SpectralLayer& s, bool complex, cons
 }
 
 template <class Form, int N>
-__attribute__((noinline)) void multiply_bins(const SpectralLayer& s) {
+FASTMALADE_NOINLINE void multiply_bins(const SpectralLayer& s) {
     const Blocks<Form> blocks(s.out_channels);
     const float* w = s.weights;
     for (int plane = 0; plane < N * N;) {
@@ -279,10 +305,18 @@ FASTMALADE_INLINE Vec slope(Vec y) { return fma(-y, y, broadcast(1.0f)); }
 template <class Form, bool LAYER>
 struct PhasedOutput {
     static constexpr bool layer = LAYER;
-    float* out;
-    const float* activation;         // null for a layer
-    int64_t hidden1, height, width;  // of the grid
-    PhasePlanes planes = PhasePlanes(height, width);
+    float* const out;
+    const float* const activation;         // null for a layer
+    const int64_t hidden1, height, width;  // of the grid
+    const PhasePlanes planes;
+
+    PhasedOutput(const AutoencoderShape& s, float* to, const float* at)
+        : out(to),
+          activation(at),
+          hidden1(s.hidden1),
+          height(s.height / 4),
+          width(s.width / 4),
+          planes(height, width) {}
 
     // Outputs of one unit from grid position (row, column) on, given row by row by each(put).
     template <class Each>
@@ -303,7 +337,7 @@ struct PhasedOutput {
                     Vec square[kLanes];
                     for (int l = 0; l < kLanes; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
                     transpose(square);
-                    // What lies beyond `columns` falls on columns that come later, or on the row's margin.
+                    // Lanes beyond `columns` fall on columns that are written later, or on the row's margin.
                     for (int image = 0; image < Form::images; ++image) {
                         int64_t to = image * planes.image(hidden1) + tile + q * planes.row + p;
                         for (int64_t c = 0; c < count; ++c, to += planes.plane) put(to, square[image * Form::unit + c]);
@@ -323,9 +357,12 @@ private:
 template <bool LAYER>
 struct GridOutput {
     static constexpr bool layer = LAYER;
-    float* out;
-    const float* activation;  // null for a layer
-    int64_t height, width;
+    float* const out;
+    const float* const activation;  // null for a layer
+    const int64_t height, width;
+
+    GridOutput(const AutoencoderShape& s, float* to, const float* at)
+        : out(to), activation(at), height(s.height / 4), width(s.width / 4) {}
 
     template <class Each>
     inline void write(int64_t unit, int64_t row, int64_t column, int64_t columns, Each each) const {
@@ -340,8 +377,8 @@ struct GridOutput {
 };
 
 template <class Form, int N, class Output>
-__attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, int64_t column, int64_t first,
-                                           int64_t rows, int64_t columns, const Output& output) {
+FASTMALADE_NOINLINE void inverse_all(const SpectralLayer& s, int64_t row, int64_t column, int64_t first, int64_t rows,
+                                     int64_t columns, const Output& output) {
     for (int64_t unit = 0; unit < s.out_units; ++unit) {
         const Vec bias = Output::layer ? Form::weight(s.bias + unit * Form::unit) : Vec{};
         output.write(unit, row, column, columns,
@@ -350,7 +387,7 @@ __attribute__((noinline)) void inverse_all(const SpectralLayer& s, int64_t row, 
 }
 
 template <class Form, int N, int REACH, class Output>
-void spectral_convolution(const SpectralLayer& s, const Output& output) {
+void spectral_convolution_of_size(const SpectralLayer& s, const Output& output) {
     const Tiling tiles(s.height, s.width, N, REACH);
     const int64_t step = tiles.step, before = tiles.before;
     for (int64_t row = 0; row < s.height; row += step) {
@@ -365,6 +402,16 @@ void spectral_convolution(const SpectralLayer& s, const Output& output) {
             multiply_bins<Form, N>(s);
             inverse_all<Form, N>(s, row, column, before, rows, columns, output);
         }
+    }
+}
+
+// size: of the transform, as transform_size gives it for this reach
+template <class Form, int REACH, class Output>
+void spectral_convolution(int size, const SpectralLayer& s, const Output& output) {
+    switch (size) {
+        case 7 + REACH: return spectral_convolution_of_size<Form, 7 + REACH, REACH>(s, output);
+        case 8 + REACH: return spectral_convolution_of_size<Form, 8 + REACH, REACH>(s, output);
+        default: return spectral_convolution_of_size<Form, 12, REACH>(s, output);
     }
 }
 

@@ -11,12 +11,6 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// Vectors that hold `channels` channels of one pixel.
-template <class Form>
-inline int64_t vectors_of(int64_t channels) {
-    return (channels + Form::unit - 1) / Form::unit;
-}
-
 // Places in a block of working memory, in floats from its start. Each begins on a cache line and has margins on both
 // sides, which let a vector begin one float before a row and end a vector's length after it.
 struct Places {
@@ -79,36 +73,34 @@ void direct_deconv1(const AutoencoderShape& s, const float* packed, const Packed
                     float* half) {
     const int64_t height = s.height / 4, width = s.width / 4;
     const PhasePlanes planes(height, width);
-    Convolution deconv1 = {quarter,
-                           s.hidden2,
-                           height,
-                           width,
-                           nullptr,
-                           packed + at.deconv1_bias,
-                           0,
-                           nullptr,
-                           s.hidden1,
-                           width,
-                           4 * height * width * kLanes,
-                           4 * width * kLanes,
-                           2 * kLanes,
-                           0};
+    Convolution layer = {};
+    layer.in = quarter;
+    layer.in_channels = s.hidden2;
+    layer.in_height = height;
+    layer.in_width = width;
+    layer.bias = packed + at.deconv1_bias;
+    layer.out_channels = s.hidden1;
+    layer.out_width = width;
     if (Form::planar) {
-        deconv1.out_unit_stride = planes.plane * Form::unit;
-        deconv1.out_row_stride = planes.row;
-        deconv1.out_step = 1;
-        deconv1.image_stride = planes.image(s.hidden1);
+        layer.out_unit_stride = planes.plane * Form::unit;
+        layer.out_row_stride = planes.row;
+        layer.out_step = 1;
+        layer.image_stride = planes.image(s.hidden1);
+    } else {
+        layer.out_unit_stride = 4 * height * width * kLanes;
+        layer.out_row_stride = 4 * width * kLanes;
+        layer.out_step = 2 * kLanes;
     }
     for (int64_t q = 0; q < height; ++q) {
         for (int phase = 0; phase < 4; ++phase) {
-            deconv1.weights = packed + at.deconv1[phase];
-            deconv1.row_taps = 5 - phase / 2;
-            deconv1.out =
+            layer.weights = packed + at.deconv1[phase];
+            layer.row_taps = 5 - phase / 2;
+            layer.out =
                 half + (Form::planar ? phase * s.hidden1 * planes.plane : (phase / 2 * 2 * width + phase % 2) * kLanes);
             if (phase % 2 == 0) {
-                convolve_row<Form, TransposedEven>(deconv1, q);
+                convolve_row<Form, TransposedEven>(layer, q);
             } else {
-                convolve_row<Form, TransposedOdd>(deconv1, q);
+                convolve_row<Form, TransposedOdd>(layer, q);
             }
         }
     }
@@ -119,28 +111,16 @@ void deconv1(const AutoencoderShape& s, const float* packed, const PackedLayout<
              const ForwardScratch<Form>& part, float* scratch) {
     float* quarter = to.quarter;
     if (at.deconv1_size == 0) return direct_deconv1(s, packed, at, quarter, to.upsampled);
-    const int64_t height = s.height / 4, width = s.width / 4;
-    const SpectralLayer layer = {{quarter},
-                                 1,
-                                 s.hidden2,
-                                 vectors_of<Form>(s.hidden2),
-                                 height * width * kLanes,
-                                 width * kLanes,
-                                 kLanes,
-                                 height,
-                                 width,
-                                 packed + at.deconv1_spectrum,
-                                 packed + at.deconv1_bias,
-                                 4 * s.hidden1,
-                                 vectors_of<Form>(4 * s.hidden1),
-                                 scratch + part.spectrum,
-                                 scratch + part.products};
-    const PhasedOutput<Form, true> output = {to.upsampled, nullptr, s.hidden1, height, width};
-    switch (at.deconv1_size) {
-        case 9: return spectral_convolution<Form, 9, 2>(layer, output);
-        case 10: return spectral_convolution<Form, 10, 2>(layer, output);
-        default: return spectral_convolution<Form, 12, 2>(layer, output);
-    }
+    SpectralLayer layer(s);
+    layer.read_grid<Form>(quarter, s.hidden2);
+    layer.weights = packed + at.deconv1_spectrum;
+    layer.bias = packed + at.deconv1_bias;
+    layer.out_channels = 4 * s.hidden1;
+    layer.out_units = vectors_of<Form>(4 * s.hidden1);
+    layer.spectrum = scratch + part.spectrum;
+    layer.products = scratch + part.products;
+    const PhasedOutput<Form, true> output(s, to.upsampled, nullptr);
+    spectral_convolution<Form, 2>(at.deconv1_size, layer, output);
 }
 
 // Every image's pixels into its lanes. state: (images, pixels), spread: (pixels, kLanes)
@@ -179,9 +159,15 @@ void conv1(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
         }
     }
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
-    const Convolution layer = {images, s.channels, s.height,  s.width, packed + at.conv1,        packed + at.conv1_bias,
-                               5,      to.half,    s.hidden1, half_w,  half_h * half_w * kLanes, half_w * kLanes,
-                               kLanes, 0};
+    Convolution layer = {};
+    layer.in = images;
+    layer.in_channels = s.channels;
+    layer.in_height = s.height;
+    layer.in_width = s.width;
+    layer.weights = packed + at.conv1;
+    layer.bias = packed + at.conv1_bias;
+    layer.row_taps = 5;
+    layer.write_vectors(to.half, s.hidden1, half_h, half_w);
     for (int64_t q = 0; q < half_h; ++q) convolve_row<typename ImageForm<Form>::type, ConvolutionStride2>(layer, q);
 }
 
@@ -189,20 +175,15 @@ template <class Form>
 void direct_conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Form>& at, const float* half,
                   float* quarter) {
     const int64_t quarter_h = s.height / 4, quarter_w = s.width / 4;
-    const Convolution layer = {half,
-                               s.hidden1,
-                               s.height / 2,
-                               s.width / 2,
-                               packed + at.conv2,
-                               packed + at.conv2_bias,
-                               5,
-                               quarter,
-                               s.hidden2,
-                               quarter_w,
-                               quarter_h * quarter_w * kLanes,
-                               quarter_w * kLanes,
-                               kLanes,
-                               0};
+    Convolution layer = {};
+    layer.in = half;
+    layer.in_channels = s.hidden1;
+    layer.in_height = s.height / 2;
+    layer.in_width = s.width / 2;
+    layer.weights = packed + at.conv2;
+    layer.bias = packed + at.conv2_bias;
+    layer.row_taps = 5;
+    layer.write_vectors(quarter, s.hidden2, quarter_h, quarter_w);
     for (int64_t q = 0; q < quarter_h; ++q) convolve_row<Form, ConvolutionStride2>(layer, q);
 }
 
@@ -211,28 +192,16 @@ void conv2(const AutoencoderShape& s, const float* packed, const PackedLayout<Fo
            const ForwardScratch<Form>& part, float* scratch) {
     const float* half = to.half;
     if (at.conv2_size == 0) return direct_conv2(s, packed, at, half, to.quarter);
-    const int64_t row = s.width / 2 * kLanes;
-    const SpectralLayer layer = {{half, half + kLanes, half + row, half + row + kLanes},
-                                 4,
-                                 s.hidden1,
-                                 vectors_of<Form>(s.hidden1),
-                                 s.height / 2 * row,
-                                 2 * row,
-                                 2 * kLanes,
-                                 s.height / 4,
-                                 s.width / 4,
-                                 packed + at.conv2_spectrum,
-                                 packed + at.conv2_bias,
-                                 s.hidden2,
-                                 vectors_of<Form>(s.hidden2),
-                                 scratch + part.spectrum,
-                                 scratch + part.products};
-    const GridOutput<true> output = {to.quarter, nullptr, s.height / 4, s.width / 4};
-    switch (at.conv2_size) {
-        case 8: return spectral_convolution<Form, 8, 1>(layer, output);
-        case 9: return spectral_convolution<Form, 9, 1>(layer, output);
-        default: return spectral_convolution<Form, 12, 1>(layer, output);
-    }
+    SpectralLayer layer(s);
+    layer.read_phases<Form>(half, s.hidden1);
+    layer.weights = packed + at.conv2_spectrum;
+    layer.bias = packed + at.conv2_bias;
+    layer.out_channels = s.hidden2;
+    layer.out_units = vectors_of<Form>(s.hidden2);
+    layer.spectrum = scratch + part.spectrum;
+    layer.products = scratch + part.products;
+    const GridOutput<true> output(s, to.quarter, nullptr);
+    spectral_convolution<Form, 1>(at.conv2_size, layer, output);
 }
 
 // state -> the even pixels of the last transposed convolution.

@@ -1,6 +1,7 @@
 // The transposes of the autoencoder's stages: from the gradient with respect to a stage's output to that with respect
 // to its input. In order conv3, deconv2, deconv1, conv2, conv1, each with the slope of the tanh that it comes to. Every
-// sum has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits.
+// sum has one order (output channel, ky, kx, in-range taps only), so all forms give the same bits. None is inlined: in
+// one function they would push each other's values out of registers.
 #pragma once
 
 #include "cpu/isa/conv1_transpose.h"
@@ -22,8 +23,8 @@ FASTMALADE_INLINE Vec stopped(Vec g, const float* within_bounds) {
     return from_bits(bits(g) & bits(load(within_bounds)));
 }
 
-inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Throughput>& at, const float* record,
-                       float* g, float* out) {
+FASTMALADE_NOINLINE inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Throughput>& at,
+                                           const float* record, float* g, float* out) {
     for (int64_t n = 0; n < s.pixels() * kLanes; n += kLanes) {
         Vec v = load(g + n);
         if (b.bounded) {
@@ -35,8 +36,8 @@ inline void last_slope(const AutoencoderShape& s, const Back& b, const Record<Th
 }
 
 template <int IMAGES>
-void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMAGES>>& at, const float* record,
-                float* g, float* out) {
+FASTMALADE_NOINLINE void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMAGES>>& at,
+                                    const float* record, float* g, float* out) {
     const SplitRow split(s.width);
     const auto stopped_slope = [&](int64_t n) {
         Vec v = load(g + n);
@@ -48,7 +49,8 @@ void last_slope(const AutoencoderShape& s, const Back& b, const Record<Group<IMA
     };
     for (int64_t row = 0; row < IMAGES * s.channels * s.height; ++row, out += split.floats) {
         for (int64_t x = 0; x < s.width; x += 2 * kLanes) {
-            // What lies beyond the row belongs to the next one, or to a margin, and is done again there or never read.
+            // Pixels beyond the row belong to the next row, where they are done again, or to a margin that nobody
+            // reads.
             const int64_t n = row * s.width + x;
             const Vec first = stopped_slope(n), second = x + kLanes < s.width ? stopped_slope(n + kLanes) : Vec{};
             Vec even, odd;
@@ -92,8 +94,9 @@ FASTMALADE_INLINE void add_inner_gradients(Vec sum[2], const float* in, int64_t 
 }
 
 // in: [C][H][W][kLanes], out: [C][H/2][W/2][kLanes]; packed: the transposes
-inline void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
-                            const Record<Throughput>& kept, const float* record, const float* in, float* out) {
+FASTMALADE_NOINLINE inline void conv3_transpose(const AutoencoderShape& s, const float* packed,
+                                                const TransposeLayout<Throughput>& at, const Record<Throughput>& kept,
+                                                const float* record, const float* in, float* out) {
     const int64_t columns = s.width / 2, row_stride = s.width * kLanes, channel_stride = s.height * row_stride;
     for (int64_t i = 0; i < s.channels; ++i) {
         const float* w = packed + at.conv3 + i * s.channels * 25;
@@ -123,8 +126,9 @@ inline void conv3_transpose(const AutoencoderShape& s, const float* packed, cons
 
 // in: [images][C][H] SplitRow, out: [images][C] 4 planes. A vector is kLanes neighbouring even pixels.
 template <int IMAGES>
-void conv3_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
-                     const Record<Group<IMAGES>>& kept, const float* record, const float* in, float* out) {
+FASTMALADE_NOINLINE void conv3_transpose(const AutoencoderShape& s, const float* packed,
+                                         const TransposeLayout<Group<IMAGES>>& at, const Record<Group<IMAGES>>& kept,
+                                         const float* record, const float* in, float* out) {
     const SplitRow split(s.width);
     const PhasePlanes planes(s.height / 4, s.width / 4);
     const int64_t columns = s.width / 2;
@@ -165,8 +169,9 @@ void conv3_transpose(const AutoencoderShape& s, const float* packed, const Trans
 }
 
 // in: [C][H/2][W/2][kLanes], out: [hidden1][H/2][W/2][kLanes]
-inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Throughput>& at,
-                              const Record<Throughput>& kept, const float* record, const float* in, float* out) {
+FASTMALADE_NOINLINE inline void deconv2_transpose(const AutoencoderShape& s, const float* packed,
+                                                  const TransposeLayout<Throughput>& at, const Record<Throughput>& kept,
+                                                  const float* record, const float* in, float* out) {
     const int64_t floats = s.height / 2 * (s.width / 2) * kLanes;
     for (int64_t o = 0; o < s.hidden1; ++o) {
         const float* w = packed + at.deconv2 + o * s.channels;
@@ -181,8 +186,9 @@ inline void deconv2_transpose(const AutoencoderShape& s, const float* packed, co
 
 // in: [images][C] 4 planes, out: [unit of 4 hidden1][H/4][W/4][kLanes], phases counted as channels
 template <int IMAGES>
-void deconv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Group<IMAGES>>& at,
-                       const Record<Group<IMAGES>>& kept, const float* record, const float* in, float* out) {
+FASTMALADE_NOINLINE void deconv2_transpose(const AutoencoderShape& s, const float* packed,
+                                           const TransposeLayout<Group<IMAGES>>& at, const Record<Group<IMAGES>>& kept,
+                                           const float* record, const float* in, float* out) {
     typedef Group<IMAGES> Form;
     const int64_t height = s.height / 4, width = s.width / 4, channels = 4 * s.hidden1;
     const PhasePlanes planes(height, width);
@@ -211,76 +217,38 @@ void deconv2_transpose(const AutoencoderShape& s, const float* packed, const Tra
     }
 }
 
-// The input of deconv1's transpose: the phases are four grids inside half-size images, or channels of one grid.
-inline void phased_input(const AutoencoderShape& s, const float* half, Throughput, SpectralLayer* layer) {
-    const int64_t row = s.width / 2 * kLanes;
-    const float* phases[4] = {half, half + kLanes, half + row, half + row + kLanes};
-    for (int phase = 0; phase < 4; ++phase) layer->in[phase] = phases[phase];
-    layer->groups = 4;
-    layer->in_channels = layer->in_units = s.hidden1;
-    layer->in_unit_stride = s.height / 2 * row;
-    layer->in_row_stride = 2 * row;
-    layer->in_step = 2 * kLanes;
-}
-
-template <int IMAGES>
-void phased_input(const AutoencoderShape& s, const float* half, Group<IMAGES>, SpectralLayer* layer) {
-    layer->in[0] = half;
-    layer->groups = 1;
-    layer->in_channels = 4 * s.hidden1;
-    layer->in_units = vectors_of<Group<IMAGES>>(4 * s.hidden1);
-    layer->in_unit_stride = s.height / 4 * (s.width / 4) * kLanes;
-    layer->in_row_stride = s.width / 4 * kLanes;
-    layer->in_step = kLanes;
-}
-
 template <class Form>
-void deconv1_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at,
-                       const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part,
-                       float* scratch) {
-    SpectralLayer layer = {};
-    phased_input(s, scratch + part.half, Form(), &layer);
-    layer.height = s.height / 4;
-    layer.width = s.width / 4;
+FASTMALADE_NOINLINE void deconv1_transpose(const AutoencoderShape& s, const float* packed,
+                                           const TransposeLayout<Form>& at, const Record<Form>& kept,
+                                           const float* record, const TransposeScratch<Form>& part, float* scratch) {
+    SpectralLayer layer(s);
+    if constexpr (Form::planar) {  // the phases are channels of one grid
+        layer.read_grid<Form>(scratch + part.half, 4 * s.hidden1);
+    } else {
+        layer.read_phases<Form>(scratch + part.half, s.hidden1);
+    }
     layer.weights = packed + at.deconv1_spectrum;
     layer.out_channels = s.hidden2;
     layer.out_units = vectors_of<Form>(s.hidden2);
     layer.spectrum = scratch + part.spectrum;
     layer.products = scratch + part.products;
-    const GridOutput<false> output = {scratch + part.quarter, record + kept.quarter, layer.height, layer.width};
-    switch (deconv1_transpose_transform(s).size) {
-        case 9: return spectral_convolution<Form, 9, 2>(layer, output);
-        case 10: return spectral_convolution<Form, 10, 2>(layer, output);
-        default: return spectral_convolution<Form, 12, 2>(layer, output);
-    }
+    const GridOutput<false> output(s, scratch + part.quarter, record + kept.quarter);
+    spectral_convolution<Form, 2>(deconv1_transpose_transform(s).size, layer, output);
 }
 
 template <class Form>
-void conv2_transpose(const AutoencoderShape& s, const float* packed, const TransposeLayout<Form>& at,
-                     const Record<Form>& kept, const float* record, const TransposeScratch<Form>& part,
-                     float* scratch) {
-    const int64_t height = s.height / 4, width = s.width / 4;
-    const SpectralLayer layer = {{scratch + part.quarter},
-                                 1,
-                                 s.hidden2,
-                                 vectors_of<Form>(s.hidden2),
-                                 height * width * kLanes,
-                                 width * kLanes,
-                                 kLanes,
-                                 height,
-                                 width,
-                                 packed + at.conv2_spectrum,
-                                 nullptr,
-                                 4 * s.hidden1,
-                                 vectors_of<Form>(4 * s.hidden1),
-                                 scratch + part.spectrum,
-                                 scratch + part.products};
-    const PhasedOutput<Form, false> output = {scratch + part.first, record + kept.half, s.hidden1, height, width};
-    switch (conv2_transpose_transform(s).size) {
-        case 8: return spectral_convolution<Form, 8, 1>(layer, output);
-        case 9: return spectral_convolution<Form, 9, 1>(layer, output);
-        default: return spectral_convolution<Form, 12, 1>(layer, output);
-    }
+FASTMALADE_NOINLINE void conv2_transpose(const AutoencoderShape& s, const float* packed,
+                                         const TransposeLayout<Form>& at, const Record<Form>& kept, const float* record,
+                                         const TransposeScratch<Form>& part, float* scratch) {
+    SpectralLayer layer(s);
+    layer.read_grid<Form>(scratch + part.quarter, s.hidden2);
+    layer.weights = packed + at.conv2_spectrum;
+    layer.out_channels = 4 * s.hidden1;
+    layer.out_units = vectors_of<Form>(4 * s.hidden1);
+    layer.spectrum = scratch + part.spectrum;
+    layer.products = scratch + part.products;
+    const PhasedOutput<Form, false> output(s, scratch + part.first, record + kept.half);
+    spectral_convolution<Form, 1>(conv2_transpose_transform(s).size, layer, output);
 }
 
 // g <- own g + J_r^T (scale g) for the step that `record` keeps; g lies in the scratch memory, at part.cotangent.

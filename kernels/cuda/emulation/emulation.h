@@ -1,21 +1,21 @@
 // A CPU's stand-in for the part of CUDA that the kernels use (platform.cuh lists it): blocks, barriers, shared memory,
-// clusters and their shared memory, counters in device memory on which blocks meet, and what the lanes of a warp do
-// together (warp.h). What it does not model: warps in lock-step, the order of lanes, caches, speed.
+// clusters, and what the lanes of a warp do together (warp.h). Not modelled: warps in lock-step, the order of lanes,
+// caches, speed.
 //
-// Two ways to run the threads of a cluster, or of the blocks of a cooperative launch that share a group:
+// There are two ways to run the threads of a cluster:
 //   fibers    one after the other on one CPU thread, each up to its next barrier: quick, repeatable, and a barrier that
 //             not all threads reach is reported as what it is
 //   threads   (FASTMALADE_EMULATION_THREADS) one CPU thread each, so that ThreadSanitizer sees every access that no
 //             barrier orders
 //
-// Shared memory is filled with NaN before a block starts: what a kernel reads without having written it shows.
+// Shared memory is filled with NaN before a block starts, so a value that a kernel reads without having written it
+// shows.
 #pragma once
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#include <atomic>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -50,14 +50,16 @@ inline float __int_as_float(int bits) {
 
 namespace fastmalade::cuda::emulation {
 
-struct Exchange;  // warp.h
+struct Mailbox;  // mailbox.h
 
 struct Index {
     int x;
 };
 
 struct Launch {
-    int blocks, threads, cluster, shared_bytes;
+    int blocks, threads;
+    int cluster;       // blocks of a cluster
+    int shared_bytes;  // of a block
 };
 
 // What one CUDA thread knows about itself.
@@ -65,7 +67,7 @@ struct Self {
     Index thread, block, block_size, grid_size;
     int rank, cluster;
     std::vector<float>* memory;  // of the blocks of its cluster
-    Exchange* warp = nullptr;
+    Mailbox* warp = nullptr;
     int meetings = 0;  // of its warp so far
 };
 
@@ -77,7 +79,6 @@ inline int omitted_barrier = 0;
 
 enum class Scope { warp, block, cluster };
 void wait(Scope scope);  // scheduler.h
-void let_others_run();   // scheduler.h
 
 }  // namespace fastmalade::cuda::emulation
 
@@ -95,16 +96,6 @@ inline float* block_memory() { return emulation::self->memory[emulation::self->r
 inline int cluster_rank() { return emulation::self->rank; }
 inline int cluster_size() { return emulation::self->cluster; }
 inline void cluster_barrier() { emulation::wait(emulation::Scope::cluster); }
-
-inline uint32_t count_arrival(uint32_t* counter, uint32_t share) {
-    return std::atomic_ref<uint32_t>(*counter).fetch_add(share, std::memory_order_acq_rel);
-}
-
-inline uint32_t read_arrivals(uint32_t* counter) {
-    return std::atomic_ref<uint32_t>(*counter).load(std::memory_order_acquire);
-}
-
-inline void let_others_arrive() { emulation::let_others_run(); }
 
 inline void store_at_rank(float* local, int rank, float value) {
     emulation::self->memory[rank][(size_t)(local - block_memory())] = value;

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "cuda/emulation/emulation.h"
-#include "cuda/emulation/exchange.h"
+#include "cuda/emulation/mailbox.h"
 
 #if defined(FASTMALADE_EMULATION_THREADS)
 #include <barrier>
@@ -16,16 +16,14 @@
 
 namespace fastmalade::cuda::emulation {
 
-constexpr size_t kWarpThreads = 32;
-
-// A warp's own place for what its lanes hand each other. Warps do not reach over blocks.
-inline std::vector<Exchange> make_exchanges(const Launch& launch, std::vector<Self>& threads) {
-    const size_t warps = ((size_t)launch.threads + kWarpThreads - 1) / kWarpThreads;
-    std::vector<Exchange> exchanges((size_t)launch.cluster * warps);
+// One for each warp. No warp reaches over two blocks.
+inline std::vector<Mailbox> make_mailboxes(const Launch& launch, std::vector<Self>& threads) {
+    const size_t warps = (size_t)(launch.threads + kLanes - 1) / kLanes;
+    std::vector<Mailbox> mailboxes((size_t)launch.cluster * warps);
     for (Self& thread : threads) {
-        thread.warp = &exchanges[(size_t)thread.rank * warps + (size_t)thread.thread.x / kWarpThreads];
+        thread.warp = &mailboxes[(size_t)thread.rank * warps + (size_t)(thread.thread.x / kLanes)];
     }
-    return exchanges;
+    return mailboxes;
 }
 
 inline std::vector<Self> make_threads(const Launch& launch, int first_block, std::vector<float>* memory) {
@@ -41,7 +39,7 @@ inline std::vector<Self> make_threads(const Launch& launch, int first_block, std
 
 #if defined(FASTMALADE_EMULATION_THREADS)
 
-// The standard library's: with POSIX's, ThreadSanitizer passed over missing barriers in about every third run.
+// The standard library's. With POSIX's barriers ThreadSanitizer passed over a missing one in about every third run.
 struct Barrier {
     std::barrier<> barrier;
     explicit Barrier(size_t threads) : barrier((std::ptrdiff_t)threads) {}
@@ -60,8 +58,6 @@ inline void wait(Scope scope) {
     (scope == Scope::cluster ? *barriers->cluster : *barriers->block[(size_t)self->rank]).wait();
 }
 
-inline void let_others_run() { std::this_thread::yield(); }
-
 inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const std::function<void()>& body) {
     Barriers own;
     for (int rank = 0; rank < launch.cluster; ++rank) {
@@ -73,7 +69,7 @@ inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const 
     for (Self& thread : threads) {
         running.emplace_back([&thread, &body] {
             self = &thread;
-            // Together: a thread that were done before the next one starts would meet nobody to race with.
+            // Start together: a thread that is done before the next one starts has nothing to race with.
             barriers->cluster->wait();
             body();
         });
@@ -87,7 +83,6 @@ struct Fiber {
     ucontext_t context;
     Self* self = nullptr;
     bool waits = false, done = false;
-    bool polls = false;  // has found nothing new in memory since it last ran
     Scope scope = Scope::block;
 };
 
@@ -98,11 +93,6 @@ inline const std::function<void()>* running_body = nullptr;
 inline void wait(Scope scope) {
     running->waits = true;
     running->scope = scope;
-    swapcontext(&running->context, &scheduler_context);
-}
-
-inline void let_others_run() {
-    running->polls = true;
     swapcontext(&running->context, &scheduler_context);
 }
 
@@ -118,8 +108,8 @@ inline void resume(Fiber& fiber) {
     swapcontext(&scheduler_context, &fiber.context);
 }
 
-// Fibers first .. first+count-1 all stopped at one barrier: let them go on. A mixture is a kernel that would hang, or
-// worse.
+// Lets fibers first .. first+count-1 go on if all of them wait at one barrier. Where some wait and others have ended, a
+// GPU would hang, or worse.
 inline bool release(std::vector<Fiber>& fibers, size_t first, size_t count, Scope scope) {
     size_t waiting = 0, done = 0;
     for (size_t n = first; n < first + count; ++n) {
@@ -134,7 +124,7 @@ inline bool release(std::vector<Fiber>& fibers, size_t first, size_t count, Scop
 
 inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const std::function<void()>& body) {
     constexpr size_t kStack = 128 * 1024;
-    // Kept: getting their pages anew for every launch takes longer than many a launch.
+    // Kept between launches: faulting their pages in again would take longer than many a launch.
     static std::vector<std::unique_ptr<char[]>> stacks;
     while (stacks.size() < threads.size()) stacks.emplace_back(new char[kStack]);
     std::vector<Fiber> fibers(threads.size());
@@ -150,24 +140,19 @@ inline void run_cluster(const Launch& launch, std::vector<Self>& threads, const 
     const size_t per_block = (size_t)launch.threads;
     for (bool finished = false; !finished;) {
         finished = true;
-        bool moved = false;
         for (Fiber& fiber : fibers) {
-            if (!fiber.done && !fiber.waits) {
-                fiber.polls = false;
-                resume(fiber);
-                moved = moved || !fiber.polls;
-            }
+            if (!fiber.done && !fiber.waits) resume(fiber);
             finished = finished && fiber.done;
         }
         bool released = release(fibers, 0, fibers.size(), Scope::cluster);
         for (size_t first = 0; first < fibers.size(); first += per_block) {
             released = release(fibers, first, per_block, Scope::block) || released;
-            for (size_t lane = 0; lane < per_block; lane += kWarpThreads) {
-                const size_t lanes = per_block - lane < kWarpThreads ? per_block - lane : kWarpThreads;
+            for (size_t lane = 0; lane < per_block; lane += kLanes) {
+                const size_t lanes = per_block - lane < kLanes ? per_block - lane : kLanes;
                 released = release(fibers, first + lane, lanes, Scope::warp) || released;
             }
         }
-        if (!finished && !released && !moved) {
+        if (!finished && !released) {
             throw std::runtime_error("emulation: a barrier that not all threads reach");
         }
     }
@@ -184,7 +169,7 @@ inline void run(const Launch& launch, const std::function<void()>& body) {
         std::vector<std::vector<float>> memory((size_t)launch.cluster,
                                                std::vector<float>(floats, std::numeric_limits<float>::quiet_NaN()));
         std::vector<Self> threads = make_threads(launch, first, memory.data());
-        const std::vector<Exchange> exchanges = make_exchanges(launch, threads);
+        const std::vector<Mailbox> mailboxes = make_mailboxes(launch, threads);
         run_cluster(launch, threads, body);
     }
 }

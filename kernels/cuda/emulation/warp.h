@@ -1,16 +1,16 @@
 // The CPU's stand-in for what tensor_core.cuh uses of a warp. Lanes put down their operands, meet, and each computes
-// its own part of the product from everybody's.
+// its own part of the product from the operands of all.
 //
-// Numbers: rounding to TF32 is exact to the bit. How a tensor core adds is not documented; it is modelled by what was
-// measured on V100 to A100 (Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021), on
-// the side of the larger error: four exact products at a time and the accumulator are cut off, towards zero, one bit
-// below the last of the largest of them, and their sum is cut off to float32.
+// Rounding to TF32 is exact to the bit. How a tensor core adds is not documented. The model is what was measured on
+// V100 to A100 (Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021), where
+// generations differ with the larger error: four exact products and the accumulator are truncated one bit below the
+// last bit of the largest of them, and their sum is truncated to float32.
 #pragma once
 
 #include <math.h>
 #include <string.h>
 
-#include "cuda/emulation/exchange.h"
+#include "cuda/emulation/mailbox.h"
 
 #if defined(FASTMALADE_EMULATION_THREADS)
 #define FASTMALADE_UNSEEN __attribute__((noinline, no_sanitize("thread")))
@@ -75,15 +75,15 @@ inline void meet_warp() { wait(Scope::warp); }
 
 }  // namespace emulation
 
-inline void hold_loads() {}  // a matter of registers
+inline void hold_loads() {}  // concerns the registers of a GPU only
 
 inline int same_in_warp(int value) { return value; }
 
-inline float exchange(float value, int lanes_apart) {
+inline float shuffle_xor(float value, int mask) {
     using namespace emulation;
     put_down(&value, 1, nullptr, 0);
     meet_warp();
-    const float other = of_lane((self->thread.x % kLanes) ^ lanes_apart, 0);
+    const float other = of_lane((self->thread.x % kLanes) ^ mask, 0);
     ++self->meetings;
     return other;
 }

@@ -7,6 +7,7 @@ import reference64
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 
 # By the transforms they lead to with 10 and 25 channels (kernels/cpu/isa/spectral_layout.h): one tile, one larger tile,
 # none, tiles cut off at the right and below, many tiles.
@@ -23,12 +24,12 @@ def images(batch: int, shape: tuple[int, int, int], seed: int = 1) -> torch.Tens
 
 
 def run(x: torch.Tensor, weights, n_steps: int = 3, *, low=-INFINITY, high=INFINITY, noise_scale=0.1, **options):
-    options.setdefault("seed", 77)
-    options.setdefault("sample_ids", torch.arange(x.shape[0]))
-    return cpu.langevin_chain(
-        x, weights, [0.3 / (t + 1) for t in range(n_steps)], [noise_scale] * n_steps, [low] * n_steps,
-        [high] * n_steps, **options,
-    )  # fmt: skip
+    noise = NoiseSource(
+        options.pop("seed", 77), options.pop("sample_ids", torch.arange(x.shape[0])), options.pop("noise", None)
+    )
+    step_sizes = [0.3 / (t + 1) for t in range(n_steps)]
+    steps = Steps(step_sizes, [noise_scale] * n_steps, [low] * n_steps, [high] * n_steps)
+    return cpu.langevin_chain(x, weights, steps, noise, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import threading
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 
 from fastmalade import backends
 from fastmalade.backends import BackendUnavailableError, extensions
+from fastmalade.backends.arguments import PLAIN_TYPES
 from fastmalade.backends.cpu import calls as cpu
 from fastmalade.backends.cpu import extension as cpu_extension
+from fastmalade.backends.values import NoiseSource, Steps
 
 WEIGHTS = reference64.random_weights(1, 3, 4)
 CPU = torch.device("cpu")
@@ -24,8 +27,12 @@ def chain(x: torch.Tensor, **changed) -> torch.Tensor:
         "weights": WEIGHTS, "step_sizes": [0.2, 0.1], "noise_scales": [0.1, 0.1], "lows": [0.0, 0.0],
         "highs": [1.0, 1.0], "seed": 5, "sample_ids": torch.arange(x.shape[0]),
     }  # fmt: skip
+    form = changed.pop("form", "auto")
+    noise = changed.pop("noise", None)
     arguments.update(changed)
-    return cpu.langevin_chain(x, **arguments)
+    steps = Steps(*(arguments[name] for name in Steps._fields))
+    source = NoiseSource(arguments["seed"], arguments["sample_ids"], noise)
+    return cpu.langevin_chain(x, arguments["weights"], steps, source, form=form)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_wrong_dtypes(native) -> None:
 
 
 @pytest.mark.parametrize("odd", [None, "strides", "negated", "view"])
-def test_tensors_are_read_alike_with_and_without_the_exchange_table(native, monkeypatch, odd: str | None) -> None:
+def test_tensors_are_read_alike_with_and_without_the_dlpack_table(native, monkeypatch, odd: str | None) -> None:
     # None is the form that the table reads; the others, and a torch without the table, go through attributes.
     x, weights = torch.rand(5, 1, 8, 12), [w.clone() for w in WEIGHTS]
     expected = chain(x, weights=weights)
@@ -89,55 +96,62 @@ def test_tensors_are_read_alike_with_and_without_the_exchange_table(native, monk
     assert torch.equal(chain(x, weights=weights), expected)
     recorded = [w.requires_grad_() for w in weights]
     assert torch.equal(chain(x, weights=recorded), expected)
-    monkeypatch.setattr(cpu, "EXCHANGE", None)
+    monkeypatch.setattr(cpu, "DLPACK_TABLE", None)
     assert torch.equal(chain(x, weights=weights), expected)
 
 
-def test_what_the_exchange_table_refuses(native) -> None:
-    if cpu.EXCHANGE is None:
+def test_what_the_dlpack_table_refuses(native) -> None:
+    if cpu.DLPACK_TABLE is None:
         pytest.skip("this version of torch has no table")
     extension = importlib.import_module("fastmalade._cpu")
     x = torch.rand(2, 1, 8, 12)
 
-    def read(x=x, weights=WEIGHTS):
-        return extension.read_model(cpu.EXCHANGE, x, weights)
+    def read(x=x, weights=WEIGHTS, types=PLAIN_TYPES):
+        return extension.read_model(cpu.DLPACK_TABLE, types, x, tuple(weights))
 
-    address, sizes, addresses = read()
-    assert (address, sizes) == (x.data_ptr(), [1, 8, 12, 3, 4])
-    assert addresses == [w.data_ptr() for w in WEIGHTS]
-    for other in (x.double(), x[0], x[:0], x.transpose(2, 3), x.to("meta"), torch.rand(2, 2, 8, 12)):
+    assert isinstance(read(), extension.Model)
+    assert read(types=(torch.nn.Parameter,)) is None
+    for other in (
+        torch._neg_view(-x),
+        x.double(),
+        x[0],
+        x[:0],
+        x.transpose(2, 3),
+        x.to("meta"),
+        torch.rand(2, 2, 8, 12),
+    ):
         assert read(x=other) is None
     for n, w in enumerate(WEIGHTS):
-        for other in (w.double(), w[:0], w[None], w.half()):
+        for other in (w.double(), w[:0], w[None], w.half(), torch._neg_view(-w)):
             assert read(weights=[*WEIGHTS[:n], other, *WEIGHTS[n + 1 :]]) is None
         if n not in (1, 3, 5):
             assert read(weights=[*WEIGHTS[:n], torch.cat([w, w]), *WEIGHTS[n + 1 :]]) is None
     assert read(weights=WEIGHTS[:9]) is None
     with pytest.raises(ValueError, match="PyCapsule_GetPointer"):
-        extension.read_model(importlib.import_module("datetime").datetime_CAPI, x, WEIGHTS)
+        extension.read_model(importlib.import_module("datetime").datetime_CAPI, PLAIN_TYPES, x, tuple(WEIGHTS))
 
 
 def test_extension_checks_addresses_itself(native) -> None:
     extension = importlib.import_module("fastmalade._cpu")
-    call = {
-        "isa": "baseline",
-        "form": "auto",
-        "batch": 1,
-        "shape": [1, 8, 8, 3, 4],
-        "x": 64,
-        "out": 64,
-        "threads": 1,
-    }
+    model = {"batch": 1, "sizes": [1, 8, 8, 3, 4], "weights": [64] * 10, "x": 64}
+
+    def made(**changed):
+        return extension.Model(**{**model, **changed})
+
     with pytest.raises(ValueError, match="weights: expected 10 addresses, got 9"):
-        extension.autoencoder_forward(**call, weights=[64] * 9)
+        made(weights=[64] * 9)
     with pytest.raises(ValueError, match="weights: expected an address, got 0"):
-        extension.autoencoder_forward(**call, weights=[0] * 10)
+        made(weights=[0] * 10)
     with pytest.raises(ValueError, match="x: expected an address that is a multiple of 4, got 66"):
-        extension.autoencoder_forward(**{**call, "x": 66}, weights=[64] * 10)
-    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
-        extension.autoencoder_forward(**{**call, "threads": 0}, weights=[64] * 10)
+        made(x=66)
+    with pytest.raises(ValueError, match="batch: expected at least 0, got -1"):
+        made(batch=-1)
     with pytest.raises(ValueError, match=r"shape: expected 5 sizes .*, got 4"):
-        extension.autoencoder_forward(**{**call, "shape": [1, 8, 8, 3]}, weights=[64] * 10)
+        made(sizes=[1, 8, 8, 3])
+    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
+        extension.autoencoder_forward(made(), "baseline", "auto", 64, 0)
+    with pytest.raises(ValueError, match="out: expected an address, got 0"):
+        extension.autoencoder_forward(made(), "baseline", "auto", 0, 1)
     with pytest.raises(ValueError, match="hidden1: expected at least 1, got 0"):
         extension.scratch_bytes("baseline", [1, 8, 8, 0, 4])
 
@@ -162,6 +176,9 @@ def test_instruction_set_the_processor_lacks(native, monkeypatch: pytest.MonkeyP
 
         def isas_supported(self) -> list[str]:
             return ["baseline"]
+
+        def environment(self, name: str) -> str | None:
+            return os.environ.get(name)
 
     monkeypatch.setattr(cpu_extension, "_extension", Poorer())
     monkeypatch.setenv("FASTMALADE_CPU_ISA", "avx2")

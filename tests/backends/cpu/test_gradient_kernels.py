@@ -7,6 +7,7 @@ import reference64
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 4, 4), (2, 8, 12), (3, 20, 36), (1, 4, 40), (2, 44, 4), (3, 64, 64)]
 HIDDEN = [(10, 25), (1, 1), (7, 17)]
@@ -27,11 +28,11 @@ def schedule(n_steps: int) -> tuple[list[float], list[float]]:
 
 
 def run(cotangent: torch.Tensor, x: torch.Tensor, weights, n_steps: int, *, low=-INFINITY, high=INFINITY, **options):
-    options.setdefault("seed", 77)
-    options.setdefault("sample_ids", torch.arange(len(x)))
-    return cpu.chain_gradient(
-        cotangent, x, weights, *schedule(n_steps), [low] * n_steps, [high] * n_steps, **options
-    )  # fmt: skip
+    noise = NoiseSource(
+        options.pop("seed", 77), options.pop("sample_ids", torch.arange(len(x))), options.pop("noise", None)
+    )
+    steps = Steps(*schedule(n_steps), [low] * n_steps, [high] * n_steps)
+    return cpu.chain_gradient(cotangent, x, weights, steps, noise, **options)
 
 
 def by_autograd(cotangent, x, weights, n_steps, noise, low, high, dtype) -> torch.Tensor:
@@ -199,9 +200,9 @@ def test_the_binding_checks_its_arguments(native, change, message) -> None:
     weights = reference64.random_weights(1, 2, 3)
     x, out = images(1, (1, 8, 8)), torch.empty(1, 1, 8, 8)
     arguments = {
-        "isa": "baseline", "form": "auto", "batch": 1, "shape": [1, 8, 8, 2, 3],
-        "weights": [w.data_ptr() for w in weights], "x": x.data_ptr(),
-        "settings": native.settings_of((0.1, 0.1), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)),
+        "model": native.load().Model(1, [1, 8, 8, 2, 3], [w.data_ptr() for w in weights], x.data_ptr()),
+        "isa": "baseline", "form": "auto",
+        "steps": native.native_steps(Steps((0.1, 0.1), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0))),
         "seed": 0, "sample_ids": 0, "noise": 0,
         "cotangent": x.data_ptr(), "gradient": out.data_ptr(), "checkpoints": 1, "records": 1, "threads": 1,
         "actions": [0, 0, 0, 2, 0, 1, 3, 1, 1, 4, 1, 1, 0, 0, 0, 3, 0, 1, 4, 0, 1],
@@ -218,11 +219,11 @@ def test_the_binding_checks_its_arguments(native, change, message) -> None:
         ({"lows": [2.0, 2.0]}, "clamp bounds: expected low <= high"),
     ],
 )
-def test_the_binding_checks_settings(native, change, message) -> None:
-    settings = {"step_sizes": [0.1, 0.1], "noise_scales": [0.0, 0.0], "lows": [0.0, 0.0], "highs": [1.0, 1.0]}
-    native.load().Settings(**settings)
+def test_the_binding_checks_steps(native, change, message) -> None:
+    steps = {"step_sizes": [0.1, 0.1], "noise_scales": [0.0, 0.0], "lows": [0.0, 0.0], "highs": [1.0, 1.0]}
+    native.load().Steps(**steps)
     with pytest.raises(ValueError, match=message):
-        native.load().Settings(**{**settings, **change})
+        native.load().Steps(**{**steps, **change})
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 36), (1, 4, 4)])
@@ -231,12 +232,12 @@ def test_the_same_bits_from_kept_activations(isa: str, shape, form: str) -> None
     weights = reference64.random_weights(shape[0], 7, 9)
     for batch in (0, 1, 9, 17):
         x, cotangent, ids = images(batch, shape), normals(2, batch, *shape), torch.arange(5, 5 + batch)
-        settings = (*schedule(3), [0.0] * 3, [1.0] * 3)
+        chain = (Steps(*schedule(3), [0.0] * 3, [1.0] * 3), NoiseSource(7, ids))
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            result, kept = cpu.recorded_chain(x, weights, *settings, seed=7, sample_ids=ids, form=form)
-            assert torch.equal(result, cpu.langevin_chain(x, weights, *settings, seed=7, sample_ids=ids))
-            expected = cpu.chain_gradient(cotangent, x, weights, *settings, seed=7, sample_ids=ids)
+            result, kept = cpu.recorded_chain(x, weights, *chain, form=form)
+            assert torch.equal(result, cpu.langevin_chain(x, weights, *chain))
+            expected = cpu.chain_gradient(cotangent, x, weights, *chain)
             for _ in range(2):
                 assert torch.equal(kept.gradient(cotangent), expected)
     with pytest.raises(ValueError, match="cotangent: expected"):

@@ -10,6 +10,7 @@ import reference64
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 
 SHAPES = [(1, 1, 1, 1), (7, 1, 28, 28), (33, 3, 5, 7), (1, 3, 224, 224), (2, 1, 91, 91)]
 A, D, SEED, STEP = 0.3, 0.2, 2**63 + 5, 4
@@ -63,7 +64,7 @@ def test_it_is_the_last_stage_of_the_chain(isa: str) -> None:
     x, _, ids = operands((5, 2, 8, 12))
     weights = reference64.random_weights(2, 5, 6)
     r = cpu.autoencoder_forward(x, weights)
-    one = cpu.langevin_chain(x, weights, [A], [D], [0.2], [0.7], seed=SEED, sample_ids=ids)
+    one = cpu.langevin_chain(x, weights, Steps((A,), (D,), (0.2,), (0.7,)), NoiseSource(SEED, ids))
     assert torch.equal(update(x, r, ids, low=0.2, high=0.7, step=0), one)
 
 

@@ -11,6 +11,7 @@ import reference64
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 
 Weights = list[torch.Tensor]
 
@@ -22,7 +23,7 @@ def extension(native) -> ModuleType:
 
 def chain(weights: Weights, batch: int = 3, side: int = 8) -> torch.Tensor:
     x = torch.rand(batch, weights[0].shape[1], side, side, generator=torch.Generator().manual_seed(1))
-    return cpu.langevin_chain(x, weights, [0.2, 0.1], [0.1, 0.1], [0.0] * 2, [1.0] * 2, seed=3, sample_ids=None)
+    return cpu.langevin_chain(x, weights, Steps((0.2, 0.1), (0.1, 0.1), (0.0,) * 2, (1.0,) * 2), NoiseSource(3))
 
 
 def counts(extension: ModuleType, weights: Weights, **options) -> tuple[int, int]:

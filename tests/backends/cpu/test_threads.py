@@ -19,6 +19,7 @@ import torch
 from repository import HELPERS, ROOT
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 
 WEIGHTS = reference64.random_weights(1, 3, 4)
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU masks")
@@ -44,10 +45,7 @@ def images(batch: int, seed: int = 0) -> torch.Tensor:
 
 
 def chain(x: torch.Tensor, seed: int = 5) -> torch.Tensor:
-    steps = 4
-    return cpu.langevin_chain(
-        x, WEIGHTS, [0.2] * steps, [0.1] * steps, [0.0] * steps, [1.0] * steps, seed=seed, sample_ids=None
-    )
+    return cpu.langevin_chain(x, WEIGHTS, Steps((0.2,) * 4, (0.1,) * 4, (0.0,) * 4, (1.0,) * 4), NoiseSource(seed))
 
 
 def joins_during(extension: ModuleType, calls: Callable[[], object]) -> int:
@@ -212,11 +210,12 @@ def run_script(body: str, *, seconds: int = 120) -> subprocess.CompletedProcess:
 PREAMBLE = """
 import threading, torch, reference64
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 torch.set_num_threads(2)
 weights = reference64.random_weights(1, 10, 25)
+steps = Steps((0.1,) * 10, (0.1,) * 10, (0.0,) * 10, (1.0,) * 10)
 def chain(batch):
-    return cpu.langevin_chain(torch.rand(batch, 1, 28, 28), weights, [0.1] * 10, [0.1] * 10, [0.0] * 10, [1.0] * 10,
-                              seed=1, sample_ids=None)
+    return cpu.langevin_chain(torch.rand(batch, 1, 28, 28), weights, steps, NoiseSource(1))
 chain(64)
 """
 

@@ -13,6 +13,7 @@ from fastmalade.backends import extensions
 from fastmalade.backends.cuda import calls as cuda
 from fastmalade.backends.cuda import extension as cuda_extension
 from fastmalade.backends.extensions import BackendUnavailableError
+from fastmalade.backends.values import NoiseSource, Steps
 
 DIGIT = [1, 28, 28, 10, 25]
 H200, A100 = (132, 227 * 1024, 8), (108, 163 * 1024, 1)
@@ -27,7 +28,8 @@ def extension() -> ModuleType:
 
 
 def choice(extension, device, sizes, batch, *, gradient=False, form="auto", images=0, cluster=0) -> dict:
-    return extension.choice_for(*device, sizes, batch, gradient, form, images, cluster)
+    request = extension.Request(form=form, images=images, cluster=cluster)
+    return extension.choice_for(extension.DeviceFacts(*device), sizes, batch, gradient, request)
 
 
 def test_it_loads_without_a_driver_and_says_what_is_missing(extension) -> None:
@@ -73,12 +75,12 @@ def test_a_build_without_it_says_why(monkeypatch, tmp_path) -> None:
     (tmp_path / "fastmalade" / "_build_info.json").write_text(json.dumps(record))
     assert "not built: nvcc was not there" in cuda.unavailable_reason()
     with pytest.raises(BackendUnavailableError, match="nvcc was not there"):
-        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], [], [], [], [], seed=0, sample_ids=None)
+        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], Steps((), (), (), ()), NoiseSource(0))
 
 
 def test_tensors_elsewhere_are_refused(extension) -> None:
     with pytest.raises(ValueError, match="expected tensors on a cuda device, got cpu"):
-        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], [], [], [], [], seed=0, sample_ids=None)
+        cuda.langevin_chain(torch.zeros(1, 1, 4, 4), [], Steps((), (), (), ()), NoiseSource(0))
     with pytest.raises(ValueError, match="expected tensors on a cuda device, got cpu"):
         cuda.standard_normal(0, torch.arange(2), 0, 4)
 
@@ -93,42 +95,38 @@ def test_the_form_follows_the_batch(extension, batch: int, form: str, images: in
 
 
 def test_other_devices_and_shapes(extension) -> None:
-    splits = [(1, "split", 5), (21, "split", 5), (27, "split", 4), (54, "split", 2), (55, "digits", 1)]
-    for batch, form, blocks in splits:
+    # Without clusters, whatever the batch: the forms of one block to a group.
+    for batch, images in [(1, 4), (55, 4), (65536, 4)]:
         found = choice(extension, A100, DIGIT, batch)
-        assert (found["form"], found["cluster"]) == (form, blocks)
+        assert (found["form"], found["images"], found["cluster"]) == ("digits", images, 1)
         assert found["blocks"] <= A100[0]
-    assert choice(extension, A100, DIGIT, 1, gradient=True)["form"] == "split"
-    assert choice(extension, A100, [1, 4, 4, 1, 2], 1)["form"] == "general"  # nothing to share out
-    # Against the form general it takes four blocks; so on a GPU with clusters that cannot hold the shape.
+    assert choice(extension, A100, DIGIT, 1, gradient=True)["form"] == "digits"
+    assert choice(extension, A100, [1, 4, 4, 1, 2], 1)["form"] == "general"
+    # A shape that one block holds and a cluster does not, which keeps one plane more.
     large = [1, 64, 64, 20, 25]
-    for device, batch, form in [(A100, 27, "split"), (A100, 28, "general"), (H200, 33, "split"), (H200, 34, "general")]:
-        assert choice(extension, device, large, batch)["form"] == form
-    assert choice(extension, H200, DIGIT, 1, form="split")["cluster"] == 5
+    for device in (A100, H200):
+        assert choice(extension, device, large, 1)["form"] == "general"
     found = choice(extension, A100, DIGIT, 65536)
     assert (found["images"], found["blocks"], found["resident"]) == (4, 108, True)
     assert choice(extension, H200, [3, 64, 64, 10, 25], 4096)["form"] == "general"
     assert not choice(extension, H200, DIGIT, 4096, gradient=True)["resident"]
     with pytest.raises(ValueError, match="images of 3x224x224"):
         choice(extension, H200, [3, 224, 224, 10, 25], 1)
-    with pytest.raises(ValueError, match="expected general, cluster or split for this shape, got digits"):
+    with pytest.raises(ValueError, match="expected general or cluster for this shape, got digits"):
         choice(extension, H200, [1, 32, 32, 10, 25], 1, form="digits")
-    with pytest.raises(ValueError, match="expected digits, general or split on this device, got cluster"):
+    with pytest.raises(ValueError, match="expected digits or general on this device, got cluster"):
         choice(extension, A100, DIGIT, 1, form="cluster")
-    with pytest.raises(ValueError, match="cluster: expected at most 108 blocks, which can wait for each other"):
-        choice(extension, A100, DIGIT, 1, form="split", cluster=109)
-    with pytest.raises(ValueError, match="images: expected at most 8 for the form split, got 9"):
-        choice(extension, A100, DIGIT, 1, form="split", images=9)
     with pytest.raises(ValueError, match="a multiple of 4, got 30"):
         choice(extension, H200, [1, 30, 28, 10, 25], 1)
-    with pytest.raises(ValueError, match="auto, digits, general, cluster, split or tensor, got fast"):
+    with pytest.raises(ValueError, match="auto, digits, general, cluster or tensor, got fast"):
         choice(extension, H200, DIGIT, 1, form="fast")
 
 
 def test_a_launch_without_a_driver_raises_cudas_own_words(extension) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a driver")
+    noise, quiet = extension.NoiseSource(), {"number": 0, "step_size": 0.1, "noise_scale": 0.0}
     with pytest.raises(RuntimeError, match=r"cudaError\w+, "):
-        extension.langevin_update(0, 0, 1, 4, 16, 16, 0.1, 0.0, 0.0, 1.0, 0, 0, 0, 0, 0, 16)
+        extension.langevin_update(0, 0, 1, 4, 16, 16, extension.Step(**quiet, low=0.0, high=1.0), noise, 16)
     with pytest.raises(ValueError, match="low <= high"):
-        extension.langevin_update(0, 0, 1, 4, 16, 16, 0.1, 0.0, 1.0, 0.0, 0, 0, 0, 0, 0, 16)
+        extension.Step(**quiet, low=1.0, high=0.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import reference64
 import torch
 
 from fastmalade.backends.cuda import calls as cuda
+from fastmalade.backends.values import NoiseSource, Steps
 
 INFINITY = float("inf")
 SHAPES = [((1, 28, 28), (10, 25)), ((3, 32, 32), (10, 25)), ((2, 12, 8), (3, 5)), ((3, 64, 64), (10, 25))]
@@ -30,25 +33,35 @@ def model(shape, hidden, batch: int, gpu: torch.device):
     return x, weights, x.to(gpu), [w.to(gpu) for w in weights]
 
 
-def settings(n_steps: int, low: float = 0.1, high: float = 0.9):
-    return [0.3 / (t + 1) for t in range(n_steps)], [0.1] * n_steps, [low] * n_steps, [high] * n_steps
+def steps_of(n_steps: int, low: float = 0.1, high: float = 0.9) -> Steps:
+    sizes = tuple(0.3 / (t + 1) for t in range(n_steps))
+    return Steps(sizes, (0.1,) * n_steps, (low,) * n_steps, (high,) * n_steps)
 
 
 def forms_of(shape, hidden, batch: int, *, gradient: bool = False) -> list[str]:
     found = []
-    for form in ("digits", "general", "cluster", "split"):
+    for form in ("digits", "general", "cluster"):
         try:
-            cuda.plan(batch, shape, hidden, gradient=gradient, form=form)
+            cuda.choice(batch, shape, hidden, gradient=gradient, form=form)
         except ValueError:
             continue
         found.append(form)
     return found
 
 
+def gradient_forms(shape, hidden, batch: int) -> list[str]:
+    """Forms that give a gradient of this shape; a skip where its activations do not fit the chip."""
+    forms = forms_of(shape, hidden, batch, gradient=True)
+    if not forms:
+        pytest.skip(str(cuda.supports(shape, hidden, gradient=True)))
+    return forms
+
+
 @pytest.mark.parametrize(("shape", "hidden"), SHAPES)
 def test_chain_and_gradient_within_the_tolerance_rule_sanitized(gpu, shape, hidden) -> None:
     x, weights, on_gpu, gpu_weights = model(shape, hidden, 9, gpu)
-    a, d, lows, highs = settings(3)
+    steps, source = steps_of(3), NoiseSource(5)
+    a, d, *_ = steps
     noise = torch.stack([cuda.standard_normal(5, torch.arange(9, device=gpu), t, x[0].numel()) for t in range(3)])
     noise = noise.reshape(3, *x.shape).cpu()
     exact = reference64.chain(x.double(), weights, a, d, noise, 0.1, 0.9)
@@ -56,8 +69,7 @@ def test_chain_and_gradient_within_the_tolerance_rule_sanitized(gpu, shape, hidd
     cotangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     results = []
     for form in forms_of(shape, hidden, 9):
-        states = cuda.langevin_chain(on_gpu, gpu_weights, a, d, lows, highs, seed=5, sample_ids=None, trajectory=True,
-                                     form=form)  # fmt: skip
+        states = cuda.langevin_chain(on_gpu, gpu_weights, steps, source, trajectory=True, form=form)
         reference64.assert_within_rule(states.cpu(), single, exact)
         results.append(states)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -72,9 +84,8 @@ def test_chain_and_gradient_within_the_tolerance_rule_sanitized(gpu, shape, hidd
         return g
 
     gradients = [
-        cuda.chain_gradient(cotangent.to(gpu), on_gpu, gpu_weights, a, d, lows, highs, seed=5, sample_ids=None,
-                            form=form, max_bytes=limit)
-        for form in forms_of(shape, hidden, 9, gradient=True) for limit in (None, 1)
+        cuda.chain_gradient(cotangent.to(gpu), on_gpu, gpu_weights, steps, source, form=form, max_bytes=limit)
+        for form in gradient_forms(shape, hidden, 9) for limit in (None, 1)
     ]  # fmt: skip
     reference64.assert_within_rule(gradients[0].cpu(), by_autograd(torch.float32), by_autograd(torch.float64))
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
@@ -84,20 +95,20 @@ def test_chain_and_gradient_within_the_tolerance_rule_sanitized(gpu, shape, hidd
 @pytest.mark.parametrize(("precision", "stated"), [("tf32x3", 1e-6), ("tf32", 1e-3)])
 def test_reduced_precisions_sanitized(gpu, precision: str, stated: float) -> None:
     x, weights, on_gpu, gpu_weights = model(*SHAPES[0], 9, gpu)
-    a, d, lows, highs = settings(3)
+    steps, source = steps_of(3), NoiseSource(5)
+    a, d, *_ = steps
     noise = torch.stack([cuda.standard_normal(5, torch.arange(9, device=gpu), t, 784) for t in range(3)])
     noise = noise.reshape(3, *x.shape)
     exact = reference64.chain(x.double(), weights, a, d, noise.cpu(), 0.1, 0.9)
-    options = {"seed": 5, "sample_ids": None, "precision": precision}
-    states = cuda.langevin_chain(on_gpu, gpu_weights, a, d, lows, highs, trajectory=True, **options)
+    states = cuda.langevin_chain(on_gpu, gpu_weights, steps, source, trajectory=True, precision=precision)
     assert float((states.cpu().double() - exact).abs().max()) <= stated
-    options["sample_ids"] = torch.tensor([8], device=gpu)
-    alone = cuda.langevin_chain(on_gpu[8:], gpu_weights, a, d, lows, highs, **options)
+    last = NoiseSource(5, torch.tensor([8], device=gpu))
+    alone = cuda.langevin_chain(on_gpu[8:], gpu_weights, steps, last, precision=precision)
     assert torch.equal(alone, states[-1, 8:])
     # The gradient is float32's at these states, of which one step has only the one it starts from.
-    arguments = (torch.ones_like(on_gpu[8:]), on_gpu[8:], gpu_weights, a[:1], d[:1], lows[:1], highs[:1])
-    reduced = cuda.chain_gradient(*arguments, **options)
-    assert torch.equal(reduced, cuda.chain_gradient(*arguments, **{**options, "precision": "fp32"}))
+    arguments = (torch.ones_like(on_gpu[8:]), on_gpu[8:], gpu_weights, steps.part(0, 1), last)
+    reduced = cuda.chain_gradient(*arguments, precision=precision)
+    assert torch.equal(reduced, cuda.chain_gradient(*arguments))
 
 
 @pytest.mark.parametrize(("shape", "hidden"), SHAPES)
@@ -114,7 +125,7 @@ def test_products_sanitized(gpu, shape, hidden) -> None:
     found = [
         (cuda.autoencoder_vjp(cotangent.to(gpu), on_gpu, gpu_weights, form=form),
          cuda.reconstruction_error_gradient(on_gpu, gpu_weights, form=form))
-        for form in forms_of(shape, hidden, 9, gradient=True)
+        for form in gradient_forms(shape, hidden, 9)
     ]  # fmt: skip
     for result, single, exact in zip(found[0], by_autograd(torch.float32), by_autograd(torch.float64), strict=True):
         reference64.assert_within_rule(result.cpu(), single, exact)
@@ -125,8 +136,8 @@ def test_products_sanitized(gpu, shape, hidden) -> None:
 def test_an_image_does_not_depend_on_its_batch(gpu, batch: int) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), batch, gpu)
     ids = torch.arange(batch, device=gpu) + 100
-    whole = cuda.langevin_chain(x, weights, *settings(4), seed=3, sample_ids=ids)
-    last = cuda.langevin_chain(x[-1:], weights, *settings(4), seed=3, sample_ids=ids[-1:])
+    whole = cuda.langevin_chain(x, weights, steps_of(4), NoiseSource(3, ids))
+    last = cuda.langevin_chain(x[-1:], weights, steps_of(4), NoiseSource(3, ids[-1:]))
     assert torch.equal(whole[-1:], last)
 
 
@@ -150,35 +161,34 @@ def test_update_sanitized(gpu) -> None:
 
 def test_streams_are_respected(gpu) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), 64, gpu)
-    expected = cuda.langevin_chain(x, weights, *settings(3), seed=1, sample_ids=None)
+    expected = cuda.langevin_chain(x, weights, steps_of(3), NoiseSource(1))
     stream, source = torch.cuda.Stream(), torch.zeros_like(x)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         source.copy_(x)
-        result = cuda.langevin_chain(source, weights, *settings(3), seed=1, sample_ids=None)
+        result = cuda.langevin_chain(source, weights, steps_of(3), NoiseSource(1))
     stream.synchronize()
     assert torch.equal(result, expected)
 
 
-# A cooperative launch is another kind of node.
-@pytest.mark.parametrize(("form", "precision"), [("auto", "fp32"), ("split", "fp32"), ("auto", "tf32")])
+@pytest.mark.parametrize(("form", "precision"), [("auto", "fp32"), ("digits", "fp32"), ("auto", "tf32")])
 def test_a_graph_draws_by_the_seed_it_reads(gpu, form: str, precision: str) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), 8, gpu)
     seed = torch.tensor([1], device=gpu)
-    options = {"sample_ids": None, "precision": precision}
-    cuda.langevin_chain(x, weights, *settings(3), seed=seed, form=form, **options)
+    call = functools.partial(cuda.langevin_chain, x, weights, steps_of(3), precision=precision)
+    call(NoiseSource(seed), form=form)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = cuda.langevin_chain(x, weights, *settings(3), seed=seed, form=form, **options)
+        out = call(NoiseSource(seed), form=form)
     for value in (7, -2):
         seed.fill_(value)
         graph.replay()
-        assert torch.equal(out, cuda.langevin_chain(x, weights, *settings(3), seed=value % 2**64, **options))
+        assert torch.equal(out, call(NoiseSource(value % 2**64)))
 
 
 def test_empty_and_no_steps(gpu) -> None:
     _, _, x, weights = model((1, 28, 28), (10, 25), 2, gpu)
-    assert cuda.langevin_chain(x[:0], weights, *settings(2), seed=0, sample_ids=None).shape == (0, 1, 28, 28)
-    assert torch.equal(cuda.langevin_chain(x, weights, [], [], [], [], seed=0, sample_ids=None), x)
+    assert cuda.langevin_chain(x[:0], weights, steps_of(2), NoiseSource(0)).shape == (0, 1, 28, 28)
+    assert torch.equal(cuda.langevin_chain(x, weights, steps_of(0), NoiseSource(0)), x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import emulated
 import numpy as np
 import pytest
@@ -12,9 +10,6 @@ import torch
 from emulated import DIGIT, INFINITY, drawn, images, settings
 
 import fastmalade
-from fastmalade import backends
-from fastmalade.backends.cuda import calls as cuda
-from fastmalade.backends.cuda import extension as cuda_extension
 from fastmalade.chain import operators as ops
 
 HIDDEN = (10, 25)
@@ -100,7 +95,7 @@ def test_errors_over_weights(emulation, monkeypatch, precision: str, weights: st
 def test_one_reconstruction(emulation) -> None:
     weights, x = reference64.random_weights(1, *HIDDEN), images(9, DIGIT)
     exact = reference64.forward(x.double(), weights)
-    result = emulation.chain(chosen(emulation, "tf32x3", 9), x, weights, settings(1), reconstruct_only=True)
+    result = emulation.forward(chosen(emulation, "tf32x3", 9), x, weights)
     reference64.assert_within_rule(result, reference64.forward(x, weights), exact)
 
 
@@ -144,7 +139,7 @@ def test_what_is_refused(emulation) -> None:
             emulation.choose(sizes, 8, precision="tf32", **options)
         with pytest.raises(RuntimeError, match=message):
             emulation.choose(sizes, 8, precision="tf32", gradient=True, **options)
-    for form in ("general", "cluster", "split"):
+    for form in ("general", "cluster"):
         with pytest.raises(RuntimeError, match=f"expected auto or tensor for the precision tf32x3, got {form}"):
             emulation.choose((*DIGIT, *HIDDEN), 1, precision="tf32x3", form=form)
     for gradient in (False, True):
@@ -166,17 +161,6 @@ def test_one_form_whatever_the_batch(emulation) -> None:
                     found = emulation.choose((*DIGIT, *HIDDEN), batch, gradient=True, device=device,
                                              precision=precision, **options)  # fmt: skip
                     assert found == plain
-
-
-@pytest.fixture
-def on_emulation(emulation, monkeypatch) -> emulated.Emulation:
-    """The backend "cuda" of the package over the emulation, for tensors on the CPU."""
-    monkeypatch.setattr(cuda_extension, "_extension", emulated.Extension(emulation))
-    monkeypatch.setattr(cuda, "_check_device", lambda x: None)
-    monkeypatch.setattr(cuda, "_stream", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(backends, "_obstacle", lambda *arguments: None)
-    return emulation
 
 
 def model_of(weights: list[torch.Tensor]) -> fastmalade.Autoencoder:
@@ -237,7 +221,7 @@ def test_a_purifier_hands_its_precision_on(on_emulation) -> None:
 
 def test_the_operator_with_a_precision(on_emulation) -> None:
     x, weights = images(1, DIGIT).requires_grad_(), reference64.random_weights(1, *HIDDEN)
-    seed, ids = ops.seed_tensor(1), torch.arange(1)
+    seed, ids = ops.seed_bits(1), torch.arange(1)
     settings_of_one = ([0.3], [0.1], [0.0], [0.9])
     arguments = (x, weights, *settings_of_one, seed, ids, None, "cuda", None, "tf32")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")

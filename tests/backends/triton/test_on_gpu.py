@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmalade.backends.triton import calls as backend
 from fastmalade.backends.triton import tiles as triton_tiles
+from fastmalade.backends.values import NoiseSource, Steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,12 +35,12 @@ def problem(case) -> tuple[Tensor, list[Tensor], Tensor]:
     return x, reference64.random_weights(channels, hidden1, hidden2, seed=3), torch.arange(batch) * 10**12 - 1
 
 
-def on_gpu(function, *tensors, **options):
-    return function(*tensors, seed=SEED, **options).cpu()
+def on_gpu(function, *arguments, ids: Tensor, **options):
+    return function(*arguments, NoiseSource(SEED, ids.cuda()), **options).cpu()
 
 
-def settings(n: int, low: float, high: float):
-    return [0.5 / (t + 1) for t in range(n)], [0.1] * n, [low] * n, [high] * n
+def steps_of(n: int, low: float, high: float) -> Steps:
+    return Steps(tuple(0.5 / (t + 1) for t in range(n)), (0.1,) * n, (low,) * n, (high,) * n)
 
 
 @pytest.mark.parametrize("bounds", [(-INFINITY, INFINITY), (0.0, 0.8)])
@@ -47,7 +48,7 @@ def settings(n: int, low: float, high: float):
 @pytest.mark.parametrize("case", CASES)
 def test_states_and_gradient_within_the_tolerance_rule(case, n_steps: int, bounds) -> None:
     x, weights, ids = problem(case)
-    per_step = settings(n_steps, *bounds)
+    steps = steps_of(n_steps, *bounds)
     elements = math.prod(x.shape[1:])
     z = [torch.from_numpy(reference64.normals(SEED, ids.tolist(), t, elements)) for t in range(n_steps)]
     noise = torch.stack(z).reshape(n_steps, *x.shape)
@@ -55,26 +56,26 @@ def test_states_and_gradient_within_the_tolerance_rule(case, n_steps: int, bound
     found = []
     for dtype in (torch.float32, torch.float64):
         leaf = x.to(dtype).requires_grad_()
-        states = reference64.chain(leaf, weights, *per_step[:2], noise.to(dtype), *bounds)
+        states = reference64.chain(leaf, weights, *steps[:2], noise.to(dtype), *bounds)
         found.append((states.detach(), torch.autograd.grad(states[-1], leaf, cotangent.to(dtype))[0]))
     (single, single_gradient), (exact, exact_gradient) = found
     gpu = (x.cuda(), [w.cuda() for w in weights])
-    result = on_gpu(backend.langevin_chain, *gpu, *per_step, sample_ids=ids.cuda(), trajectory=True)
+    result = on_gpu(backend.langevin_chain, *gpu, steps, ids=ids, trajectory=True)
     reference64.assert_within_rule(result, single, exact)
-    gradient = on_gpu(backend.chain_gradient, cotangent.cuda(), *gpu, *per_step, sample_ids=ids.cuda())
+    gradient = on_gpu(backend.chain_gradient, cotangent.cuda(), *gpu, steps, ids=ids)
     reference64.assert_within_rule(gradient, single_gradient, exact_gradient)
 
 
 @pytest.mark.parametrize("case", CASES[:2])
 def test_bits_do_not_depend_on_batch_position_or_tiles(case, tmp_path, monkeypatch) -> None:
     x, weights, ids = problem((*case[:5], 33))
-    per_step = settings(3, 0.0, 1.0)
+    steps = steps_of(3, 0.0, 1.0)
     gpu_weights = [w.cuda() for w in weights]
 
     def both(part: slice) -> tuple[Tensor, Tensor]:
-        images, numbers = x[part].cuda(), ids[part].cuda()
-        value = on_gpu(backend.langevin_chain, images, gpu_weights, *per_step, sample_ids=numbers)
-        return value, on_gpu(backend.chain_gradient, images, images, gpu_weights, *per_step, sample_ids=numbers)
+        images = x[part].cuda()
+        value = on_gpu(backend.langevin_chain, images, gpu_weights, steps, ids=ids[part])
+        return value, on_gpu(backend.chain_gradient, images, images, gpu_weights, steps, ids=ids[part])
 
     whole = both(slice(None))
     for part in (slice(0, 1), slice(16, 17), slice(32, 33), slice(3, 20)):
@@ -93,9 +94,9 @@ def test_bits_do_not_depend_on_batch_position_or_tiles(case, tmp_path, monkeypat
 def test_reduced_precision_errs_by_no_more_than_it_says(precision: str) -> None:
     # TF32 keeps 10 bits of an operand; three products of split operands keep about as many as float32.
     x, weights, ids = problem(CASES[0])
-    gpu = (x.cuda(), [w.cuda() for w in weights], *settings(10, 0.0, 1.0))
-    exact = on_gpu(backend.langevin_chain, *gpu, sample_ids=ids.cuda())
-    reduced = on_gpu(backend.langevin_chain, *gpu, sample_ids=ids.cuda(), precision=precision)
+    gpu = (x.cuda(), [w.cuda() for w in weights], steps_of(10, 0.0, 1.0))
+    exact = on_gpu(backend.langevin_chain, *gpu, ids=ids)
+    reduced = on_gpu(backend.langevin_chain, *gpu, ids=ids, precision=precision)
     assert float((reduced - exact).abs().max()) < (2e-2 if precision == "tf32" else 2e-5)
 
 
@@ -112,12 +113,12 @@ def test_words_and_normals() -> None:
 
 def test_on_a_stream_of_the_callers() -> None:
     x, weights, ids = problem(CASES[0])
-    gpu = (x.cuda(), [w.cuda() for w in weights], *settings(3, 0.0, 1.0))
-    expected = on_gpu(backend.langevin_chain, *gpu, sample_ids=ids.cuda())
+    gpu = (x.cuda(), [w.cuda() for w in weights], steps_of(3, 0.0, 1.0))
+    expected = on_gpu(backend.langevin_chain, *gpu, ids=ids)
     numbers = ids.cuda()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        result = backend.langevin_chain(*gpu, seed=SEED, sample_ids=numbers)
+        result = backend.langevin_chain(*gpu, NoiseSource(SEED, numbers))
     side.synchronize()
     assert torch.equal(result.cpu(), expected)

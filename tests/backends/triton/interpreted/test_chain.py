@@ -12,6 +12,7 @@ from torch import Tensor
 import fastmalade
 from fastmalade.backends.triton import calls as backend
 from fastmalade.backends.triton import stages as triton_stages
+from fastmalade.backends.values import NoiseSource, Steps
 
 INFINITY = math.inf
 SEED = 2**63 + 7
@@ -40,17 +41,21 @@ def drawn(batch: int, n_steps: int, shape: tuple[int, ...]) -> Tensor:
     return torch.stack(steps).reshape(n_steps, batch, *shape)
 
 
+def source(x: Tensor, options: dict) -> NoiseSource:
+    """The noise that ``options`` ask for, which are taken out of them."""
+    seed, ids = options.pop("seed", SEED), options.pop("sample_ids", ids_of(x.shape[0]))
+    return NoiseSource(seed, ids, options.pop("noise", None))
+
+
 def run(x: Tensor, weights, a, d, *, low=-INFINITY, high=INFINITY, **options) -> Tensor:
-    options.setdefault("sample_ids", ids_of(x.shape[0]))
     n = len(a)
-    return backend.langevin_chain(x, weights, a, d, [low] * n, [high] * n, **{"seed": SEED, **options})
+    return backend.langevin_chain(x, weights, Steps(a, d, [low] * n, [high] * n), source(x, options), **options)
 
 
 def vjp(cotangent: Tensor, x: Tensor, weights, a, d, *, low=-INFINITY, high=INFINITY, **options) -> Tensor:
-    options.setdefault("sample_ids", ids_of(x.shape[0]))
     n = len(a)
-    arguments = (cotangent, x, weights, a, d, [low] * n, [high] * n)
-    return backend.chain_gradient(*arguments, **{"seed": SEED, **options})
+    steps = Steps(a, d, [low] * n, [high] * n)
+    return backend.chain_gradient(cotangent, x, weights, steps, source(x, options), **options)
 
 
 def by_autograd(x: Tensor, weights, a, d, noise: Tensor, bounds, cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +175,7 @@ def test_layouts_empty_batches_and_no_steps() -> None:
         ({"weights": []}, r"weights: expected 10 tensors \(conv1\.weight.*got 0"),
         ({"a": [math.nan]}, "step_sizes: expected finite float32 values, got nan"),
         ({"d": [1e39]}, "noise_scales: expected finite float32 values"),
-        ({"d": [0.1, 0.1]}, r"settings: expected N of each, got \[1, 2, 1, 1\]"),
+        ({"d": [0.1, 0.1]}, r"steps: expected N of each, got \[1, 2, 1, 1\]"),
         ({"low": 1.0, "high": 0.0}, r"clamp bounds: expected low <= high, got 1\.0 and 0\.0"),
         ({"precision": "fp8"}, "precision: expected one of fp32, tf32x3, tf32, got 'fp8'"),
         ({"sample_ids": torch.arange(3)}, r"sample_ids: expected .*\(1\), got .*\(3,\)"),

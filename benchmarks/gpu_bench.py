@@ -1,8 +1,8 @@
 """The CUDA and Triton chains and their gradients against torch on a GPU: cases, contenders, timing, ceilings.
 
-Run by tools/gpu_check.py; ``python tools/gpu_bench.py FILE --seconds 240`` runs it alone. Cases that the time does not
-reach are reported as not run. Noise is drawn inside the timed region by everybody, by torch's generator for torch.
-What is timed is verified first, the very same call, against a chain in float64; what differs is a failure.
+Run by tools/gpu_check.py; ``python benchmarks/gpu_bench.py FILE --seconds 240`` runs it alone. Cases that are left when
+time runs out are reported as not run. All contenders draw noise inside the timed region, torch by its own generator.
+Before a call is timed, its result is compared with a chain in float64; one that differs is a failure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CUDA = {"cuda": "fp32", "cuda tf32x3": "tf32x3", "cuda tf32": "tf32"}
 TRITON = {"triton": "fp32", "triton tf32x3": "tf32x3", "triton tf32": "tf32"}
 CONTENDERS = (*CUDA, *TRITON, "eager", "torch graphs", "torch graphs tf32", "torch.compile")
 SEED, STEP_SIZE, NOISE_SCALE = 1, 0.1, 0.05
-CHECKED_IMAGES = 8  # the first of a batch
+CHECKED_IMAGES = 8  # the first so many of a batch
 # The largest difference from float64 in parts of the largest value: operands of 11 bits differ by 2^-12 each, and the
 # differences of all layers and steps add up; a wrong tap or a wrong noise word is far beyond either.
 TOLERANCE, TOLERANCE_TF32 = 1e-4, 3e-2
@@ -46,7 +46,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """The CUDA figures first, then everybody by length: where time runs out, what is missing is a long chain."""
+    """The CUDA figures first, then all others by length: where time runs out, long chains are missing."""
     rest = CONTENDERS[len(CUDA) :]
     order = [(contender, n) for contender in CUDA for n in STEPS] + [
         (contender, n) for n in STEPS for contender in rest
@@ -90,7 +90,7 @@ def measure(
     deadline: float, clock: Callable[[], float] = time.perf_counter,
     report: Callable[[dict[str, Any]], object] = lambda row: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for every case: seconds and images per second, or why there is none; never ends early."""
+    """A row for every case: seconds and images per second, or why there are none."""
     rows = []
     for case in wanted:
         row: dict[str, Any] = asdict(case)
@@ -109,7 +109,7 @@ def measure(
 
 
 def with_fractions(rows: list[dict[str, Any]], fma_per_second: float | None) -> list[dict[str, Any]]:
-    """Adds the part of the measured fp32 rate that the chain's multiply-adds make, and the ratio to fastmalade."""
+    """Adds the share of the measured fp32 rate that the chain's multiply-adds take, and the ratio to "cuda"."""
     from fastmalade.bench.flops import flops_per_image
 
     own = {(r["batch"], r["n_steps"], r["kind"]): r["seconds"] for r in rows
@@ -178,8 +178,8 @@ def contender(case: Case, device: str = "cuda") -> Callable[[], object]:
     torch.backends.cudnn.allow_tf32 = case.contender.endswith(" tf32")
     noise_scale = torch.zeros((), device=device)
     work = _torch(case, x, cotangent, weights, noise_scale)
-    # Torch's generator has other noise, so its chain is verified without. The scale lies in device memory: what is
-    # verified is the same program, and the same graph, as what is timed.
+    # Torch's generator draws other noise, so its chain is verified without noise. The scale lies in device memory, so
+    # that the same program, and the same graph, is verified and timed.
     verify(work(), case, x, cotangent, weights, 0.0)
     noise_scale.fill_(NOISE_SCALE)
     return work
@@ -190,20 +190,19 @@ def _native(case: Case, x: Tensor, cotangent: Tensor, weights: list[Tensor]) -> 
 
     from fastmalade.backends.cuda import calls as cuda
     from fastmalade.backends.triton import calls as triton
+    from fastmalade.backends.values import NoiseSource, Steps
 
     backend: Any = cuda if case.contender in CUDA else triton
-    infinity = float("inf")
-    settings = ([STEP_SIZE] * case.n_steps, [NOISE_SCALE] * case.n_steps,
-                [-infinity] * case.n_steps, [infinity] * case.n_steps)  # fmt: skip
-    options: dict[str, Any] = {"seed": SEED, "sample_ids": None, "precision": (CUDA | TRITON)[case.contender]}
-    if case.contender in TRITON:
-        # On the device, where a graph reads it: a chain of four launches a step is run as a graph, as purify does.
-        options |= {"seed": torch.full((1,), SEED, dtype=torch.int64, device=x.device)}
+    n, infinity = case.n_steps, float("inf")
+    steps = Steps((STEP_SIZE,) * n, (NOISE_SCALE,) * n, (-infinity,) * n, (infinity,) * n)
+    # A chain of four launches a step runs as a graph, as purify runs it, and a graph reads the seed on the device.
+    seed = torch.full((1,), SEED, dtype=torch.int64, device=x.device) if case.contender in TRITON else SEED
+    noise, precision = NoiseSource(seed), (CUDA | TRITON)[case.contender]
 
     def work() -> Tensor:
         if case.kind == "forward":
-            return backend.langevin_chain(x, weights, *settings, **options)
-        return backend.chain_gradient(cotangent, x, weights, *settings, **options)
+            return backend.langevin_chain(x, weights, steps, noise, precision=precision)
+        return backend.chain_gradient(cotangent, x, weights, steps, noise, precision=precision)
 
     return work if case.contender in CUDA else _captured(work)
 
@@ -221,8 +220,7 @@ def _torch(
 
     evaluate = step
     if case.contender == "torch.compile":
-        # Every case compiles the same code, of which the compiler keeps only so many results before it gives up and
-        # runs eagerly.
+        # Every case compiles the same code anew, and after so many results the compiler gives up and runs it eagerly.
         torch.compiler.reset()
         evaluate = torch.compile(step, mode="max-autotune-no-cudagraphs", dynamic=False)
 
@@ -271,7 +269,7 @@ def verify(result: Tensor, case: Case, x: Tensor, cotangent: Tensor, weights: li
 
 
 def _captured(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    # All of torch's replay a graph: what compile's own graphs would add is the launches that the replay saves anyway.
+    # Every contender of torch's but "eager" replays a graph, so torch.compile has no use for graphs of its own.
     import torch
 
     stream = torch.cuda.Stream()

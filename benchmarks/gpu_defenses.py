@@ -1,8 +1,8 @@
-"""MALADE and the rival defences on a GPU, as much of ``fastmalade bench defenses --device cuda`` as a minute holds.
+"""MALADE and the rival defences on a GPU: the part of ``fastmalade bench defenses --device cuda`` that fits a minute.
 
-Run by tools/gpu_check.py; ``python tools/gpu_defenses.py FILE --seconds 35`` runs it alone. N = L = 10, batches 1 and
-64, every rival eager, channels-last and as CUDA graphs. ``torch.compile`` is left out: compiling eight networks takes
-longer than everything else together. The command has it, and more steps.
+Run by tools/gpu_check.py; ``python benchmarks/gpu_defenses.py FILE --seconds 35`` runs it alone. N = L = 10, batches 1
+and 64, every rival eager, channels-last and as CUDA graphs. ``torch.compile`` is left out, because compiling eight
+networks takes longer than everything else together. The command has it, and more steps.
 """
 
 from __future__ import annotations
