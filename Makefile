@@ -1,6 +1,9 @@
-# Everything below works from a fresh clone: it makes .venv, installs what it needs and runs.
-#   make demo    make test    make lint    make format    make sanitize    make emulate    make wheel    make clean    make distclean
-#   make gpu-check    on a machine with a GPU, offline and without .venv
+# Every target works from a fresh clone: it makes .venv, compiles, installs what it needs, says how long that took, runs.
+#   make demo       attack digits, purify them, attack the defence
+#   make check      linters, types and the quick tests, in about 90 seconds
+#   make test       linters, types and all tests
+#   make lint, make format, make sanitize, make emulate, make wheel, make clean, make distclean
+#   make gpu-check  on a machine with a GPU, offline and without .venv
 # PYTHON chooses the interpreter of .venv; DEMO_ARGS, PYTEST_ARGS and GPU_CHECK_ARGS are passed on.
 
 PYTHON ?= python3
@@ -10,26 +13,46 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 
-INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it is first imported; compiling all that is installed takes pip longer than the rest.
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check -c constraints.txt
+BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 NATIVE_FILES := '*.h' '*.cpp' '*.cu' '*.cuh'
 NATIVE := $(shell find csrc kernels -type f -not -name '*.py[co]')
-INSTALLED_FROM := pyproject.toml setup.py constraints.txt $(NATIVE)
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# stage TITLE COMMAND...: says what is being done, and afterwards how long it took.
+STAGE := stage() { echo "$$1 ..."; title=$$1; begin=$$(date +%s); shift; "$$@" || exit; \
+	echo "$$title: $$(($$(date +%s) - begin)) s"; }
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format sanitize emulate gpu-check wheel clean distclean
+.PHONY: demo check test lint lint-python lint-native lint-types lint-imports format sanitize emulate gpu-check wheel \
+	clean distclean
 
-demo: $(VENV)/.installed-demo
+# What the tests need includes what the demonstration needs.
+demo: $(VENV)/.installed-$(if $(wildcard $(VENV)/.installed-test),test,demo)
 	$(BIN)/fastmalade demo $(DEMO_ARGS)
 
+check: lint
+	$(PYTEST) -m "not slow and not repetition and not mnist and not complete" $(PYTEST_ARGS)
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory -j 2 $(SYNC) lint-types lint-imports lint-native lint-python
+
+lint-python:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-native:
 	git ls-files $(NATIVE_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/python tools/check_layout.py
+
+lint-types:
 	$(BIN)/mypy
+
+lint-imports:
 	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(VENV)/.installed-test
@@ -39,8 +62,9 @@ format: $(VENV)/.installed-test
 sanitize: $(VENV)/.installed-test
 	$(BIN)/python tools/check_native.py address thread
 
-# The CUDA kernels on the CPU as in `make test`, and compiled for every GPU generation.
+# The CUDA kernels on the CPU as in `make test`, the CUDA extension where there is nvcc, and every GPU generation.
 emulate: $(VENV)/.installed-test
+	if command -v nvcc; then FORCE_CUDA=1 $(BUILD); fi
 	FASTMALADE_COMPLETE_TESTS=1 $(BIN)/python -m pytest tests/backends/cuda tests/tools $(PYTEST_ARGS)
 
 # Offline, with the torch and the nvcc of the machine: no .venv.
@@ -50,23 +74,29 @@ gpu-check:
 wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build --outdir dist
 
-# The build backend is installed too: some tests build packages with it, and they have to run without a network.
-$(VENV)/.installed-test: $(BIN)/python $(INSTALLED_FROM)
-	@echo "installing fastmalade and its test tools into $(VENV)"
-	@$(INSTALL) 'setuptools>=77' -e '.[test]'
+# The demonstration runs on this machine alone, so it does with the widest instruction set there and the portable one.
+$(VENV)/.compiled-demo: export FASTMALADE_CPU_ISAS ?= native
+$(VENV)/.installed-demo: export FASTMALADE_CPU_ISAS ?= native
+
+# A changed kernel is compiled, no more; pip runs where the Python packages may have changed. It runs setup.py too, which
+# then finds everything compiled.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.compiled-%
+	@$(STAGE); stage "installing fastmalade[$*] and some hundred megabytes of packages it needs" \
+		$(INSTALL) --no-build-isolation -e '.[$*]'
 	@touch $@
 
-$(VENV)/.installed-demo: $(BIN)/python $(INSTALLED_FROM)
-	@echo "installing fastmalade and what its demonstration needs into $(VENV)"
-	@$(INSTALL) -e '.[demo]'
+.PRECIOUS: $(VENV)/.compiled-%
+$(VENV)/.compiled-%: setup.py $(NATIVE) | $(BIN)/python
+	@$(STAGE); stage "installing setuptools and pybind11" $(INSTALL) 'setuptools>=77' 'pybind11>=2.12'; \
+	stage "compiling the kernels" $(BUILD)
 	@touch $@
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(STAGE); stage "making $(VENV)" $(PYTHON) -m venv $(VENV)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f fastmalade/_cpu*.so fastmalade/_cuda*.so fastmalade/_build_info.json $(VENV)/.installed-*
+	rm -f fastmalade/_cpu*.so fastmalade/_cuda*.so fastmalade/_build_info.json $(VENV)/.installed-* $(VENV)/.compiled-*
 
 distclean: clean
 	rm -rf $(VENV) demo-output

@@ -48,28 +48,14 @@ def find_compiler() -> str:
     return compiler
 
 
-def widest_isa() -> str:
-    """The widest fast instruction set /proc/cpuinfo lists."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.is_file() else set()
-    if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
-        return "avx512"
-    return "avx2" if {"avx2", "fma"} <= flags else "baseline"
-
-
 def compile_kernel(folder: Path, isa: str, extra: list[str], optimisation: str) -> Path:
     """One object of the kernels, with setup.py's flags but for the optimisation level."""
     setup = load_setup()
-    flags = [flag for flag in setup.KERNEL_FLAGS if flag not in {"-O3", "-g0"}] + [
-        optimisation,
-        "-fPIC",
-        "-Wall",
-        "-Wextra",
-    ]
     target = folder / f"kernels_{isa}.o"
-    name = "avx2" if isa == "wide" else isa
+    flags = setup.kernel_flags("avx2" if isa == "wide" else isa)
+    flags = [flag for flag in flags if not flag.startswith(("-O", "-g"))] + [optimisation, "-Wall", "-Wextra"]
     lanes = ["-DFASTMALADE_LANES=16"] if isa == "wide" else []
-    command = [find_compiler(), *flags, *setup.isa_flags()[name], *lanes, *extra, f"-DFASTMALADE_ISA={isa}",
+    command = [find_compiler(), *flags, *lanes, *extra, f"-DFASTMALADE_ISA={isa}",
                f"-I{ROOT / 'kernels'}", "-c", str(ROOT / setup.KERNEL_SOURCE), "-o", str(target)]  # fmt: skip
     subprocess.run(command, check=True)
     return target
@@ -103,7 +89,7 @@ def check_sanitizer(folder: Path, kind: str, isa: str) -> None:
 
 def check_wide(folder: Path) -> None:
     """The 16-lane code on two 8-lane halves gives the bits of the 8-lane code."""
-    if widest_isa() == "baseline":
+    if load_setup().widest_isa() in {None, "baseline"}:
         print("the 16-lane check needs AVX2 and FMA, which this processor lacks")
         raise SystemExit(2)
     outputs = [run_driver(build_driver(folder, isa, [], "-O1"), "dump").splitlines()[:-1] for isa in ("avx2", "wide")]
@@ -130,7 +116,9 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checks", nargs="*", default=["address", "thread"], help="address, thread, wide, symbols")
-    parser.add_argument("--isa", default=widest_isa(), help="instruction set for the sanitizers")
+    parser.add_argument(
+        "--isa", default=load_setup().widest_isa() or "baseline", help="instruction set for the sanitizers"
+    )
     arguments = parser.parse_args()
     for check in arguments.checks:
         with tempfile.TemporaryDirectory() as name:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from check_native import build_driver, run_driver, widest_isa
+from check_native import build_driver, load_setup, run_driver
 
 ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")
 LDLINUX = Path("/usr/lib/syslinux/modules/bios/ldlinux.c32")
@@ -126,7 +126,7 @@ def main() -> int:
     arguments = parser.parse_args()
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     missing += [str(p) for p in (arguments.kernel, ISOLINUX, LDLINUX, BIOS, VGA_BIOS) if not p.is_file()]
-    if widest_isa() == "baseline":
+    if load_setup().widest_isa() in {None, "baseline"}:
         missing.append("AVX2 with FMA")
     if missing:
         print(f"not here: {', '.join(missing)}", file=sys.stderr)

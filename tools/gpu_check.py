@@ -63,7 +63,8 @@ class Outcome:
 
 def execute(command: Sequence[str], limit: float) -> Outcome:
     """Runs a command in the repository, and kills it with all its children at its limit."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    # A build whose CUDA extension fails is a failed build here.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FORCE_CUDA": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)  # fmt: skip
     try:
