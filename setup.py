@@ -170,7 +170,7 @@ def no_cuda_reason() -> str | None:
     if is_set("FASTMALADE_NO_CUDA"):
         return "built with FASTMALADE_NO_CUDA=1"
     if not is_set("FORCE_CUDA") and not gpu_is_visible():
-        return "no NVIDIA GPU was visible at build time (FORCE_CUDA=1 builds it all the same)"
+        return "no NVIDIA GPU was visible at build time; FORCE_CUDA=1 builds it all the same"
     if not cuda_architectures():
         return "built with an empty FASTMALADE_CUDA_ARCHS"
     if find_nvcc() is None:
@@ -226,8 +226,10 @@ def compile_all(units: Sequence[Unit]) -> dict[str, str]:
     """Compiles what is not current, on all processors and in the order given; returns which parts failed and why."""
     outdated = [unit for unit in units if not unit.is_current()]
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    say(f"{len(outdated)} of {len(units)} native files to compile, {workers} at a time")
     failures: dict[str, str] = {}
+    if not outdated:
+        return failures
+    say(f"{len(outdated)} of {len(units)} native files to compile, {workers} at a time")
     start = time.perf_counter()
     threads = ThreadPoolExecutor(workers)
     try:
@@ -241,8 +243,7 @@ def compile_all(units: Sequence[Unit]) -> dict[str, str]:
                 failures.setdefault(unit.part, f"{unit} does not compile: {error}")
     finally:
         threads.shutdown(cancel_futures=True)  # interrupted: the rest is not even begun
-    if outdated:
-        say(f"compiled in {time.perf_counter() - start:.0f} s")
+    say(f"compiled in {time.perf_counter() - start:.0f} s")
     return failures
 
 

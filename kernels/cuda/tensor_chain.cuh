@@ -270,11 +270,11 @@ pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
                 });
             packed[n] = stored<PRECISION>(value);
         } else if (n >= at.deconv1[0] && n < at.deconv1_bias) {
-            constexpr int rows = deconv1_rows(s.hidden1);
+            constexpr int ROWS = deconv1_rows(s.hidden1);
             const float value =
-                packed_fragment(n - at.deconv1[0], rows, s.hidden2, [&](int row, int i, int ky, int kx) {
+                packed_fragment(n - at.deconv1[0], ROWS, s.hidden2, [&](int row, int i, int ky, int kx) {
                     // Input offset (ky - 2, kx - 2) in a phase that starts one later: tap 9 does not exist.
-                    const int phase = row % 8 / 2, o = row % 2 * (rows / 8) + row / 8;
+                    const int phase = row % 8 / 2, o = row % 2 * (ROWS / 8) + row / 8;
                     const int y = 8 + phase / 2 - 2 * ky, x = 8 + phase % 2 - 2 * kx;
                     return o < s.hidden1 && y < 9 && x < 9 ? w.deconv1_weight[((i * s.hidden1 + o) * 9 + y) * 9 + x]
                                                            : 0.0f;

@@ -58,7 +58,7 @@ double run(const Request& request, int threads, const AutoencoderShape& s, int64
         call.choice = choose(s, batch, of_gradient, device, wanted);
         call.choice.threads = threads;
         workspace.assign((size_t)call.choice.packed_floats, std::numeric_limits<float>::quiet_NaN());
-        call.shape = s, call.weights = weights_of(addresses.data()), call.batch = batch;
+        call.shape = s, call.weights = AutoencoderWeights::of(addresses.data()), call.batch = batch;
         call.workspace = workspace.data();
         return call;
     };
