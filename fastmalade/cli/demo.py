@@ -206,7 +206,7 @@ class _Demonstration:
             )
         else:
             rows = rows[1:]
-            self.say(f"The same under an attack of {scale.pgd_steps} steps of {scale.pgd_step_size:g}.")
+            self.say(f"The same under PGD, {scale.pgd_steps} steps of {scale.pgd_step_size:g}.")
         self.console.print(printed(rows), "")
         return rows
 
