@@ -79,7 +79,7 @@ wheel: $(VENV)/.installed-test
 
 # The demonstration needs the instruction set of this machine, and no other.
 $(VENV)/.objects-demo $(VENV)/.installed-demo: export FASTMALADE_CPU_ISAS ?= native
-.SECONDARY: $(VENV)/.objects-demo $(VENV)/.objects-test $(VENV)/.packages-demo $(VENV)/.packages-test
+.SECONDARY: $(VENV)/.build-tools $(foreach set,demo test,$(VENV)/.objects-$(set) $(VENV)/.packages-$(set))
 
 $(VENV)/.installed-%: $(VENV)/.objects-% $(VENV)/.packages-%
 	@$(BUILD) --inplace >/dev/null

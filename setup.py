@@ -27,8 +27,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -180,8 +180,7 @@ def no_cuda_reason() -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One source file to compile: `command` lacks only the source and the object."""
 
     part: str  # what cannot be built without it: "cpu", "cuda" or an instruction set
