@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 BATCHES = (1, 4, 64)
-BURST_SECONDS = 0.006
+BURST_SECONDS, LEAST_CALLS = 0.006, 2
+LONG_CASES_EVERY = 3  # rounds; calls of which no more than two fit a burst vary less from child to child
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30),
                "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}  # fmt: skip
 
@@ -173,10 +174,10 @@ Times = tuple[tuple[int, int], tuple[int, int]]
 
 def measure(pairs: list[tuple[Checkout, Checkout]], names: list[str], seconds: float) -> list[dict[str, Times]]:
     """What the bursts of old and new answered, by case, of each round; the pairs of processes take turns."""
-    calls = dict.fromkeys(names, 3)
+    calls = dict.fromkeys(names, LEAST_CALLS)
     rounds: list[dict[str, Times]] = []
     start = time.monotonic()
-    while len(rounds) <= len(pairs) or time.monotonic() < start + seconds:
+    while len(rounds) < LONG_CASES_EVERY * len(pairs) or time.monotonic() < start + seconds:
         # Old and new come first equally often in each pair and case, at the fork and, whoever that was, at the burst.
         old, new = pairs[len(rounds) % len(pairs)]
         turn = len(rounds) // len(pairs)
@@ -184,25 +185,26 @@ def measure(pairs: list[tuple[Checkout, Checkout]], names: list[str], seconds: f
             checkout.fork()
         found: dict[str, Times] = {}
         for index, name in enumerate(names):
+            if calls[name] == LEAST_CALLS and len(rounds) % LONG_CASES_EVERY != 0:
+                continue
             order = (old, new) if (index + turn) % 2 == 0 else (new, old)
             times = {checkout: checkout.burst(name, calls[name]) for checkout in order}
             found[name] = times[old], times[new]
             # For the next round, the same number for both.
-            calls[name] = max(2, round(BURST_SECONDS * 1e9 / min(times.values())[0]))
+            calls[name] = max(LEAST_CALLS, round(BURST_SECONDS * 1e9 / min(times.values())[0]))
         old.end()
         new.end()
         rounds.append(found)
         if len(rounds) % 20 == 0:
             print(f"{time.monotonic() - start:.0f} of {seconds:.0f} s, {len(rounds)} rounds", file=sys.stderr)
-    # The first round did not know yet how many calls a burst takes.
-    return rounds[1:]
+    return rounds
 
 
-def interval(ratios: list[float], pairs: int) -> tuple[float, float]:
-    """95% interval of the median of ratios that ``pairs`` of processes gave in turn, by resampling the pairs."""
+def interval(clusters: list[list[float]]) -> tuple[float, float]:
+    """95% interval of the median of the ratios that each pair of processes gave, by resampling the pairs."""
     choose = random.Random(0)
-    clusters = [ratios[index::pairs] for index in range(pairs)]
-    medians = sorted(statistics.median(itertools.chain(*choose.choices(clusters, k=pairs))) for _ in range(1000))
+    chosen = (itertools.chain(*choose.choices(clusters, k=len(clusters))) for _ in range(1000))
+    medians = sorted(map(statistics.median, chosen))
     return medians[25], medians[-26]
 
 
@@ -239,15 +241,17 @@ def main() -> int:
             for checkout in pair:
                 checkout.close()
     results: dict[str, dict[str, Any]] = {}
-    print(f"{'case':<18}{'new/old':>9}   95% interval        old, us     new, us   ({len(rounds)} rounds)")
+    print(f"{'case':<18}{'new/old':>9}   95% interval        old, us     new, us    rounds")
     for name in names:
-        ratios = [entry[name][1][0] / entry[name][0][0] for entry in rounds]
-        (low, high), ratio = interval(ratios, len(pairs)), statistics.median(ratios)
-        fastest = [min(entry[name][which][1] for entry in rounds) / 1e3 for which in (0, 1)]
-        results[name] = {"ratio": ratio, "low": low, "high": high, "old_us": fastest[0], "new_us": fastest[1]}
-        print(f"{name:<18}{ratio:9.4f}   {low:.4f} to {high:.4f} {fastest[0]:11.1f} {fastest[1]:11.1f}")
+        clusters = [[e[name] for e in rounds[first :: len(pairs)] if name in e] for first in range(len(pairs))]
+        ratios = [[new[0] / old[0] for old, new in cluster] for cluster in clusters]
+        (low, high), ratio = interval(ratios), statistics.median(itertools.chain(*ratios))
+        old_us, new_us = (min(entry[which][1] for entry in itertools.chain(*clusters)) / 1e3 for which in (0, 1))
+        count = sum(map(len, ratios))
+        results[name] = {"ratio": ratio, "low": low, "high": high, "old_us": old_us, "new_us": new_us, "rounds": count}
+        print(f"{name:<18}{ratio:9.4f}   {low:.4f} to {high:.4f} {old_us:11.1f} {new_us:11.1f} {count:9}")
     if arguments.output is not None:
-        payload = {"old": str(folders[0]), "new": str(folders[1]), "core": arguments.core, "rounds": len(rounds)}
+        payload = {"old": str(folders[0]), "new": str(folders[1]), "core": arguments.core}
         arguments.output.write_text(json.dumps(payload | {"cases": results}, indent=2) + "\n", encoding="utf-8")
     return 0
 
