@@ -40,7 +40,7 @@ from typing import Any
 
 BATCHES = (1, 4, 64)
 BURST_SECONDS, LEAST_CALLS = 0.006, 2
-LONG_CASES_EVERY = 3  # rounds; calls of which no more than two fit a burst vary less from child to child
+LONG_CASES_EVERY = 3  # turns of a pair; calls of which no more than two fit a burst vary less from child to child
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30),
                "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}  # fmt: skip
 
@@ -179,13 +179,13 @@ def measure(pairs: list[tuple[Checkout, Checkout]], names: list[str], seconds: f
     start = time.monotonic()
     while len(rounds) < LONG_CASES_EVERY * len(pairs) or time.monotonic() < start + seconds:
         # Old and new come first equally often in each pair and case, at the fork and, whoever that was, at the burst.
-        old, new = pairs[len(rounds) % len(pairs)]
-        turn = len(rounds) // len(pairs)
+        turn, number = divmod(len(rounds), len(pairs))
+        old, new = pairs[number]
         for checkout in (old, new) if turn % 4 < 2 else (new, old):
             checkout.fork()
         found: dict[str, Times] = {}
         for index, name in enumerate(names):
-            if calls[name] == LEAST_CALLS and len(rounds) % LONG_CASES_EVERY != 0:
+            if calls[name] == LEAST_CALLS and (turn + number) % LONG_CASES_EVERY != 0:
                 continue
             order = (old, new) if (index + turn) % 2 == 0 else (new, old)
             times = {checkout: checkout.burst(name, calls[name]) for checkout in order}
