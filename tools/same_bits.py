@@ -25,22 +25,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Group: file and function of its cases, and the environment that makes it what it is. Each runs in a process of its own
+CHAINS, MODELS = "same_bits_chains", "same_bits_models"
+# Group: the environment that makes it what it is, file and functions of its cases. Each runs in a process of its own
 # because an instruction set, Triton's interpreter and caches of the package belong to a process.
-GROUPS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "torch": ("same_bits_chains", "plain_torch", {}),
-    "cpu-baseline": ("same_bits_chains", "native", {"FASTMALADE_CPU_ISA": "baseline"}),
-    "cpu-avx2": ("same_bits_chains", "native", {"FASTMALADE_CPU_ISA": "avx2"}),
-    "cpu-avx512": ("same_bits_chains", "native", {"FASTMALADE_CPU_ISA": "avx512"}),
-    "triton": ("same_bits_chains", "interpreted_triton", {"TRITON_INTERPRET": "1"}),
-    "images": ("same_bits_models", "kinds_of_images", {}),
-    "compiled": ("same_bits_models", "compiled", {}),
-    "defenses": ("same_bits_models", "all_defenses", {}),
-    "classifiers": ("same_bits_models", "classifiers", {}),
-    "attacks": ("same_bits_models", "all_attacks", {}),
-    "libraries": ("same_bits_models", "libraries", {}),
-    "trainings": ("same_bits_models", "trainings", {}),
-    "files": ("same_bits_models", "files", {}),
+GROUPS: dict[str, tuple[dict[str, str], str, tuple[str, ...]]] = {
+    "torch": ({}, CHAINS, ("plain_torch",)),
+    "cpu-baseline": ({"FASTMALADE_CPU_ISA": "baseline"}, CHAINS, ("native",)),
+    "cpu-avx2": ({"FASTMALADE_CPU_ISA": "avx2"}, CHAINS, ("native",)),
+    "cpu-avx512": ({"FASTMALADE_CPU_ISA": "avx512"}, CHAINS, ("native",)),
+    "attacks": ({}, MODELS, ("classifiers", "all_attacks", "libraries")),
+    "trainings": ({}, MODELS, ("trainings", "compiled")),
+    "defenses": ({}, MODELS, ("kinds_of_images", "all_defenses", "files")),
+    "triton": ({"TRITON_INTERPRET": "1"}, CHAINS, ("interpreted_triton",)),
 }
 
 
@@ -52,11 +48,14 @@ def run_group(name: str, out: Path) -> None:
 
     import fastmalade
 
-    file, function, _ = GROUPS[name]
-    cases = Cases()
-    getattr(importlib.import_module(file), function)(cases)
-    setting = {"torch": torch.__version__, "numpy": numpy.__version__, "machine": platform.machine()}
-    found = {"package": fastmalade.__file__, "setting": setting, "left_out": cases.left_out, "cases": cases.found}
+    _, file, functions = GROUPS[name]
+    found: dict[str, Any] = {"package": fastmalade.__file__, "left_out": "", "cases": {}}
+    found["setting"] = {"torch": torch.__version__, "numpy": numpy.__version__, "machine": platform.machine()}
+    for function in functions:
+        cases = Cases()
+        getattr(importlib.import_module(file), function)(cases)
+        found["cases"] |= {f"{name}/{function}: {case}": entry for case, entry in cases.found.items()}
+        found["left_out"] += cases.left_out
     out.write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -69,16 +68,16 @@ def record(out: Path, groups: list[str], jobs: int) -> int:
         runs = {name: pool.submit(_group, name, Path(folder) / f"{name}.json") for name in groups}
         for number, (name, run) in enumerate(runs.items(), 1):
             found, message = run.result()
-            cases = found.get("cases", {name: {"error": message}})
+            cases = found.get("cases", {f"{name}/": {"error": message}})
             errors = {case: entry["error"] for case, entry in cases.items() if "error" in entry}
             record |= {key: found[key] for key in ("package", "setting") if key in found}
-            record["cases"] |= {f"{name}/{case}": entry for case, entry in cases.items()}
+            record["cases"] |= cases
             failed += len(errors)
             note = f"left out: {found['left_out']}" if found.get("left_out") else f"{len(cases)} results"
             seconds = time.perf_counter() - started
             print(f"[{number}/{len(runs)}] {seconds:5.1f} s  {name}: {note}", file=sys.stderr, flush=True)
             for case, error in errors.items():
-                print(f"    {name}/{case}: {error}", file=sys.stderr)
+                print(f"    {case}: {error}", file=sys.stderr)
     out.write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
     print(f"{len(record['cases'])} results of {record['package']}, {failed} failed: {out}", file=sys.stderr)
     return 1 if failed else 0
@@ -88,7 +87,7 @@ def _group(name: str, out: Path) -> tuple[dict[str, Any], str]:
     """What ``run_group`` found in a process of its own, or an empty dict and the end of what that process said."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FASTMALADE_", "TRITON_"))}
     # Threads that spin while they wait would take the time of the group beside this one.
-    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONHASHSEED": "0", **GROUPS[name][2]}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONHASHSEED": "0", **GROUPS[name][0]}
     command = [sys.executable, __file__, "group", name, str(out)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0 or not out.is_file():
@@ -102,23 +101,23 @@ def compare(first: Path, second: Path) -> int:
     if old["setting"] != new["setting"]:
         print(f"recorded under different settings: {old['setting']} and {new['setting']}")
     verdicts: dict[str, list[str]] = {"equal": [], "different": [], "missing": []}
+    whole = [{name.split("/")[0] for name in record["cases"]} for record in (old, new)]
+    for group in sorted(whole[0] ^ whole[1]):
+        print(f"missing: all of {group} in {second if group in whole[0] else first}")
     for name in dict.fromkeys([*old["cases"], *new["cases"]]):
         entries = [record["cases"].get(name, {"error": "not there"}) for record in (old, new)]
-        if any("error" in entry for entry in entries):
-            verdict = "missing"
-            name += "".join(
-                f"\n        {which}: {e['error']}" for which, e in zip("ab", entries, strict=True) if "error" in e
-            )
-        else:
-            verdict = "equal" if entries[0] == entries[1] else "different"
+        errors = [entry.get("error") for entry in entries]
+        verdict = "missing" if any(errors) else "equal" if entries[0] == entries[1] else "different"
         verdicts[verdict].append(name)
-    for verdict in ("different", "missing"):
-        for name in verdicts[verdict]:
+        if verdict != "equal" and name.split("/")[0] in whole[0] & whole[1]:
             print(f"{verdict}: {name}")
+            for path, error in zip((first, second), errors, strict=True):
+                if error:
+                    print(f"    {path}: {error}")
     groups = collections.Counter(name.split("/")[0] for name in verdicts["equal"])
     print("equal by group: " + ", ".join(f"{name} {count}" for name, count in groups.items()))
     print(", ".join(f"{len(names)} {verdict}" for verdict, names in verdicts.items()))
-    return 1 if verdicts["different"] or verdicts["missing"] or not verdicts["equal"] else 0
+    return 0 if len(verdicts["equal"]) == sum(map(len, verdicts.values())) > 0 else 1
 
 
 def main() -> int:

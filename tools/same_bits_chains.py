@@ -55,6 +55,7 @@ def chain_sizes(cases: Cases, backend: str, models: Any, batches: Sequence[int],
         name, x = f"{shape} {hidden} batch {batch} threads {count}", uniforms(batch, *shape)
         cases.add(f"{name}: forward", purifier, x, seed=SEED, threads=count)
         cases.add(f"{name}: gradient", value_and_gradient, purifier, x, seed=SEED, threads=count)
+        cases.add(f"{name}: purify", purifier.purify, x.numpy(), seed=SEED, threads=count)
 
 
 def chain_arguments(cases: Cases, name: str, backend: str, r: Any, x: Tensor, budgets: Sequence[int | None]) -> None:
@@ -109,6 +110,8 @@ def chain_configs(cases: Cases, backend: str, model: Autoencoder, x: Tensor) -> 
         cases.add(f"{name}: trajectory", purifier.trajectory, x, seed=1)
         cases.add(f"{name}: gradient", value_and_gradient, purifier, x, seed=1)
         cases.add(f"{name}: purify", purifier.purify, x, seed=1, n_steps=2)
+    changing = Purifier(autoencoder(x.shape[1:], model.hidden_channels), ChainConfig(2), backend=backend)
+    cases.add("changed weights", changed_weights, changing, x)
     planned = Purifier(model, ChainConfig(7), backend=backend)
     torch.set_num_threads(1)
     least = planned.gradient_plan(x).least_bytes
@@ -118,6 +121,21 @@ def chain_configs(cases: Cases, backend: str, model: Autoencoder, x: Tensor) -> 
         cases.add(f"plan {index} threads {threads}", planned.gradient_plan, x, max_bytes=budget, threads=threads)
     # Two threads of a native backend each keep their own.
     return [None, *(2 * least * factor for factor in (1, 2, 4)), 2**40]
+
+
+def changed_weights(purifier: Purifier, x: Tensor) -> list[Tensor]:
+    """Results before and after the parameters change in place and are replaced: nothing kept of them may be stale."""
+    results = [purifier(x, seed=1)]
+    for change in range(3):
+        for parameter in purifier.autoencoder.parameters():
+            if change == 0:
+                parameter.mul_(0.9)
+            elif change == 1:
+                parameter.data = parameter.data + 0.01
+            else:
+                parameter.data.numpy()[...] *= 1.1
+        results.append(purifier(x, seed=1))
+    return results
 
 
 def operators(cases: Cases, backend: str, model: Autoencoder, x: Tensor) -> None:
