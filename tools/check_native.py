@@ -2,7 +2,7 @@
 
     python tools/check_native.py                       address+undefined, then thread, on the widest set of this machine
     python tools/check_native.py address --isa baseline
-    python tools/check_native.py wide                  16 lanes on a processor with AVX2: the same bits as 8 lanes
+    python tools/check_native.py wide                  16 lanes give the bits of 8 lanes; needs AVX2
     python tools/check_native.py symbols               no object of wide instructions offers the linker a function
 
 Exit status 0 if every check passes, 1 on a finding, 2 if a check cannot run on this machine.
@@ -50,9 +50,11 @@ def find_compiler() -> str:
 
 
 def compile_kernel(folder: Path, isa: str, extra: list[str], optimisation: str) -> Path:
-    """One object of the kernels, with setup.py's flags except for the optimisation level."""
+    """One object of the kernels, with setup.py's flags but for the optimisation level; one that is there is taken."""
     setup = load_setup()
-    target = folder / f"kernels_{isa}.o"
+    target = folder / "".join([f"kernels_{isa}", optimisation, *extra, ".o"])
+    if target.exists():
+        return target
     flags = setup.kernel_flags("avx2" if isa == "wide" else isa)
     flags = [flag for flag in flags if not flag.startswith(("-O", "-g"))] + [optimisation, "-Wall", "-Wextra"]
     lanes = ["-DFASTMALADE_LANES=16"] if isa == "wide" else []
@@ -67,7 +69,7 @@ def build_driver(folder: Path, isa: str, extra: list[str], optimisation: str) ->
     kernel = compile_kernel(folder, isa, extra, optimisation)
     program = folder / f"driver_{isa}"
     sources = [DRIVER, *(ROOT / source for source in load_setup().ENGINE_SOURCES)]
-    command = [find_compiler(), "-std=c++17", "-O1", "-g", "-pthread", "-Wall", "-Wextra", *extra,
+    command = [find_compiler(), "-std=c++17", "-O0", "-g1", "-pthread", "-Wall", "-Wextra", *extra,
                f"-DFASTMALADE_ISA={isa}", f"-I{ROOT / 'kernels'}", *map(str, sources), str(kernel),
                "-o", str(program)]  # fmt: skip
     subprocess.run(command, check=True)
@@ -89,11 +91,13 @@ def check_sanitizer(folder: Path, kind: str, isa: str) -> None:
 
 
 def check_wide(folder: Path) -> None:
-    """The 16-lane code on two 8-lane halves gives the bits of the 8-lane code."""
-    if load_setup().widest_isa() in {None, "baseline"}:
+    """The 16-lane code gives the bits of the 8-lane code; without AVX-512 it runs on two 8-lane halves."""
+    widest = load_setup().widest_isa()
+    if widest in {None, "baseline"}:
         print("the 16-lane check needs AVX2 and FMA, which this processor lacks")
         raise SystemExit(2)
-    outputs = [run_driver(build_driver(folder, isa, [], "-O1"), "dump").splitlines()[:-1] for isa in ("avx2", "wide")]
+    isas = ("avx2", "avx512" if widest == "avx512" else "wide")
+    outputs = [run_driver(build_driver(folder, isa, [], "-O0"), "dump").splitlines()[:-1] for isa in isas]
     if outputs[0] != outputs[1] or not outputs[0]:
         raise RuntimeError("16 lanes and 8 lanes give different bits")
     print(f"{len(outputs[0])} results equal to the bit with 8 and with 16 lanes")
@@ -121,16 +125,15 @@ def main() -> int:
         "--isa", default=load_setup().widest_isa() or "baseline", help="instruction set for the sanitizers"
     )
     arguments = parser.parse_args()
-    for check in arguments.checks:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+    with tempfile.TemporaryDirectory() as name:
+        for check in arguments.checks:
             try:
                 if check in SANITIZERS:
-                    check_sanitizer(folder, check, arguments.isa)
+                    check_sanitizer(Path(name), check, arguments.isa)
                 elif check == "wide":
-                    check_wide(folder)
+                    check_wide(Path(name))
                 elif check == "symbols":
-                    check_symbols(folder)
+                    check_symbols(Path(name))
                 else:
                     parser.error(f"check: expected address, thread, wide or symbols, got {check}")
             except (RuntimeError, subprocess.CalledProcessError) as error:
