@@ -44,7 +44,7 @@ def accuracy_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> st
     """Percentages with 95% intervals in Markdown, one line per defence.
 
     Args:
-        results: defence -> column -> {"correct": right answers, "n": out of so many}. Cells with fewer images than
+        results: defence -> column -> {"correct": right answers, "n": number of images}. Cells with fewer images than
             the largest say how many they stand for.
     """
     columns = list(dict.fromkeys(column for entries in results.values() for column in entries))

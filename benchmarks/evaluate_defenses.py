@@ -7,10 +7,10 @@ defence); PGD with BPDA, and PGD through the exact gradient, both with fresh ran
 paper's counter attacks A and B too. Counts are of images still classified correctly, by a majority of fresh queries
 under the adaptive attacks.
 
-An interrupted run goes on from --output, where every count that is there stays, and from the attacks' own checkpoints
-in --cache; one of fewer images goes on with the next ones. The adaptive attacks run each defence a hundred times per
-image, those on Defense-GAN and DIP-INC take minutes for each: run them with fewer images. The table says for how many a
-figure stands where that is not the most.
+An interrupted run resumes from --output, keeping every count, and from the attacks' own checkpoints in --cache; a run
+with more images measures only the new ones. The adaptive attacks run each defence about a hundred times per image; on
+Defense-GAN and DIP-INC that takes minutes per image, so run those with fewer. The table gives the number of images
+where a figure has fewer than the others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PAPERS = {
     "defense-gan": "000 Table 1, FGSM 0.3 made with a substitute model: 84.2 to 89.7",
     "magnet": "000 Table 1, the same: 90.3 to 97.9; 003 Table 2 at eps 0.1: FGSM 69, PGD 49",
     "apudae": "003 Table 2 at eps 0.1, n = 15, alpha = 0.01: clean 97.3, FGSM 96.4, PGD 95.1; direct 97.3, 93.4, 91.2",
-    "inc": "004 Figure 3: FGSM on a classifier of its own, a curve without printed figures",
+    "inc": "004 Figure 3: FGSM on the paper's own classifier, a curve without printed figures",
 }
 
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--defenses", default="", help="names, comma-separated; all by default")
     parser.add_argument("--columns", default="", help="columns of the table, comma-separated; all by default")
     parser.add_argument("--images", type=int, default=1000, help="digits for the attacks on the bare classifier")
-    parser.add_argument("--adaptive-images", type=int, default=1000, help="so many of them for the adaptive attacks")
+    parser.add_argument("--adaptive-images", type=int, default=1000, help="number of them for the adaptive attacks")
     parser.add_argument("--steps", type=int, default=40, help="steps of the adaptive attacks, of 0.01 each")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/defenses-accuracy.json"))
     parser.add_argument("--cache", type=Path, default=Path("runs/attacked"))

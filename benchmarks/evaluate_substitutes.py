@@ -4,10 +4,10 @@
 
 Three attackers, each with FGSM and with BIM of 20 steps: "bare" attacks classifier C as it is; "substitute" trains a
 network of C's architecture on the defended classifier's answers; "combined" trains a network on the purifier's images
-and attacks it together with C. Their own digits are of the training set; the start of the test set is judged. Counted
-is how many are fooled, of those that substitute and target both had right.
+and attacks it together with C. The attackers' digits come from the training set, the judged ones are the first of the
+test set. Counts are of digits fooled, among those that substitute and target both had right.
 
-An interrupted run goes on from --output, where every defence that is there stays, and from what was asked in --cache.
+An interrupted run resumes from --output, keeping finished defences, and from the queries in --cache.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/gradient_memory.py --output benchmarks/results/gradient-memory.json
 
-Printed is how far the process's resident memory rises above what it was before the call, with everything loaded and
-the libraries warm from a gradient of one image. The operating system counts (VmHWM of /proc/self/status, reset before
-the call): Linux with glibc only. Forward pass, backward pass and the result are inside.
+Prints how far the process's resident memory rises above what it was before the call, with everything loaded and the
+libraries warmed up by a gradient of one image. The operating system measures it (VmHWM of /proc/self/status, reset
+before the call): Linux with glibc only. Forward pass, backward pass and the result are included.
 """
 
 from __future__ import annotations

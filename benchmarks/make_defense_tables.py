@@ -1,12 +1,12 @@
-"""Write the tables of rival defences into README.md and docs/defenses.md from committed results.
+"""Write the tables of rival defences into docs/defenses.md from committed results.
 
-    python benchmarks/make_defense_tables.py            # rewrites both
+    python benchmarks/make_defense_tables.py            # rewrites them
     python benchmarks/make_defense_tables.py --check    # only says whether they are up to date
 
 Times come from ``fastmalade bench defenses --output benchmarks/results/bench-defenses.json``, accuracy from
 ``python benchmarks/evaluate_defenses.py`` and ``python benchmarks/evaluate_substitutes.py``. Blocks stand between
-``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``: ``rivals`` in README.md, ``defense-times``, ``defense-accuracy`` and
-``substitute-attacks`` in docs/defenses.md; nothing else is touched.
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``: ``rivals``, ``defense-times``, ``defense-accuracy`` and
+``substitute-attacks``; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastmalade.bench.defenses import ratios
 TIMES = Path("benchmarks/results/bench-defenses.json")
 ACCURACY = Path("benchmarks/results/defenses-accuracy.json")
 SUBSTITUTES = Path("benchmarks/results/substitutes.json")
-# Row of README's table: its contender in the timing run and its defence in the accuracy run.
+# Row of the first table: its contender in the timing run and its defence in the accuracy run.
 ROWS = (
     ("MALADE, native", "malade native", "malade"),
     ("MALADE, PyTorch eager", "malade eager", None),
@@ -48,7 +48,7 @@ THREADS, BATCH = 1, 64
 
 
 def rivals(times: dict[str, Any], accuracy: dict[str, Any]) -> str:
-    """README's table: microseconds per image beside accuracy in percent."""
+    """The first table: microseconds per image beside accuracy in percent."""
     medians = _medians(times)
     steps = times["settings"]["steps"]
     head = ["defence", *(f"N = L = {n}, us" for n in steps), *(f"{title}, %" for title, _ in COLUMNS)]
@@ -118,16 +118,16 @@ def _share(entry: dict[str, Any] | None) -> str:
 
 def pages(times: dict[str, Any], accuracy: dict[str, Any], substitutes: dict[str, Any]) -> dict[Path, str]:
     """File -> its text with the blocks renewed."""
-    readme, docs = ROOT / "README.md", ROOT / "docs" / "defenses.md"
-    found = {path: path.read_text(encoding="utf-8") for path in (readme, docs)}
-    for path, name, block in (
-        (readme, "rivals", rivals(times, accuracy)),
-        (docs, "defense-times", time_tables(times)),
-        (docs, "defense-accuracy", accuracy_table(accuracy["results"])),
-        (docs, "substitute-attacks", substitute_table(substitutes["results"])),
+    docs = ROOT / "docs" / "defenses.md"
+    text = docs.read_text(encoding="utf-8")
+    for name, block in (
+        ("rivals", rivals(times, accuracy)),
+        ("defense-times", time_tables(times)),
+        ("defense-accuracy", accuracy_table(accuracy["results"])),
+        ("substitute-attacks", substitute_table(substitutes["results"])),
     ):
-        found[path] = replaced(found[path], block, f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
-    return found
+        text = replaced(text, block, f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
+    return {docs: text}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource, Steps
 from fastmalade.bench.task import final_bounds, make_images
 
 pytest.importorskip("pytest_benchmark")
@@ -21,44 +22,38 @@ def _per_image(benchmark, task):
     benchmark.extra_info["isa"] = cpu.isa_in_use()
 
 
+def _chain(task):
+    """Images, weights, steps and noise of the task's chain."""
+    steps = Steps(tuple(task.step_sizes), tuple(task.noise_scales), *map(tuple, final_bounds(task.n_steps)))
+    return torch.from_numpy(make_images(task)), task.weights, steps, NoiseSource(1, torch.arange(task.batch))
+
+
 def test_langevin_chain(benchmark, task, form):
-    x, ids = torch.from_numpy(make_images(task)), torch.arange(task.batch)
-    lows, highs = final_bounds(task.n_steps)
+    x, *chain = _chain(task)
     _per_image(benchmark, task)
-    result = benchmark(
-        cpu.langevin_chain, x, task.weights, task.step_sizes, task.noise_scales, lows, highs,
-        seed=1, sample_ids=ids, form=form,
-    )  # fmt: skip
-    assert result.shape == x.shape
-
-
-def _gradient_call(task):
-    x = torch.from_numpy(make_images(task))
-    lows, highs = final_bounds(task.n_steps)
-    settings = (x, task.weights, task.step_sizes, task.noise_scales, lows, highs)
-    return x, settings, {"seed": 1, "sample_ids": torch.arange(task.batch)}
+    assert benchmark(cpu.langevin_chain, x, *chain, form=form).shape == x.shape
 
 
 def test_chain_gradient(benchmark, task, form):
     """The way back with nothing kept: the chain run again and recorded, then reversed."""
-    x, settings, options = _gradient_call(task)
+    x, *chain = _chain(task)
     _per_image(benchmark, task)
-    assert benchmark(cpu.chain_gradient, x, *settings, **options, form=form).shape == x.shape
+    assert benchmark(cpu.chain_gradient, x, x, *chain, form=form).shape == x.shape
 
 
 def test_recorded_chain(benchmark, task, form):
     """The chain with its activations kept, in memory that is fresh at each call where it is large."""
-    x, settings, options = _gradient_call(task)
+    x, *chain = _chain(task)
     _per_image(benchmark, task)
-    assert benchmark(cpu.recorded_chain, *settings, **options, form=form)[0].shape == x.shape
+    assert benchmark(cpu.recorded_chain, x, *chain, form=form)[0].shape == x.shape
 
 
 def test_recorded_gradient(benchmark, task, form):
     """The way back from kept activations."""
-    x, settings, options = _gradient_call(task)
-    _, kept = cpu.recorded_chain(*settings, **options, form=form)
+    x, *chain = _chain(task)
+    _, kept = cpu.recorded_chain(x, *chain, form=form)
     _per_image(benchmark, task)
-    assert benchmark(kept.gradient, x, task.weights).shape == x.shape
+    assert benchmark(kept.gradient, x).shape == x.shape
 
 
 def test_autoencoder_forward(benchmark, task, form):

@@ -1,4 +1,4 @@
-"""Microbenchmark of the chain around a module of the user's: what update and noise cost beside its forward pass."""
+"""Microbenchmark of the chain around a user's module: what update and noise cost beside its forward pass."""
 
 from __future__ import annotations
 

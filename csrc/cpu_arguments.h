@@ -141,7 +141,7 @@ AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
     if (addresses.size() != 10) fail("weights", "10 addresses", std::to_string(addresses.size()));
     const float* p[10];
     for (size_t n = 0; n < 10; ++n) p[n] = pointer<const float>("weights", addresses[n], true);
-    return AutoencoderWeights{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
+    return AutoencoderWeights::of(p);
 }
 
 std::vector<float> check_numbers(const char* what, const std::vector<double>& values, size_t count) {

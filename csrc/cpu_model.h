@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu_arguments.h"
-#include "exchange.h"
+#include "dlpack_table.h"
 
 namespace {
 
@@ -43,7 +43,7 @@ bool is_plain_tensor(const py::tuple& types, PyObject* tensor) {
 // which is not. capsule: holds the table; types: the classes that plain tensors are of; x: (B, C, H, W); weights: a
 // tuple of ten
 py::object read_model(const py::capsule& capsule, const py::tuple& types, py::handle x, const py::tuple& weights) {
-    using namespace fastmalade::exchange;
+    using namespace fastmalade::dlpack;
     const Table* const table = table_of(capsule);
     Tensor images, array;
     if (!table || weights.size() != 10 || !is_plain_tensor(types, x.ptr())) return py::none();

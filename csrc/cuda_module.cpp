@@ -52,7 +52,7 @@ AutoencoderWeights check_weights(const std::vector<uintptr_t>& addresses) {
     if (addresses.size() != 10) fail("weights", "10 addresses", std::to_string(addresses.size()));
     const float* arrays[10];
     for (size_t n = 0; n < 10; ++n) arrays[n] = pointer<const float>("weights", addresses[n], true);
-    return weights_of(arrays);
+    return AutoencoderWeights::of(arrays);
 }
 
 FormName find_form(const std::string& name) {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -92,14 +93,7 @@ def inc_stage(runs: Path, data: Path) -> None:
     _finish("autoencode-mnist", "Autoencode-and-classify (paper 004, appendix A)", both, report, data)
     defense = InvertAndClassify(model.decoder)
     images = validation[:ETA_IMAGES]
-    with torch.no_grad():
-        purified = torch.cat(
-            [
-                defense(part, seed=SEED, sample_ids=range(first, first + len(part)))
-                for first, part in zip(range(0, len(images), 250), images.split(250), strict=True)
-            ]
-        )
-    defense.eta = float(defense.distance(images, purified).quantile(1 - ETA_RATE))
+    defense.eta = float(defense.distance(images, _purified(defense, images, 250)).quantile(1 - ETA_RATE))
     extra = {"eta": {"images": f"first {ETA_IMAGES} of the validation split", "rejected": ETA_RATE}}
     _finish("inc-mnist", "INC with the decoder of a variational autoencoder (paper 004)", defense, report, data, extra)
 
@@ -133,6 +127,16 @@ def magnet_stage(runs: Path, data: Path) -> None:
     _write("magnet-mnist", "MagNet with the autoencoder of mala-mnist", defense, facts, data)
 
 
+def _purified(defense: Defense, images: Tensor, size: int) -> Tensor:
+    """Images (n, 1, 28, 28) purified in batches of ``size``."""
+    with torch.no_grad():
+        parts = [
+            defense(part, seed=SEED, sample_ids=range(first, first + len(part)))
+            for first, part in zip(range(0, len(images), size), images.split(size), strict=True)
+        ]
+    return torch.cat(parts)
+
+
 def _finish(
     name: str, title: str, defense: Defense, report: Any, data: Path, extra: dict[str, object] | None = None
 ) -> None:
@@ -146,13 +150,8 @@ def _write(name: str, title: str, defense: Defense, facts: dict[str, object], da
     stored = Defense.from_pretrained(name)
     count = CARD_IMAGES.get(name, 10_000)
     images, labels = (part[:count] for part in load_mnist("test", data))
-    parts = []
-    for first in range(0, count, 100):
-        part = images[first : first + 100]
-        with torch.no_grad():
-            parts.append(stored(part, seed=SEED, sample_ids=range(first, first + len(part))))
     classifier = in_channels_last(load_classifier("mnist-c"))
-    correct = accuracy(classifier, torch.cat(parts), labels)
+    correct = accuracy(classifier, _purified(stored, images, 100), labels)
     facts["test_accuracy_clean_purified"] = shipped.proportion(correct, count)
     facts["defense"] = stored.settings()  # type: ignore[operator]
     save_defense(defense, path, training=facts, dtype="float16")

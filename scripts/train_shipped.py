@@ -16,15 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastmalade import Purifier, __version__
 from fastmalade.data import find_data_dir, load_mnist
-from fastmalade.evaluation import ATTACK_CHUNK, accuracy, attacked, wilson_interval
+from fastmalade.evaluation import accuracy, attacked_images, wilson_interval
 from fastmalade.evaluation.tuning import TuningResult, tune_chain
-from fastmalade.files import replacing
 from fastmalade.models import Autoencoder, in_channels_last
 from fastmalade.models.registry import load_classifier, save_classifier
 from fastmalade.training import TrainingReport, train_autoencoder, train_classifier
@@ -140,36 +138,15 @@ def search_chain(
     images, labels = (part[:TUNING_IMAGES] for part in load_mnist("validation", data))
     conditions = {"clean": (images, labels)}
     for attack, epsilon in TUNING_ATTACKS:
-        conditions[f"{attack} {epsilon:g}"] = (
-            _attacked_validation(classifier, images, labels, attack, epsilon, runs),
-            labels,
-        )
+        print(f"attacking {len(images)} validation images: {attack}, eps {epsilon:g}", flush=True)
+        made = attacked_images(classifier, images, labels, attack, epsilon, seed=SEED, cache_dir=runs)  # type: ignore[arg-type]
+        conditions[f"{attack} {epsilon:g}"] = (made, labels)
 
     def show(done: int, total: int, result: TuningResult) -> None:
         shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.accuracies.items())
         print(f"  {done}/{total} score {result.score:.4f}: {shown}  {result.chain}", flush=True)
 
     return tune_chain(model, classifier, conditions, seed=SEED, progress=show, **options)
-
-
-def _attacked_validation(
-    classifier: nn.Module, images: Tensor, labels: Tensor, attack: str, epsilon: float, runs: Path
-) -> Tensor:
-    """Attacked validation images, kept in ``runs`` under a name that changes with the classifier."""
-    digest = hashlib.sha256()
-    for tensor in classifier.state_dict().values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    path = runs / f"validation-{attack}-{epsilon:g}-{len(images)}-{digest.hexdigest()[:12]}.npy"
-    if not path.exists():
-        print(f"attacking {len(images)} validation images: {attack}, eps {epsilon:g}", flush=True)
-        parts = [
-            attacked(classifier, x, y, attack, epsilon, seed=SEED, first_chunk=index).numpy()  # type: ignore[arg-type]
-            for index, (x, y) in enumerate(zip(images.split(ATTACK_CHUNK), labels.split(ATTACK_CHUNK), strict=True))
-        ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            np.save(partial, np.concatenate(parts))
-    return torch.from_numpy(np.load(path))
 
 
 def proportion(correct: int, n: int) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
     python tools/check_native.py                       address+undefined, then thread, on the widest set of this machine
     python tools/check_native.py address --isa baseline
-    python tools/check_native.py wide                  16 lanes on a processor with AVX2: same bits as 8 lanes
-    python tools/check_native.py symbols               no wide instruction can leak into the portable code
+    python tools/check_native.py wide                  16 lanes on a processor with AVX2: the same bits as 8 lanes
+    python tools/check_native.py symbols               no object of wide instructions offers the linker a function
 
-Exit status 0 if every check passes, 1 on a finding, 2 where a check cannot run here.
+Exit status 0 if every check passes, 1 on a finding, 2 if a check cannot run on this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "tools" / "native_driver.cpp"
-# Instrumented for addresses and undefined behaviour, the kernels take the optimiser minutes; for threads they run long.
+# Optimising kernels instrumented for addresses and undefined behaviour takes minutes; the thread sanitizer makes them
+# so slow that optimising pays.
 SANITIZERS = {
     "address": ("-O0", ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]),
     "thread": ("-O1", ["-fsanitize=thread"]),
@@ -30,7 +31,7 @@ SANITIZERS = {
 
 
 def load_setup() -> ModuleType:
-    """setup.py as a module: the flags of every instruction set are kept there alone."""
+    """setup.py as a module: it alone knows the flags of every instruction set."""
     spec = importlib.util.spec_from_file_location("fastmalade_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None
@@ -40,7 +41,7 @@ def load_setup() -> ModuleType:
 
 
 def find_compiler() -> str:
-    """g++ or clang++; exits with status 2 where there is neither."""
+    """g++ or clang++; exits with status 2 if there is neither."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         print("no C++ compiler on this machine")
@@ -49,7 +50,7 @@ def find_compiler() -> str:
 
 
 def compile_kernel(folder: Path, isa: str, extra: list[str], optimisation: str) -> Path:
-    """One object of the kernels, with setup.py's flags but for the optimisation level."""
+    """One object of the kernels, with setup.py's flags except for the optimisation level."""
     setup = load_setup()
     target = folder / f"kernels_{isa}.o"
     flags = setup.kernel_flags("avx2" if isa == "wide" else isa)
@@ -74,7 +75,7 @@ def build_driver(folder: Path, isa: str, extra: list[str], optimisation: str) ->
 
 
 def run_driver(program: Path, *arguments: str) -> str:
-    """Output of the driver; raises where a comparison or a sanitizer found something."""
+    """Output of the driver; raises if a comparison or a sanitizer found something."""
     result = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"{program.name} ended with status {result.returncode}\n{result.stdout}{result.stderr}")
@@ -99,7 +100,7 @@ def check_wide(folder: Path) -> None:
 
 
 def check_symbols(folder: Path) -> None:
-    """Every object defines one strong symbol in its own namespace, and none that the linker may merge."""
+    """Every object defines one strong symbol in its own namespace, and none that the linker might merge."""
     for isa in load_setup().isa_flags():
         kernel = compile_kernel(folder, isa, [], "-O0")  # the less is inlined, the more would show
         listing = subprocess.run(["nm", "-C", str(kernel)], capture_output=True, text=True, check=True).stdout

@@ -2,10 +2,11 @@
 
     python tools/emulate_avx512.py --kernel vmlinuz
 
-For machines whose processor has no AVX-512. The driver of tools/check_native.py is built for both instruction sets; the
-one for AVX-512 boots as the only program of a Linux guest, the other runs here. Needs AVX2 here, and of Debian: bochs,
-bochs-term, bochsbios, vgabios, isolinux, syslinux-common, genisoimage, cpio, busybox-static, and a kernel image, for
-example from the package linux-image-cloud-amd64 (apt-get download, dpkg -x).
+For machines whose processor has no AVX-512; on one that has it, the tests run the kernels themselves. The driver of
+tools/check_native.py is built for both instruction sets: the AVX-512 one boots as the only program of a Linux guest,
+the other runs on this machine, which needs AVX2. From Debian it takes the packages bochs, bochs-term, bochsbios,
+vgabios, isolinux, syslinux-common, genisoimage, cpio and busybox-static, and a kernel image, for example that of
+linux-image-cloud-amd64 (apt-get download, dpkg -x).
 
 Exit status 0 if all results are the same, 1 on a difference, 2 where something is missing.
 """
@@ -28,7 +29,7 @@ ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")
 LDLINUX = Path("/usr/lib/syslinux/modules/bios/ldlinux.c32")
 BIOS, VGA_BIOS = Path("/usr/share/bochs/BIOS-bochs-latest"), Path("/usr/share/vgabios/vgabios.bin")
 PROGRAMS = ("bochs", "genisoimage", "busybox", "cpio")
-# The emulator's sizes for the compacted forms of XSAVE are not those that Linux computes, which would then hide AVX.
+# The emulator's sizes of the compacted forms of XSAVE are not those that Linux expects: left on, Linux would hide AVX.
 BOOT = "console=ttyS0 mitigations=off clearcpuid=xsaves,xsavec,mpx nopku quiet"
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -38,8 +39,8 @@ echo BEGIN
 echo END $?
 /bin/busybox poweroff -f
 """
-# The text display alone runs without a viewer. Nobody reads what it shows, and after some 64 kB it would wait for a
-# reader: it is asked to show as little as can be.
+# Only the text display runs without a viewer. Nobody reads its output, and after some 64 kB it would block: it is told
+# to show as little as possible.
 SETTINGS = """display_library: term
 vga: extension=none, update_freq=1, realtime=0
 cpu: model=corei7_skylake_x, count=1, ips=100000000, ignore_bad_msrs=1
@@ -83,12 +84,12 @@ def make_disc(folder: Path, kernel: Path, driver: Path) -> Path:
 
 
 def emulate(folder: Path, disc: Path, limit: float) -> list[str]:
-    """What the guest wrote between BEGIN and END; raises where it did not come to its end."""
+    """What the guest wrote between BEGIN and END; raises if it did not finish."""
     serial, log, settings, commands = (folder / name for name in ("serial", "log", "settings", "commands"))
     settings.write_text(SETTINGS.format(bios=BIOS, vga=VGA_BIOS, disc=disc, serial=serial, log=log), encoding="utf-8")
     commands.write_text("c\n", encoding="utf-8")  # Debian's build waits in its debugger until told to continue
     command = ["bochs", "-q", "-f", str(settings), "-rc", str(commands)]
-    # It starts on a terminal only, and then shows its text on one of its own.
+    # It only starts on a terminal.
     master, terminal = pty.openpty()
     process = subprocess.Popen(command, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal)
     os.close(terminal)
@@ -109,12 +110,12 @@ def emulate(folder: Path, disc: Path, limit: float) -> list[str]:
     print(file=sys.stderr)
     text = _written(serial)
     if "\nEND 0\n" not in text:
-        raise RuntimeError(f"the guest did not come to a good end:\n{text[-2000:]}")
+        raise RuntimeError(f"the guest did not finish:\n{text[-2000:]}")
     return text.split("BEGIN\n")[1].split("END 0\n")[0].splitlines()
 
 
 def _written(serial: Path) -> str:
-    """What the guest has written so far; nothing where it has not started."""
+    """What the guest has written so far."""
     return serial.read_text(encoding="utf-8", errors="replace").replace("\r", "") if serial.exists() else ""
 
 

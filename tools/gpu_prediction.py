@@ -1,9 +1,9 @@
-"""What the CUDA kernels should reach, from operations, barriers and issue rates: predictions, not results.
+"""Predicts the speed of the CUDA kernels from operations, barriers and issue rates. Nothing here is measured.
 
     python tools/gpu_prediction.py
 
-The machine is an H100 or H200: 132 multiprocessors of four schedulers, each of which starts one instruction of 32 lanes
-a cycle. Instructions of a loop are those that tools/gpu_resources.py counts in the machine code.
+The machine is an H100 or H200: 132 multiprocessors of four schedulers, each of which starts one instruction for 32
+lanes a cycle. The instructions of a loop are counted in the machine code by tools/gpu_resources.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARPS, POSITIONS = 8, 7  # of a block; in a row and a column of the middle layer
 
 
 def conv1_and_tail_cycles(loops: dict[int, int]) -> tuple[float, float]:
-    """Of the stages that all precisions share, as :func:`digits_cycles`."""
+    """:func:`digits_cycles` of the stages that all precisions share."""
     # A scheduler has two of the eight warps. conv1: a tile each, 5 rows of taps of one channel, two kinds of segment.
     conv1 = 5 * (loops[340] + loops[330]) + 2 * 70 * TANH
     quads = IMAGES * 196 / LANES / SCHEDULERS
@@ -33,7 +33,7 @@ def conv1_and_tail_cycles(loops: dict[int, int]) -> tuple[float, float]:
 
 
 def digits_cycles(loops: dict[int, int]) -> dict[str, float]:
-    """Cycles of a multiprocessor for one step of a group of eight, if a scheduler never waits.
+    """Cycles of a multiprocessor for one step of a group of eight, if no scheduler ever waits.
 
     ``loops``: instructions of the innermost loop by its multiply-adds.
     """
@@ -46,7 +46,7 @@ def digits_cycles(loops: dict[int, int]) -> dict[str, float]:
 
 
 class Products:
-    """The mma of a layer: its rows of positions, dealt out to warps in segments, their taps and blocks of K."""
+    """The mma of a layer: its rows of positions, shared out to warps in segments, their taps and blocks of K."""
 
     def __init__(self, stride: int, rows: int, groups: int, loose: int, segments: int) -> None:
         self.stride, self.rows, self.tiles, self.groups, self.loose = stride, rows, -(-rows // 16), groups, loose
@@ -57,17 +57,17 @@ class Products:
         return sum(0 <= self.stride * position + tap - 2 < self.stride * POSITIONS for tap in range(5))
 
     def of_segment(self, row: int, segment: int) -> tuple[int, int]:
-        """Of the whole eights of channels, and of the channels left over."""
+        """Products of the whole eights of channels, and of the channels left over."""
         positions = range(self.bounds[segment], self.bounds[segment + 1])
         whole = self.groups * self.taps(row) * sum(map(self.taps, positions))
         return whole * self.tiles, self.loose * len(positions) * self.tiles
 
     def all(self) -> int:
-        """Of one step of a group of eight images."""
+        """Products of one step of a group of eight images."""
         return sum(sum(self.of_segment(row, s)) for row in range(POSITIONS) for s in range(len(self.bounds) - 1))
 
     def bytes_of_one(self) -> float:
-        """Read from shared memory for an mma of a whole row: words of 32 lanes, and the weights of five taps."""
+        """Bytes read from shared memory for an mma of a whole row: words of 32 lanes, and weights of five taps."""
         activations = self.stride * POSITIONS * 2 * LANES * 4
         return (activations + 5 * self.rows * 8 * 4) / (sum(map(self.taps, range(POSITIONS))) * self.tiles)
 
@@ -87,7 +87,7 @@ def products(precision: str) -> tuple[Products, Products]:
 
 
 def tensor_cycles(loops: list[dict[str, int]], precision: str, rate: float) -> dict[str, float]:
-    """As :func:`digits_cycles`, of a form on tensor cores. rate: multiply-adds a cycle and multiprocessor.
+    """:func:`digits_cycles` of a form on tensor cores. rate: multiply-adds a cycle and multiprocessor.
 
     ``loops``: the innermost ones in the order of the code, conv1's two first, then for each segment of a layer that of
     eight channels and that of the channels left over.
@@ -111,14 +111,14 @@ def tensor_cycles(loops: list[dict[str, int]], precision: str, rate: float) -> d
 
 
 def read_loops(kernel: str) -> list[dict[str, int]]:
-    """Of a chain kernel on sm_90."""
+    """The innermost loops of a chain kernel on sm_90."""
     table = json.loads((ROOT / "benchmarks" / "results" / "gpu-resources.json").read_text(encoding="utf-8"))
     row = next(r for r in table["rows"] if r["kernel"].startswith(kernel) and r["arch"] == "sm_90")
     return list(row["loops"])
 
 
 def longest(loops: list[dict[str, int]]) -> dict[int, int]:
-    """Instructions by multiply-adds; the longer loop where two have as many of those."""
+    """Instructions of a loop by its multiply-adds; of the longer loop where two have the same number of those."""
     found: dict[int, int] = {}
     for loop in loops:
         found[loop["ffma"]] = max(found.get(loop["ffma"], 0), loop["instructions"])
@@ -175,8 +175,8 @@ def main() -> int:
         barriers = 5 * 500
         alone, whole = (10 * count / clock * 1e6 for count in (chain, chain + barriers))
         group = 10 * total / 0.85 / clock * 1e6
-        print(f"cluster, one image: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 cycles"
-              f" a step; {group:.0f} us for a group of eight in the form digits, with 15% stalls")  # fmt: skip
+        print(f"cluster, one image: {alone:.0f} us of dependent multiply-adds, {whole:.0f} us with 5 barriers of 500 "
+              f"cycles a step; {group:.0f} us for a group of eight in the form digits, with 15% stalls")  # fmt: skip
     return 0
 
 

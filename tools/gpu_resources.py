@@ -3,8 +3,8 @@
     python tools/gpu_resources.py            writes benchmarks/results/gpu-resources.json and docs/gpu-resources.md
 
 Compiles kernels/cuda with nvcc and reads what ptxas reports. Where cuobjdump is found (beside nvcc, on the path, or in
-an installed triton) the machine code is counted too: fused multiply-adds, loads, tensor-core instructions. The table
-carries a hash of the sources, so that a test can tell whether it is of today's.
+an installed triton) it counts instructions in the machine code too: fused multiply-adds, loads, tensor cores. The file
+has a hash of the sources, so that a test can tell whether it is up to date.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLE = ROOT / "docs" / "gpu-resources.md"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 HOT = ("chain", "gradient")
 PRECISIONS = ("fp32", "tf32x3", "tf32")  # as kernels/cuda/engine.h numbers them
-# By their first letters in the machine code of any generation.
+# Classes of instructions by their first letters, in the machine code of any generation.
 INSTRUCTIONS = {"ffma": ("FFMA",), "lds": ("LDS",), "ldg": ("LDG", "LD."), "local": ("LDL", "STL"),
                 "tensor": ("HMMA", "HGMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA", "UTCQMMA")}  # fmt: skip
 
@@ -56,7 +56,7 @@ def load_setup() -> Any:
 
 
 def nvcc_flags() -> list[str]:
-    """Those of the build."""
+    """The flags of the build."""
     return list(load_setup().NVCC_FLAGS)
 
 
@@ -134,7 +134,7 @@ def count_instructions(sass: str) -> dict[str, dict[str, int]]:
 
 
 def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
-    """The innermost loops of one kernel with 20 multiply-adds or a tensor core's product: what a chain's time is."""
+    """The innermost loops of a kernel with 20 multiply-adds or a tensor core's product, which take most of its time."""
     part = next(p for p in re.split(r"Function : ", sass)[1:] if short_name(p.splitlines()[0]) == kernel)
     code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", part)
     place = {int(address, 16): n for n, (address, _) in enumerate(code)}
@@ -145,7 +145,7 @@ def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
             bounds.append((place[int(jump.group(1), 16)], n))
     loops = []
     for first, last in bounds:
-        # A loop that holds another is not innermost; one that shares its start with a longer one is that loop's body.
+        # A loop that contains another is not innermost; of two with the same start the shorter is the other's body.
         if any((a, b) != (first, last) and first <= a and b <= last for a, b in bounds):
             continue
         body = [text for _, text in code[first : last + 1]]
@@ -157,7 +157,7 @@ def inner_loops(sass: str, kernel: str) -> list[dict[str, int]]:
 
 
 def demangle(text: str) -> str:
-    """With the C++ names written out."""
+    """``text`` with C++ names in their readable form."""
     return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
 
 
@@ -185,7 +185,7 @@ def compile_rows(architecture: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def spills(rows: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with the hot kernels: a line for each that spills."""
+    """A line for each hot kernel that spills."""
     return [
         f"{row['kernel']} on {row['arch']}: {row['spill_stores']} bytes stored, {row['spill_loads']} loaded"
         for row in rows
@@ -193,23 +193,24 @@ def spills(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def merged(values: list[Any]) -> str:
+    """One value for each generation of GPUs: "197 / 220 / 255", or a single one where all are equal."""
+    words = list(map(str, values))
+    return words[0] if len(set(words)) == 1 else " / ".join(words)
+
+
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """A table for people."""
-    columns = [
-        "kernel",
-        "arch",
-        "registers",
-        "stack_bytes",
-        "spill_stores",
-        "spill_loads",
-        *INSTRUCTIONS,
-        "instructions",
-    ]
-    head = ["kernel", "GPU", "registers", "stack bytes", "spill stores", "spill loads", "FFMA", "LDS", "LDG", "local",
-            "tensor core", "instructions"]  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    """A table for people: a row for each kernel, with a value for each generation of GPUs."""
+    columns = {"registers": "registers", "stack_bytes": "stack bytes", "spill_stores": "spill stores",
+               "spill_loads": "spill loads", "ffma": "FFMA", "lds": "LDS", "ldg": "LDG", "local": "local",
+               "tensor": "tensor core", "instructions": "instructions"}  # fmt: skip
+    lines = [f"| kernel | {' | '.join(columns.values())} |", "|" + "---|" * (len(columns) + 1)]
+    by_kernel: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: (r["kernel"], ARCHITECTURES.index(r["arch"]))):
-        lines.append(f"| {' | '.join(str(row.get(name, 'not read')) for name in columns)} |")
+        by_kernel.setdefault(row["kernel"], []).append(row)
+    for kernel, found in by_kernel.items():
+        cells = [merged([row.get(name, "not read") for row in found]) for name in columns]
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
     lines += [
         "",
         "Innermost loops on sm_90: of the chain for digits one input channel and one row of taps of a tile; of the "
@@ -224,6 +225,16 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def in_words(rows: list[dict[str, Any]]) -> str:
+    """The page docs/gpu-resources.md."""
+    return (
+        "# Resources of the CUDA kernels\n\n"
+        "Written by `python tools/gpu_resources.py`. Compiled, not run: nothing here is a speed. Counts are of "
+        "instructions in the machine code, each once however often it runs; shared memory is chosen at launch "
+        f"(`kernels/cuda/README.md`). Three values are those of {', '.join(ARCHITECTURES)}.\n\n{as_markdown(rows)}\n"
+    )
+
+
 def main() -> int:
     """Writes both files; 1 where a hot kernel spills."""
     sys.path.insert(0, str(ROOT))
@@ -234,14 +245,9 @@ def main() -> int:
         for architecture in ARCHITECTURES:
             print(f"compiling for {architecture}", flush=True)
             rows += compile_rows(architecture, Path(folder))
-    text = (
-        "# Resources of the CUDA kernels\n\nWritten by `python tools/gpu_resources.py`. Compiled, not run: "
-        "nothing here is a speed. Counts are of instructions in the machine code, each once however often it runs; "
-        "shared memory is chosen at launch (`docs/performance.md`).\n\n"
-    )
     for path, content in (
         (RESULTS, json.dumps({"source_hash": source_hash(), "rows": rows}, indent=1) + "\n"),
-        (TABLE, text + as_markdown(rows) + "\n"),
+        (TABLE, in_words(rows)),
     ):
         with replacing(path) as temporary:
             temporary.write_text(content, encoding="utf-8")

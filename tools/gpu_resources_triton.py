@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from gpu_resources import merged
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (80, 90, 100)
@@ -48,7 +50,7 @@ class Launch:
 
     @property
     def label(self) -> str:
-        """The kernel, and what tells its variants apart."""
+        """The kernel's name, and the constants in which its variants differ."""
         constants = dict(self.constants)
         told = ("C_IN", "C_OUT", "TAPS", "EPILOGUE", "CHANNELS", "NOISE", "CLAMPED", "BLOCK_M", "PRECISION")
         parts = [f"{name}={constants[name]}" for name in told if name in constants]
@@ -100,7 +102,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
 
 
 def one_of_each(launches: list[Launch]) -> list[Launch]:
-    """One variant of every kernel: with drawn noise where there is a choice, of the products those of wide tiles."""
+    """One variant of every kernel: with drawn noise where there is a choice; of products, the one with wide tiles."""
     chosen: dict[tuple[Any, ...], Launch] = {}
     for launch in launches:
         constants = dict(launch.constants)
@@ -188,7 +190,7 @@ def _tool(name: str) -> str:
 
 @contextmanager
 def _assembler_log() -> Iterator[io.StringIO]:
-    """Compilation that skips Triton's cache and prints what ptxas says into the given text."""
+    """A context in which compilation skips Triton's cache, and what ptxas prints goes into the text."""
     from triton import knobs
 
     log = io.StringIO()
@@ -229,11 +231,21 @@ def triton_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """The rows as a table."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(getattr(row, name)) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
+    """A table for people: a row for each variant of a kernel, with a value for each generation of GPUs."""
+    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("kernel", "architecture", "hot")]
+    lines = [
+        "| kernel | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    variants: dict[tuple[str, int], list[Row]] = {}
+    seen: Counter[tuple[str, str]] = Counter()  # variants that differ in the alignment of their arguments share a label
+    for row in rows:
+        seen[row.kernel, row.architecture] += 1
+        variants.setdefault((row.kernel, seen[row.kernel, row.architecture]), []).append(row)
+    for (kernel, _), found in variants.items():
+        cells = [merged([getattr(row, name) for row in found]) for name in names]
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
+    return "\n".join(dict.fromkeys(lines))
 
 
 def main() -> int:
@@ -251,8 +263,11 @@ def main() -> int:
         record = {"triton": triton.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
         with replacing(ROOT / "benchmarks" / "results" / "gpu-resources-triton.json") as path:
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        origin = f"Written by `python tools/gpu_resources_triton.py --write`, Triton {triton.__version__}."
-        text = f"# Resources of the Triton kernels\n\n{origin} Times are not yet measured on a GPU.\n\n"
+        text = (
+            f"# Resources of the Triton kernels\n\nWritten by `python tools/gpu_resources_triton.py --write`, Triton "
+            f"{triton.__version__}. Compiled, not run: nothing here is a speed. Three values are those of sm_80, sm_90 "
+            "and sm_100.\n\n"
+        )
         with replacing(ROOT / "docs" / "gpu-resources-triton.md") as path:
             path.write_text(f"{text}{as_markdown(rows)}\n", encoding="utf-8")
     spilling = [row for row in rows if row.hot and row.spill_store_bytes + row.spill_load_bytes > 0]

@@ -3,8 +3,8 @@
     python tools/tune_triton.py [--batch 4096] [--output FILE]
 
 For each stage in turn the fastest of a few tiles is kept, by the time of a chain and its gradient. Every process that
-starts afterwards reads the file; one written with --output is read where FASTMALADE_TRITON_CONFIG names it. Only block_m,
-num_warps and num_stages are tried: in float32 none of them changes a bit of a result
+starts afterwards reads the file; one written with --output is read where FASTMALADE_TRITON_CONFIG names it. Only
+block_m, num_warps and num_stages are tried: in float32 none of them changes a bit of a result
 (fastmalade/backends/triton/tiles.py). Not yet run on a GPU.
 """
 

@@ -3,7 +3,7 @@
     attack = PGD(epsilon=0.3, norm="linf", steps=40, step_size=0.01, eot=16, gradient="unrolled", seed=0)
     result = attack(defended, images, labels)
 
-Everything general comes from foolbox, ART and pyautoattack, see :mod:`fastmalade.attacks.libraries`.
+For general-purpose attacks use foolbox, ART or pyautoattack through :mod:`fastmalade.attacks.libraries`.
 """
 
 from __future__ import annotations

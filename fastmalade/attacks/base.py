@@ -45,10 +45,10 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """Settings that all gradient attacks share, and their loop. Use a subclass.
+    """Settings and loop of all gradient attacks. Use a subclass.
 
-    Calling an attack runs it; the same settings, seed, model and images give the same result. Noise is told apart by
-    sample ids, so the batch size changes a result by float rounding only (a sign can turn rounding of a gradient near
+    Calling an attack runs it; the same settings, seed, model and images give the same result. Noise depends on sample
+    ids, so the batch size changes a result by float rounding only (though a sign can turn rounding of a gradient near
     zero into a whole step of that pixel). Torch's global generator is neither read nor advanced.
 
     Args:
@@ -61,8 +61,8 @@ class Attack(ABC):
         loss: "cross_entropy" or "margin", see ``per_image_loss``.
         targeted: labels are the classes to reach instead of those to leave.
         noise: "fresh" draws new noise for every step, "fixed" keeps one draw of K for all steps of a restart.
-        early_stop: an image whose K draws are fooled on average, and that fools ``judge_chains`` more queries by the
-            rule ``judge``, is left as it is. Saves time; running on may fool more noise.
+        early_stop: stop attacking an image once its K draws are fooled on average and ``judge_chains`` more queries
+            are fooled by the rule ``judge``. Saves time; going on might fool more noise draws.
         judge: "majority" (more than half of the queries) or "mean" (class of the mean softmax).
         judge_chains: queries with fresh noise that decide about success.
         spread: record the cosine between the halves of the draws; needs eot >= 2.
@@ -70,7 +70,7 @@ class Attack(ABC):
         seed: of all random numbers of the attack, 0 <= seed < 2**64.
 
     Raises:
-        TypeError, ValueError: a wrong setting.
+        TypeError, ValueError: a setting of the wrong type or out of its range.
     """
 
     epsilon: float
@@ -130,7 +130,7 @@ class Attack(ABC):
         return cross_entropy_objective(target, self.loss)
 
     def _start(self, images: Tensor, seed: int, ids: Tensor, value_range: tuple[float, float]) -> Tensor:
-        """First iterate (B, C, H, W); ``seed`` is that of the restart."""
+        """First iterate (B, C, H, W); each restart has its own ``seed``."""
         return images.clone()
 
     @abstractmethod
@@ -153,7 +153,7 @@ class Attack(ABC):
 
         Args:
             model: a :class:`fastmalade.DefendedClassifier`, or any callable (B, C, H, W) -> logits (B, K) with
-                independent rows. A seed of its own is not used: the attacker knows the defence, not its noise.
+                independent rows. Its own seed is not used: the attacker knows the defence, not its noise.
                 Modules are in eval mode during the call.
             images: (n, C, H, W) float32 or float64 in the model's value range; never written to.
             labels: int64 (n,).
@@ -231,7 +231,7 @@ class _Run:
         self._clock = self._saved_at = time.perf_counter()
 
     def keep(self, save: Callable[[RunState], None]) -> None:
-        """Hand the state to ``save`` now and then."""
+        """Call ``save`` with the state from time to time."""
         self._save = save
 
     @property
@@ -256,8 +256,8 @@ class _Run:
         except Exception:
             raise
         except BaseException:
-            # Ctrl-C, or a signal that became an exception. Between two assignments of one step the state is not that of
-            # any step: the file before it stays then.
+            # Ctrl-C, or a signal that became an exception. Between the assignments of one step the state belongs to no
+            # step at all: then the file of the step before stays.
             if self._whole:
                 self._tick(save=True)
             raise
@@ -300,7 +300,7 @@ class _Run:
             state.batch, state.start, state.restart, state.step = {}, part.stop, 0, 0
 
     def _one_step(self, part: slice, images: Tensor, labels: Tensor, ids: Tensor) -> None:
-        """One gradient step of the images of the batch that are not settled; the state changes at its end only."""
+        """One gradient step of the images of the batch that are not settled; the state changes only at its end."""
         state, attack = self.state, self.attack
         active = (~state.batch["settled"]).nonzero()[:, 0]
         x, y = state.batch["x"][active], labels[active]
@@ -341,7 +341,7 @@ class _Run:
             state.step += 1
 
     def _end_restart(self, part: slice, labels: Tensor, ids: Tensor) -> None:
-        """Keep the last iterate of each image where it fools more queries than those of earlier restarts."""
+        """Keep the last iterate of each image where it fools more queries than earlier restarts did."""
         state, attack = self.state, self.attack
         batch = dict(state.batch)
         open_images = (~batch["settled"]).nonzero()[:, 0]
@@ -366,7 +366,7 @@ class _Run:
             state.step = 0
 
     def _fools(self, x: Tensor, labels: Tensor, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """:func:`judge` with noise of its own: neither that of the gradients nor that of the verdict."""
+        """:func:`judge` with its own noise, which neither the gradients nor the verdict use."""
         attack = self.attack
         seed = derive_seed(attack.seed, _SELECT, self.state.restart, step)
         return judge(self.target, x, labels, seed, ids, attack.judging, rows=self.rows)

@@ -23,7 +23,7 @@ class GradientCost:
 
     Attributes:
         seconds: of the defended classifier.
-        classifier_share: part of it that the classifier takes by itself, 0 to 1.
+        classifier_share: share of it that the classifier alone takes, 0 to 1.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ def gradient_cost(
         defended: the model.
         x, labels: images (B, C, H, W), B >= 1, and their classes (B,).
         gradient: "unrolled" or "bpda".
-        samples: noise draws per image; they run as one batch, as in an attack, as far as memory allows.
+        samples: noise draws per image; as in an attack they run as one batch where memory allows.
         repeats: turns; medians are reported.
     """
     target = Target(defended, gradient)

@@ -1,7 +1,7 @@
 """Balls around images: projection, steepest directions, random points, and the check that a result lies inside.
 
-Everything works per image on (B, C, H, W) and draws random numbers from Philox by (seed, sample id), so that what one
-image gets does not depend on the batch that it is in.
+Everything works per image on (B, C, H, W) and draws random numbers from Philox by (seed, sample id), so that the result
+for an image does not depend on the batch it is in.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def check_inside(x: Tensor, centre: Tensor, epsilon: float, norm: Norm, value_ra
         centre: the images attacked, same shape.
 
     Raises:
-        RuntimeError: an image outside either, or not finite. That is a defect of the attack, never of its input.
+        RuntimeError: an image outside either, or not finite: a bug in the attack, never in its input.
     """
     if not bool(torch.isfinite(x).all()):
         raise RuntimeError("attacked images: expected finite values, got NaN or infinity")

@@ -38,7 +38,7 @@ class RandomFGSM(Attack):
         alpha: length of the random step, 0 <= alpha <= epsilon; the paper's is 0.05 with epsilon 0.3.
 
     Raises:
-        ValueError: alpha out of range, or norm "l1", for which a step on a few components is no noise.
+        ValueError: alpha out of range, or norm "l1", where a step changes a few components only and is not noise.
     """
 
     alpha: float = 0.05
@@ -61,7 +61,7 @@ class RandomFGSM(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeAttack(Attack):
-    """Settings of attacks of many steps; use a subclass. Those that all attacks share are in :class:`Attack`.
+    """Settings of attacks that take many steps; use a subclass. See :class:`Attack` for the settings of all attacks.
 
     Args:
         steps: gradient steps, at least 1.

@@ -1,4 +1,4 @@
-"""Glue to foolbox, ART and pyautoattack: a defended model in their terms, and their single-draw verdicts judged again.
+"""Defended models for foolbox, ART and pyautoattack, whose verdicts by a single draw are judged again.
 
 The libraries are optional (``pip install 'fastmalade[attacks]'``) and imported when a function needs them.
 """
@@ -96,7 +96,7 @@ def art_classifier(
     """An ART ``PyTorchClassifier`` of a defended classifier, with the purifier's value range as clip values.
 
     Images of another floating dtype are cast to the model's: some attacks of ART compute in float64.
-    To attack a classifier of ART's with the purifier as a preprocessing defence see :mod:`fastmalade.adapters.art`.
+    To use the purifier as a preprocessing defence of an ART classifier see :mod:`fastmalade.adapters.art`.
 
     Args:
         defended: put into eval mode.
@@ -129,8 +129,8 @@ def art_classifier(
 class AutoAttackReport:
     """AutoAttack's own figure, and what fresh noise says about the same images.
 
-    The library calls an image fooled when one query is wrong, and looks for it in hundreds of single queries: bad
-    luck of the defence counts as success of the attack. An image that it failed on comes back unattacked.
+    The library calls an image fooled when one query is wrong, and makes hundreds of single queries: bad luck of the
+    defence counts as success of the attack. An image that the library failed on comes back unattacked.
 
     Attributes:
         adversarial: (n, C, H, W); images that the library failed on are the clean ones.
@@ -138,7 +138,7 @@ class AutoAttackReport:
         success: bool (n,): fooled by the rule ``judged``, with noise that the library has not met.
         success_rate: float64 (n,): share of the judging queries that were fooled.
         judged: the rule behind ``success``, in words.
-        model_calls: calls of the model that the library made, each with noise of its own.
+        model_calls: calls of the model that the library made, each with fresh noise.
         library_accuracy: share of images not ``found``: the figure that the library reports.
         rejudged_accuracy: share of images without ``success``.
     """
@@ -177,16 +177,16 @@ def autoattack_rand(
 ) -> AutoAttackReport:
     """AutoAttack's version for randomised defences, APGD on cross entropy and DLR loss (Croce and Hein 2020).
 
-    pyautoattack reseeds torch's global generator. The defence's noise does not come from there, and the generator is
-    given back as it was.
+    pyautoattack reseeds torch's global generator. The defence's noise does not come from there, and the generator's
+    state is restored afterwards.
 
     Args:
         defended: the model with the gradient that it is set to; in eval mode during the call. At least 4 classes (DLR).
-        images: (n, C, H, W) float32 in [0, 1], which the library takes for granted.
+        images: (n, C, H, W) float32 in [0, 1], the range that the library assumes.
         labels: int64 (n,).
         epsilon: radius of the ball.
         norm: "linf", "l2" or "l1".
-        eot: gradients averaged per step, 20 in the library's own setting; it calls the model that often.
+        eot: gradients averaged per step, 20 in the library's own setting; each is one call of the model.
         steps: steps of each of the two attacks, 100 in the library's own setting.
         batch_size: images attacked at once.
         seed: of the noise, of the library and of the verdict.
@@ -214,7 +214,7 @@ def autoattack_rand(
 
     judging = Judging(judge_rule, judge_chains)
     model = SeededCalls(defended, derive_seed(seed, 0))
-    # The library's seed goes to torch.manual_seed; 0 would be read as no seed by some of its parts.
+    # The library's seed goes to torch.manual_seed; some of its parts read 0 as no seed.
     small_seed = derive_seed(seed, 1) % 2**31 + 1
     devices = [images.device] if images.is_cuda else []
     with evaluation_mode(defended), torch.random.fork_rng(devices=devices):

@@ -69,10 +69,10 @@ def find_pairs(
 
         |p(G(z)) - p(G(z'))|^2 - lambda (d(z, z') - distance),   d the mean squared difference of the images,
 
-    and the log of each pair's lambda grows by ``multiplier_rate`` times (d / distance - 1), at most 1. Of each pair is
-    kept the point of its way with the largest difference in probability among those closer than ``valid_distance``,
-    or the last point if there is none. This is eq. 3 with its sign mended (it prints + with lambda >= 0; eq. 6 and 9
-    have lambda <= 0) and its constraint divided by the number of pixels.
+    and the log of each pair's lambda grows by ``multiplier_rate`` times (d / distance - 1), at most 1. The result for a
+    pair is the point on its path with the largest difference in probability among those closer than
+    ``valid_distance``, or the last point if there is none. This is eq. 3 with its sign corrected (it prints + with
+    lambda >= 0; eq. 6 and 9 have lambda <= 0) and its constraint divided by the number of pixels.
 
     Args:
         generator: G, (B, latent_dim) -> (B, C, H, W), with attribute ``latent_dim``.
@@ -81,7 +81,7 @@ def find_pairs(
         n_steps: 10,000 in the paper.
         distance: eta^2 per pixel. The paper's 2e-4 is for images in [-1, 1]: 5e-5 in [0, 1].
         valid_distance: limit below which a pair counts as close; the paper's 0.0005 is 1.25e-4 in [0, 1].
-        rate: of Adam on the codes. The paper gives none, nor the next two.
+        rate: of Adam on the codes. The paper prints neither this nor the next two.
         multiplier_rate: step of log lambda; "much more aggressive" than the other.
         spread: z' starts at z plus that many standard deviations: at z' = z the objective has no gradient.
         seed: of the starting codes.
@@ -107,7 +107,7 @@ def find_pairs(
             gap, logits = _compare(generator, classifier, codes)
             probabilities = logits.softmax(1)
             objective = (probabilities[:n_pairs] - probabilities[n_pairs:]).square().sum(1)
-            # The two players circle each other; kept is the best point of the way that is close enough.
+            # The two players circle each other, so the best point that is close enough is kept along the path.
             better = (gap < valid_distance) & (objective > score)
             score = torch.where(better, objective, score).detach()
             chosen = better | torch.isinf(score)
@@ -117,14 +117,14 @@ def find_pairs(
             loss = (multiplier * (gap - distance) - objective).sum()
             (codes.grad,) = torch.autograd.grad(loss, codes)
             optimizer.step()
-            # Steps on log lambda: in lambda itself a pair that has met would free itself far more slowly than it met.
+            # Steps on log lambda: with steps on lambda a pair would part far more slowly than it came together.
             excess = (gap.detach() / distance - 1.0).clamp_max(1.0)
             multiplier = multiplier * torch.exp(multiplier_rate * excess)
     return _judged(generator, classifier, best[:n_pairs], best[n_pairs:], valid_distance)
 
 
 def judge_pairs(pairs: CodePairs, generator: nn.Module, classifier: Callable[[Tensor], Tensor]) -> CodePairs:
-    """The same codes under another classifier: divergence and change of class anew."""
+    """The same codes under another classifier, with divergence and change of class computed again."""
     return dataclasses.replace(_judged(generator, classifier, pairs.first, pairs.second, 0.0), valid=pairs.valid)
 
 
@@ -168,7 +168,7 @@ def train_robust(
 
     Args:
         classifier: (B, C, H, W) in [0, 1] -> logits (B, K); its parameters that require a gradient are trained.
-        generator: see :func:`find_pairs`; its parameters are left alone.
+        generator: see :func:`find_pairs`; its parameters are not changed.
         images: (n, C, H, W) float32 in [0, 1].
         labels: (n,) int64.
         checkpoint: file written after each epoch; if it exists, training goes on from it.
@@ -186,7 +186,7 @@ def train_robust(
     check_labels(labels, len(images), int(labels.max()) + 1)
 
     def batch_loss(indices: Tensor) -> Tensor:
-        # The loop has seeded torch's generator for this epoch: each batch draws a seed of its own from it.
+        # The loop has seeded torch's generator for this epoch; each batch draws its seed from it.
         seed = int(torch.randint(2**62, ()))
         pairs = find_pairs(
             generator, classifier, chosen.pairs, n_steps=chosen.inner_steps, distance=chosen.distance, seed=seed

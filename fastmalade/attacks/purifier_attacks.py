@@ -16,19 +16,19 @@ from fastmalade.checks import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionPGD(IterativeAttack):
-    """R+PGD: PGD that also looks for points which the purifier leaves alone (001 sec. 2.1.2).
+    """R+PGD: PGD that also looks for points that the purifier does not change (001 sec. 2.1.2).
 
-    Minimised, as the paper says, is the reconstruction loss minus the cross entropy: the steps raise
-    J(defended(x), y) - weight * |P(x) - x|^2, the square summed over pixels, in units of the value range, P the
-    whole chain with the noise of the draw. With ``gradient="bpda"`` P(x) counts as a constant in the second term: as
-    the identity it would make it vanish.
+    The paper minimises the reconstruction loss minus the cross entropy; here the steps raise
+    J(defended(x), y) - weight * |P(x) - x|^2, the square summed over pixels, in units of the value range, where P is
+    the whole chain with the noise of the draw. With ``gradient="bpda"`` P(x) is a constant in the second term, which
+    would vanish if P were the identity there too.
 
     Args:
         weight: factor of the reconstruction loss, >= 0; the paper gives none. A targeted attack lowers
             J + weight * |P(x) - x|^2.
 
     Raises:
-        ValueError: ``gradient="blind"``: an attacker who does not know the purifier cannot ask what it leaves alone.
+        ValueError: ``gradient="blind"``: an attacker who does not know the purifier cannot ask what it changes.
     """
 
     weight: float = 0.1
@@ -59,7 +59,7 @@ class ReconstructionPGD(IterativeAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class _CounterAttack(IterativeAttack):
-    """What A and B share: they know the autoencoder, not the chain, and start at the image itself."""
+    """What A and B have in common: they know the autoencoder but not the chain, and start at the image itself."""
 
     random_start: bool = False
 
@@ -100,8 +100,8 @@ class CounterAttackA(_CounterAttack):
 class CounterAttackB(_CounterAttack):
     """APuDAE's counter attack B: BIM on the bare classifier that keeps the reconstruction error small (003 eq. 15).
 
-    Raised is J(classifier(x), y) - beta * |x - r(x)|^2, the square summed over pixels, in units of the value range. The
-    equation prints +beta, which would raise the error; the text asks for "less reconstruction error", hence the minus.
+    The steps raise J(classifier(x), y) - beta * |x - r(x)|^2, the square summed over pixels, in units of the value
+    range. The equation prints +beta, which would raise the error, but the text asks for "less reconstruction error".
 
     Args:
         beta: weight of the reconstruction error, >= 0. The paper chooses "the worst possible attack" per data set

@@ -1,4 +1,4 @@
-"""What an attacker asked a defence and was told, kept in a file: queries are the dear part of his training."""
+"""Queries to a defence and its answers, kept in a file: they are the expensive part of training a substitute."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _PARAMETER = "parameter:"
 
 
 class Queries:
-    """Images to ask about, the answers so far, and what was trained on them.
+    """Images to query, the answers so far, and the substitute trained on them.
 
     Args:
-        images: (n, C, H, W), the first images to ask about.
-        asked: the model that is asked; known in the file by its structure and parameters.
-        settings: what decides answers and later images.
-        checkpoint: file that holds everything; read if it exists, written from the first answer on.
+        images: (n, C, H, W), the first images to query.
+        asked: the model that is queried; the file identifies it by its structure and parameters.
+        settings: what the answers and later images depend on.
+        checkpoint: file for all of this; read if it exists, written from the first answer on.
 
     Attributes:
         images: (m, C, H, W), all so far.
-        answers: (k, ...), of the first k <= m images.
-        agreement: see :class:`fastmalade.attacks.substitute.QueriedSet`; one entry for each round that is over.
-        parameters: state of the substitute after the last of these rounds.
+        answers: (k, ...), for the first k <= m images.
+        agreement: see :class:`fastmalade.attacks.substitute.QueriedSet`; one entry for each finished round.
+        parameters: state of the substitute after the last finished round.
 
     Raises:
-        CheckpointError: the file is of another run, or is no record of queries.
+        CheckpointError: the file belongs to another run, or is not a record of queries.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class Queries:
 
     @property
     def training_checkpoint(self) -> Path | None:
-        """File for the epochs of the training that goes on, beside the record."""
+        """File beside the record for the epochs of the training in progress."""
         return None if self.path is None else self.path.with_name(self.path.name + ".training")
 
     def ask(
         self, answer: Callable[[Tensor, Tensor], Tensor], model: nn.Module, size: int, label: str, *, progress: bool
     ) -> Tensor:
-        """Answers to all images, those from before included; the rest is asked in batches and saved now and then.
+        """Answers for all images; those not answered yet are queried in batches and saved from time to time.
 
         Args:
             answer: images (b, C, H, W) and sample ids, int64 (b,), their positions among all images, to answers
                 (b, ...).
-            model: put in eval mode meanwhile.
-            size: images asked at once.
-            label: text at the progress bar.
+            model: put into eval mode meanwhile.
+            size: images per query.
+            label: text beside the progress bar.
             progress: show the bar on standard error.
         """
         done = 0 if self.answers is None else len(self.answers)
@@ -101,14 +101,14 @@ class Queries:
         return self.answers
 
     def extend(self, images: Tensor) -> None:
-        """Add images (m, C, H, W) to ask about."""
+        """Add images (m, C, H, W) to query."""
         self.images = torch.cat([self.images, images.detach()])
 
     def end_round(self, substitute: nn.Module, agreement: float) -> None:
-        """Keep the state of a substitute that was trained on all answers, and forget the epochs that led to it."""
+        """Keep the state of a substitute that was trained on all answers, and delete the record of its epochs."""
         self.parameters = {name: tensor.detach().clone() for name, tensor in substitute.state_dict().items()}
         self.agreement = [*self.agreement, agreement]
-        # First: epochs left behind by an interruption would stop the next round, while a lost round is run again.
+        # First of all: leftover epochs would stop the next round after an interruption; a lost round is just run again.
         if self.training_checkpoint is not None:
             self.training_checkpoint.unlink(missing_ok=True)
         self.save()

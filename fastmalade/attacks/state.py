@@ -23,7 +23,7 @@ _BATCH = "batch."
 
 
 class AttackCheckpointError(ValueError):
-    """A checkpoint of another attack, model or images, or no checkpoint."""
+    """Not a checkpoint, or one of another attack, model or images."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class AttackResult:
 
 @dataclass
 class RunState:
-    """All that a run has found so far; ``batch`` holds the tensors of the batch in progress, by name.
+    """Everything a run has found so far; ``batch`` holds the tensors of the batch in progress, by name.
 
     Attributes:
         start: index of the first image of the batch in progress.
@@ -160,7 +160,7 @@ def identity_of(
 ) -> dict[str, str]:
     """What a checkpoint must agree with: settings, and digests of model, images, labels and sample ids.
 
-    A module is known by its structure, parameters and buffers; of another callable only the name of its type is known.
+    A module is identified by its structure, parameters and buffers, any other callable by the name of its type alone.
     """
     model_digest = hashlib.sha256(type(model).__qualname__.encode())
     if isinstance(model, nn.Module):
@@ -178,7 +178,7 @@ def identity_of(
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    # By way of integers of one byte: numpy has no bfloat16.
+    # Viewed as bytes first: numpy has no bfloat16.
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -1,7 +1,7 @@
 """Differentiable substitutes for a defended classifier, or for its purifier alone (paper 004, sections 4.2.2, 4.2.3).
 
-They are what an attacker trains who cannot, or thinks he cannot, differentiate the defence.
-:func:`fastmalade.attacks.transfer.transfer_attack` attacks a substitute and asks the defence about the result.
+An attacker who cannot differentiate the defence trains one and attacks that instead:
+:func:`fastmalade.attacks.transfer.transfer_attack` attacks a substitute and tries the result on the defence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SubstituteSettings(LoopSettings):
         epochs: of each round, 10 in Papernot et al.
         rounds: trainings; before each but the first the set of queries doubles. 6 in Papernot et al.
         step: lambda, length of the augmenting step in every pixel, in units of the value range; 0.1 in Papernot et al.
-        query_batch: images asked at once; it changes the answers by float rounding only.
+        query_batch: images queried at once; it changes the answers by float rounding only.
     """
 
     epochs: int = 10
@@ -58,12 +58,12 @@ class SubstituteSettings(LoopSettings):
 
 @dataclass(frozen=True)
 class QueriedSet:
-    """What the attacker asked, and what it did for his substitute.
+    """The attacker's queries, and how well the substitute learned from them.
 
     Attributes:
-        images: (m, C, H, W), every image the target was asked about, the first ones given by the attacker.
+        images: (m, C, H, W), every image that was queried, the attacker's own first.
         labels: the target's answers, int64 (m,).
-        agreement: per round, the share of images asked so far to which the trained substitute gives the same answer.
+        agreement: per round, the share of all images so far for which the trained substitute gives the same answer.
     """
 
     images: Tensor
@@ -83,20 +83,20 @@ def train_substitute_classifier(
 ) -> QueriedSet:
     """Train a substitute, in place, on the answers of a defended classifier, which is never differentiated.
 
-    Each round asks the target for the classes of the images not asked yet and trains on all answers so far; then
-    :func:`augmented` adds, for every image, one that tells more about the border. With n images at first the target is
-    asked about n 2^(rounds - 1).
+    Each round queries the target for the classes of the new images and trains on all answers so far; then
+    :func:`augmented` adds, for every image, one that tells more about the decision border. Starting from n images, the
+    target is queried about n 2^(rounds - 1).
 
     Args:
         substitute: (B, C, H, W) in the purifier's value range -> logits (B, K); its parameters that require a
             gradient are trained. The paper takes the architecture of the inner classifier, with fresh parameters.
-        target: purifier and classifier; every query draws noise of its own.
+        target: purifier and classifier; every query draws its own noise.
         images: (n, C, H, W), dtype of the substitute, in the purifier's value range; Papernot et al. start from 150.
-        inner_attack: also ask about what this attack makes of ``images`` against ``target.classifier``, as the paper
-            does: the attacker knows its gradients. That doubles n.
-        checkpoint: file that holds queries, answers and the substitute, written about once a minute while asking, on an
+        inner_attack: also query ``images`` as attacked by this against ``target.classifier``, whose gradients the
+            attacker knows, as in the paper. That doubles n.
+        checkpoint: file for queries, answers and the substitute, written about once a minute while querying, on an
             interruption and after each round; ``checkpoint`` + ".training" is written after each epoch. If they exist
-            the run goes on from them, to bitwise the same result, and nothing is asked twice.
+            the run resumes from them, to bitwise the same result, without repeating a query.
         progress: show progress bars on standard error.
         settings: fields of :class:`SubstituteSettings`. All randomness follows from ``seed``.
 
@@ -173,7 +173,7 @@ def augmented(
 ) -> Tensor:
     """Jacobian-based augmentation: x + step sign(dp_y / dx), p_y the substitute's probability of the target's answer y.
 
-    The gradient taken is that of log(p_y / (1 - p_y)), which has the same sign and does not underflow where a sure
+    The gradient is taken of log(p_y / (1 - p_y)), which has the same sign and does not underflow where a confident
     substitute's p_y is 0 or 1.
 
     Args:
@@ -232,9 +232,8 @@ def train_substitute_purifier(
             parameters that require a gradient are trained.
         defense: any.
         images: (n, C, H, W), dtype of the substitute, in the defence's value range.
-        checkpoint: file that holds the purified images, written about once a minute while purifying and on an
-            interruption; ``checkpoint`` + ".training" is written after each epoch. If they exist the run goes on from
-            them.
+        checkpoint: file for the purified images, written about once a minute while purifying and on an interruption;
+            ``checkpoint`` + ".training" is written after each epoch. If they exist the run resumes from them.
         progress: show progress bars on standard error.
         settings: fields of :class:`InversionSettings`. All randomness follows from ``seed``.
 
@@ -242,7 +241,7 @@ def train_substitute_purifier(
         A report; the substitute is left in eval mode.
 
     Raises:
-        TypeError: no defence.
+        TypeError: not a Defense.
         ValueError: images or settings that do not fit, or a substitute with nothing to train.
         CheckpointError: the checkpoint is of other settings.
 
@@ -254,7 +253,7 @@ def train_substitute_purifier(
     _check_trainable("substitute", substitute)
     _check_images(images, defense.value_range)
     seed = derive_seed(chosen.seed, _QUERY)
-    # Training settings belong to the training's own checkpoint: the same answers serve any of them.
+    # Training settings are checked by the training's own checkpoint: the same answers serve them all.
     queries = Queries(images, defense, {"seed": chosen.seed, "query_batch": chosen.query_batch}, checkpoint)
     wanted = queries.ask(
         lambda x, ids: defense(x, seed=seed, sample_ids=ids),
@@ -276,15 +275,15 @@ def train_substitute_purifier(
 
 
 def substitute_purifier(defense: Defense, *, width: int = 32, channels: int | None = None, seed: int = 0) -> nn.Module:
-    """An untrained network to stand in for a defence in :func:`train_substitute_purifier`.
+    """An untrained network for :func:`train_substitute_purifier`, suited to the defence.
 
-    Where the defence projects onto a generator this is x -> G(E(x)), G its own generator, which is frozen, and E
-    a :class:`ConvEncoder`, as in the paper; elsewhere APuDAE's autoencoder with skip connections.
+    For a defence that projects onto a generator this is x -> G(E(x)), with its own generator G, frozen, and E a
+    :class:`ConvEncoder`, as in the paper; for any other it is APuDAE's autoencoder with skip connections.
 
     Args:
         defense: any.
         width: of the network.
-        channels: C of the images, for a defence that takes any.
+        channels: C of the images, for a defence that takes any number.
         seed: of the parameters.
 
     Raises:
@@ -306,7 +305,7 @@ def substitute_purifier(defense: Defense, *, width: int = 32, channels: int | No
 
 
 class InValueRange(nn.Module):
-    """A network of images in [0, 1] as one of images in ``value_range``.
+    """A network for images in [0, 1] made into one for images in ``value_range``.
 
     Args:
         network: (B, C, H, W) -> (B, C, H, W).

@@ -39,7 +39,7 @@ class Target:
         model: a :class:`DefendedClassifier`, or any callable (B, C, H, W) -> logits (B, K) whose rows do not depend
             on each other.
         gradient: the gradient of the attacker, for a DefendedClassifier: "unrolled", "bpda" or "blind". Any other
-            model is differentiated as it is, which is "unrolled".
+            model is differentiated directly, which is "unrolled".
         value_range: (low, high) of the images of a model that is not a DefendedClassifier, (0, 1) by default.
 
     Raises:
@@ -99,8 +99,8 @@ class Target:
     def attacked_logits(self, x: Tensor, seed: int, noise_ids: Tensor) -> Tensor:
         """Logits (B, K) whose loss the attacker differentiates: :meth:`logits`, or with "blind" the bare classifier's.
 
-        A DefendedClassifier set to "blind" has the Jacobian of the bare classifier at the defended value; a loss of
-        those logits is neither attacker's. One who does not know of the defence sees the bare logits, too.
+        A DefendedClassifier set to "blind" combines the defended value with the Jacobian of the bare classifier, and no
+        attacker has a loss of such logits: one who does not know the defence sees the bare classifier's value, too.
         """
         if self.defended is not None and self.defended.gradient == "blind":
             return self.defended.classifier(x)
@@ -109,8 +109,8 @@ class Target:
     def chains_per_call(self, x: Tensor, max_bytes: int) -> int:
         """How many rows of the size of an image of ``x`` may run as one call within ``max_bytes``, at least 1.
 
-        Counted are the states that a defence keeps for its gradient and, as an allowance for the activations of the
-        classifier, 32 times the image. A Purifier keeps no states: its gradient has a budget of its own
+        This counts the states that a defence keeps for its gradient and, as an allowance for the activations of the
+        classifier, 32 times the image. A Purifier keeps no states: its gradient has its own budget
         (``Purifier.max_bytes``).
         """
         states, chains = 1, 1

@@ -24,8 +24,8 @@ class TransferResult:
 
     Attributes:
         adversarial: (n, C, H, W), made against the substitute.
-        valid: bool (n,): substitute and target both classify the image rightly before the attack. The paper's figures,
-            and the rates below, are over these.
+        valid: bool (n,): substitute and target both classify the image correctly before the attack. The paper's
+            figures, and the rates below, are over these images.
         fooled_substitute: bool (n,).
         fooled: bool (n,): the target misclassifies the adversarial image, by the attack's rule ``judge``.
     """
@@ -61,25 +61,25 @@ def transfer_attack(
     seed: int = 0,
     progress: bool = True,
 ) -> TransferResult:
-    """Attack a substitute, and judge the result by the target.
+    """Attack a substitute, and let the target judge the result.
 
     With a substitute of :func:`fastmalade.attacks.substitute.train_substitute_classifier` this is the substitute-model
     attack, with a :class:`CombinedSubstitute` the combined attack. The paper uses FGSM, and BIM, which is
     ``PGD(..., steps=20, random_start=False)``.
 
     Args:
-        attack: an untargeted attack; its ``judge`` and ``judge_chains`` apply to the target, too, which is asked once
-            if it is not random.
+        attack: an untargeted attack; its ``judge`` and ``judge_chains`` also apply to the target, which is queried
+            only once if it is not random.
         substitute: (B, C, H, W) in the purifier's value range -> logits (B, K).
         target: the defence; its gradient is not used.
         images: (n, C, H, W) float32 or float64 in the purifier's value range.
         labels: true classes, int64 (n,).
         batch_size: images attacked and judged at once.
-        seed: of the target's noise; the attack has its own.
+        seed: of the target's noise; the attack has its own seed.
         progress: show progress bars on standard error.
 
     Raises:
-        TypeError: a target or an attack of another type, or labels that are no int64.
+        TypeError: a target or an attack of another type, or labels that are not int64.
         ValueError: a targeted attack, or images that do not fit.
 
     Source: paper 004, sections 4.2.2 and 4.2.3, Figures 5 and 12.
@@ -100,7 +100,7 @@ def transfer_attack(
         value_range=target.purifier.value_range,
         progress=progress,
     )
-    # Only its value is asked for, so the mode of its gradient is one that every defence has.
+    # Only its value is needed, so any gradient mode does; every defence has this one.
     asked = Target(target, "bpda")
     rows = asked.chains_per_call(images, attack.max_bytes)
     judging = Judging(attack.judge, attack.judge_chains if target.purifier.is_random else 1)
@@ -114,7 +114,7 @@ def transfer_attack(
             y = labels[part]
             right[part] = substitute(images[part]).argmax(1) == y
             for k, x in enumerate((images[part], result.adversarial[part])):
-                # Noise of its own for each: what one draw makes of the image says nothing about the attack.
+                # Separate noise for each: otherwise one unlucky draw would count against both.
                 noise = derive_seed(seed, k)
                 wrong[k, part] = judge(asked, x, y, noise, ids[part], judging, rows=rows)[0]
             bar.advance(task, len(y))

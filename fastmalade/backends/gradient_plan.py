@@ -177,8 +177,8 @@ def _forward_steps(n_steps: int, records: int, checkpoints: int) -> int:
     return whole * records - passes * short
 
 
-# More than that, where they are not enough for every segment, would bring next to nothing: 400 states are enough for 80,000
-# segments each run twice at the most before it is recorded. It also bounds the depth of the recursion in _cost.
+# Where checkpoints are fewer than segments, more than this many would bring next to nothing: with 400 of them no
+# segment of 80,000 is advanced over more than twice. It also bounds the depth of the recursion in _cost.
 _MOST_CHECKPOINTS = 400
 
 
@@ -189,7 +189,7 @@ def _cost(segments: int, checkpoints: int) -> tuple[int, int]:
         # From the start to each segment, the last one first.
         return segments, segments * (segments + 1) // 2
     if 1 < segments <= checkpoints + 1:
-        # A checkpoint before every segment but the first: once on the way there, once to record it, the last one once.
+        # A checkpoint before every segment: each is run on the way there and once more to record it, the last one once.
         return 2, 2 * segments - 1
     passes, runs = 1, 1
     while segments > 1:

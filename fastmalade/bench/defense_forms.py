@@ -105,8 +105,8 @@ def forms(defense: Defense, *, compiled: bool) -> dict[str, Defense]:
         if any(parameter.ndim == 4 for parameter in network.parameters()):
             found["channels last"] = _with(defense, name, copy.deepcopy(network).to(memory_format=torch.channels_last))
         if compiled:
-            # Each cell compiles networks of its own from the same code, of which the compiler keeps only so many before
-            # it gives up and runs eagerly.
+            # Each cell compiles its own networks from the same code; the compiler keeps a limited number of them and
+            # then gives up and runs eagerly.
             torch.compiler.reset()
             found["compiled"] = _with(defense, name, _Compiled(network))
     return found

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import fastmalade
 from fastmalade import backends
 from fastmalade.bench import machine
 from fastmalade.bench.defense_forms import Place, fastest, float32_convolutions, place
+from fastmalade.bench.results import new_result, save
 from fastmalade.bench.runner import SCREENING_SECONDS, Report
 from fastmalade.bench.timing import Call, interleaved, summarise
 from fastmalade.data import embedded_digits
 from fastmalade.defenses import Apudae, DeepPrior, DefenseGan, InvertAndClassify, MagNet
 from fastmalade.defenses.base import Defense
 from fastmalade.defenses.purifier import Purifier
-from fastmalade.files import write_json
 from fastmalade.models.gan import GanGenerator
 
 FORMAT = 1
@@ -153,23 +150,8 @@ def run(settings: DefenseSettings, *, output: Path | None = None, report: Report
     where = place(settings.device)
     began = time.monotonic()
     threads_of_parts = (1,) if settings.device == "cuda" else settings.threads or (1, 2)
-    state: dict[str, Any] = {
-        "kind": "fastmalade bench defenses",
-        "format": FORMAT,
-        "complete": False,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "settings": {**dataclasses.asdict(settings), "threads": list(threads_of_parts)},
-        "machine": machine.describe(),
-        "versions": {
-            "fastmalade": fastmalade.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "commit": machine.commit(),
-        "warnings": machine.warnings(),
-        "failures": [],
-        "cells": [],
-    }
+    choices = {**dataclasses.asdict(settings), "threads": list(threads_of_parts)}
+    state = {**new_result("fastmalade bench defenses", FORMAT, choices), "failures": []}
     if where.device.type == "cuda":
         state["machine"]["gpu"] = torch.cuda.get_device_name(where.device)
     names = settings.chosen()
@@ -177,21 +159,21 @@ def run(settings: DefenseSettings, *, output: Path | None = None, report: Report
         backends.resolve("cpu", device=torch.device("cpu"), dtype=torch.float32)
     # Defense-GAN's own number of steps, for it alone.
     counts = [*settings.steps, *([GAN_STEPS] if GAN_STEPS not in settings.steps else [])]
-    cells = [(threads, batch, n) for threads in threads_of_parts for batch in settings.batches for n in counts]
-    for done, (threads, batch, steps) in enumerate(cells):
+    cells = [_Cell(threads, batch, n) for threads in threads_of_parts for batch in settings.batches for n in counts]
+    for done, cell in enumerate(cells):
         if settings.limit is not None and time.monotonic() - began > settings.limit:
             state["warnings"].append(f"out of time: {len(cells) - done} of {len(cells)} cells were not begun")
             break
         if report is not None:
-            report(f"{threads} threads, batch {batch}, N = L = {steps}", done / len(cells))
-        wanted = [n for n in names if steps in settings.steps or n.startswith("defense-gan")]
+            report(f"{cell.threads} threads, batch {cell.batch}, N = L = {cell.steps}", done / len(cells))
+        wanted = [n for n in names if cell.steps in settings.steps or n.startswith("defense-gan")]
         if wanted:
-            with machine.pinned(threads) if settings.device == "cpu" else float32_convolutions():
-                state["cells"] += _cell(wanted, steps, batch, threads, settings, where, state["failures"])
-        _save(state, output)
+            with machine.pinned(cell.threads) if settings.device == "cpu" else float32_convolutions():
+                state["cells"] += _measured(wanted, cell, settings, where, state["failures"])
+        save(state, output)
     else:
         state["complete"] = True
-    _save(state, output)
+    save(state, output)
     return state
 
 
@@ -220,15 +202,25 @@ def ratios(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _cell(
-    names: Sequence[str], steps: int, batch: int, threads: int, settings: DefenseSettings, where: Place,
-    failures: list[dict[str, Any]],
-) -> list[dict[str, Any]]:  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """What all contenders of a turn are run with: ``steps`` is N or L."""
+
+    threads: int
+    batch: int
+    steps: int
+
+
+def _measured(
+    names: Sequence[str], cell: _Cell, settings: DefenseSettings, where: Place, failures: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The contenders' rows of one cell, in the order of ``names``; those that fail go to ``failures``."""
+    batch = cell.batch
     images = _images(batch).to(where.device)
     calls: dict[str, Call] = {}
-    cells: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        defense = build(name, steps)
+        defense = build(name, cell.steps)
         cost = defense.cost(batch)
         screening = min(settings.seconds, SCREENING_SECONDS)
         try:
@@ -243,13 +235,11 @@ def _cell(
                 raise
             # Compilers, drivers and memory are the device's own: the figures of the others still count.
             text = f"{type(error).__name__}: {error}"
-            failures.append({"contender": name, "batch": batch, "steps": steps, "error": text})
+            failures.append({"contender": name, "batch": batch, "steps": cell.steps, "error": text})
             continue
-        cells[name] = {
+        rows[name] = {
             "contender": name,
-            "threads": threads,
-            "batch": batch,
-            "steps": steps,
+            **dataclasses.asdict(cell),
             "form": form,
             "refused": refused,
             "flops_per_image": cost.flops // batch,
@@ -257,13 +247,13 @@ def _cell(
             "gradient_evaluations_per_image": cost.gradient_evaluations // batch,
         }
         if seconds > settings.longest:
-            cells[name]["us_per_image"] = dataclasses.asdict(summarise([seconds], batch, 1))
+            rows[name]["us_per_image"] = dataclasses.asdict(summarise([seconds], batch, 1))
         else:
             calls[name] = call
     if calls:
         for name, summary in interleaved(calls, batch, seconds=settings.seconds).items():
-            cells[name]["us_per_image"] = dataclasses.asdict(summary)
-    return list(cells.values())
+            rows[name]["us_per_image"] = dataclasses.asdict(summary)
+    return list(rows.values())
 
 
 def _images(batch: int) -> Tensor:
@@ -281,8 +271,3 @@ def _paper_generator() -> GanGenerator:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return GanGenerator(width=64)
-
-
-def _save(state: dict[str, Any], output: Path | None) -> None:
-    if output is not None:
-        write_json(output, state)

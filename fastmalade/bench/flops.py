@@ -8,17 +8,18 @@ from collections.abc import Callable
 def stage_flops(channels: int, height: int, width: int, hidden1: int, hidden2: int) -> dict[str, int]:
     """Floating point operations of each convolution of one step on one image.
 
-    A fused multiply-add counts as two. Counted are the multiply-adds of the direct convolution whose result is needed:
-    taps on zero padding and on the structural zeros between the inputs of a transposed convolution are not, and of
-    the last convolution only the taps on even rows and columns are, because elsewhere its input is the constant
-    tanh(bias) (paper 000 Table 8; docs/architecture.md). Bias, tanh, update and noise are not counted either.
+    A fused multiply-add counts as two. The count covers the multiply-adds of the direct convolution whose result is
+    needed. It leaves out taps on zero padding and on the structural zeros between the inputs of a transposed
+    convolution, and in the last convolution all taps but those on even rows and columns, because elsewhere its input is
+    the constant tanh(bias) (paper 000 Table 8; docs/architecture.md). Bias, tanh, update and noise are not counted
+    either.
 
     Args:
         channels, height, width: of an image; height and width multiples of 4.
         hidden1, hidden2: channels after the first and the second convolution.
 
     Raises:
-        ValueError: a count that is not positive, or a side that is no multiple of 4.
+        ValueError: a count that is not positive, or a side that is not a multiple of 4.
     """
     for name, count in (("channels", channels), ("hidden1", hidden1), ("hidden2", hidden2)):
         if count < 1:

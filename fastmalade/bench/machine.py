@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """Commit of the source tree that fastmalade is imported from, and whether tracked files differ from it.
 
-    Both None where that is no git working tree. Results of earlier runs do not count as a difference.
+    Both None where that is not a git working tree. Results of earlier runs do not count as a difference.
     """
     root = Path(fastmalade.__file__).resolve().parents[1]
     top = _git(root, "rev-parse", "--show-toplevel")
@@ -62,8 +62,8 @@ def warnings(load: float | None = None) -> list[str]:
 def pinned(threads: int) -> Iterator[list[int] | None]:
     """Hold every thread of the process to ``threads`` processors, on cores of their own where there are enough.
 
-    Libraries whose number of threads cannot be set, or is set in ways that differ between versions, then cannot use
-    more; and none migrates. Gives the processors, or None where the system has no affinity (macOS, Windows).
+    That also limits libraries whose number of threads cannot be set, or is set differently in each version, and keeps
+    threads from migrating. Gives the processors, or None where the system has no affinity (macOS, Windows).
 
     Raises:
         ValueError: more threads than processors that the process may use.

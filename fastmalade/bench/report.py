@@ -49,7 +49,7 @@ class Grid:
         return [key for key in self._all_native() if self._threads(key) == self.result["settings"]["threads"]]
 
     def scaling(self) -> list[tuple[str, str]]:
-        """Keys of native contenders on all threads, each with that of the same contender on one thread."""
+        """Keys of native contenders on all threads, each with the key of the same contender on one thread."""
         single = {self._isa(key): key for key in self._all_native() if self._threads(key) == 1}
         return [(key, single[self._isa(key)]) for key in self.native() if single.get(self._isa(key), key) != key]
 

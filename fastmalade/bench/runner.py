@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import fastmalade
 from fastmalade.bench import ceilings, machine
 from fastmalade.bench.contenders import Chain, Contender, Native
 from fastmalade.bench.flops import flops_per_image
+from fastmalade.bench.results import new_result, save
 from fastmalade.bench.settings import Settings, shape_text
 from fastmalade.bench.task import Task, make_images, make_task
 from fastmalade.bench.timing import interleaved
 from fastmalade.bench.verify import make_cotangent, verify, verify_gradient
-from fastmalade.files import write_json
 
 FORMAT = 1
 SCREENING_SECONDS = 0.5
@@ -70,18 +67,18 @@ def run(
                 if missing:
                     told = None if report is None else partial(_scaled, report, done, len(groups), task)
                     state["cells"] += _measure(task, missing, settings, told)
-                    _save(state, output)
+                    save(state, output)
             state["complete"] = True
         finally:
             # Nothing was measured: an older file is worth more than an empty one.
             if state["cells"] or (output is not None and not output.exists()):
-                _save(state, output)
+                save(state, output)
     return state
 
 
 def _skeleton(settings: Settings, contenders: Sequence[Contender], processors: list[int] | None) -> dict[str, Any]:
+    result = new_result("fastmalade bench", FORMAT, settings.to_json())
     described = {}
-    versions = {"fastmalade": fastmalade.__version__, "python": platform.python_version(), "numpy": np.__version__}
     for contender in contenders:
         reason = contender.unavailable_reason()
         if reason is None and settings.gradient and not contender.differentiable:
@@ -94,21 +91,13 @@ def _skeleton(settings: Settings, contenders: Sequence[Contender], processors: l
             "reason": reason,
         }
         if reason is None:
-            versions.update(contender.versions())
+            result["versions"].update(contender.versions())
+    result["machine"]["pinned_to"] = processors
     return {
-        "kind": "fastmalade bench",
-        "format": FORMAT,
-        "complete": False,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "settings": settings.to_json(),
+        **result,
         "comparable": settings.comparable(),
-        "machine": {**machine.describe(), "pinned_to": processors},
-        "versions": versions,
-        "commit": machine.commit(),
-        "warnings": machine.warnings(),
         "ceilings": {"copy_bytes_per_second": ceilings.copy_bandwidth()},
         "contenders": described,
-        "cells": [],
     }
 
 
@@ -201,11 +190,6 @@ def _key(cell: dict[str, Any]) -> tuple[str, int, int]:
 
 def _task_key(task: Task) -> tuple[str, int, int]:
     return shape_text(task.shape), task.n_steps, task.batch
-
-
-def _save(state: dict[str, Any], output: Path | None) -> None:
-    if output is not None:
-        write_json(output, state)
 
 
 def _scaled(report: Report, done: int, groups: int, task: Task, what: str, part: float) -> None:

@@ -125,7 +125,7 @@ def expected(task: Task, images: np.ndarray, dtype: torch.dtype) -> Tensor:
 def differentiable_chain(task: Task, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """The task by the reference operations in the dtype of ``x`` (B, C, H, W), through autograd; noise from torch.
 
-    ``forward`` stands in for r(x), by default that of the reference.
+    ``forward`` stands in for r(x), which by default is the reference's.
     """
     weights = [weight.to(x.dtype) for weight in task.weights]
     lows, highs = final_bounds(task.n_steps)

@@ -99,7 +99,7 @@ def _timed(call: Call, clock: Callable[[], float]) -> float:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    # A collection of garbage would be charged to whoever happens to be running.
+    # A garbage collection would be charged to the contender that happens to be running.
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -55,7 +55,7 @@ def verify(contender: Contender, form: str, task: Task, images: np.ndarray) -> V
         images: float32 (B, C, H, W) in [0, 1].
 
     Raises:
-        VerificationError: anything of that does not hold.
+        VerificationError: one of these does not hold.
     """
     checked = images[:CHECKED_IMAGES]
     exact = expected(task, checked, torch.float64)

@@ -1,3 +1,3 @@
-"""Command line: ``fastmalade purify | demo | info | train | evaluate``, one module per verb."""
+"""Command line: ``fastmalade purify | demo | info | train | evaluate | attack | bench``, one module per command."""
 
 from __future__ import annotations

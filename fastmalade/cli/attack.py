@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fastmalade.cli.errors import CliError, exit_codes
+from fastmalade.cli.options import names
 from fastmalade.cli.tables import whitebox_table
 from fastmalade.files import write_json
 
@@ -55,8 +56,8 @@ def attack(
 
     Accuracy is that of one query of the defence, averaged over --judge-chains queries per image; "majority" counts the
     images that most queries get right, with a 95% interval. "cosine" tells whether the noise draws were enough: it
-    compares the gradients of their two halves. "classifier" is the part of a gradient's time that the classifier takes
-    by itself.
+    compares the gradients of their two halves. "classifier" is the share of a gradient's time that the classifier alone
+    takes.
     """
     message = "interrupted; with --checkpoint-dir the same command goes on"
     with exit_codes(message, also=(ValueError, FloatingPointError)):
@@ -79,7 +80,7 @@ def attack(
             seed=seed,
         )
         try:
-            runs = settings.attacks([part.strip() for part in attacks.split(",") if part.strip()])
+            runs = settings.attacks(names(attacks))
         except AttackNameError as error:
             raise CliError(f"--attacks: {error}") from error
         x, y = _images(split, images, data_dir)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from fastmalade.cli.errors import CliError, exit_codes, require_packages
+from fastmalade.cli.options import integers, names
+from fastmalade.cli.tables import wide_console
 from fastmalade.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -55,16 +60,16 @@ def bench(
         if resume and output is None:
             raise CliError("--resume: expected --output too, the file to go on from")
         settings = Settings(
-            peers=tuple(_names(peers)),
-            batches=_integers("--batches", batches),
-            steps=_integers("--steps", steps),
-            shapes=tuple(parse_shape(text) for text in _names(shapes)),
+            peers=tuple(names(peers)),
+            batches=integers("--batches", batches),
+            steps=integers("--steps", steps),
+            shapes=tuple(parse_shape(text) for text in names(shapes)),
             threads=threads,
-            isas=tuple(_names(isa)),
+            isas=tuple(names(isa)),
             seconds=seconds,
             gradient=gradient,
         )
-        console = Console() if Console().is_terminal else Console(width=160)
+        console = wide_console(160)
         if stages:
             _print_stages(settings, console)
         else:
@@ -95,50 +100,31 @@ def defenses(
         from fastmalade.bench.defenses import DefenseSettings, run
 
         settings = DefenseSettings(
-            batches=_integers("--batches", batches),
-            steps=_integers("--steps", steps),
-            restarts=_integers("--restarts", restarts),
-            threads=_integers("--threads", threads),
+            batches=integers("--batches", batches),
+            steps=integers("--steps", steps),
+            restarts=integers("--restarts", restarts),
+            threads=integers("--threads", threads),
             seconds=seconds,
             longest=longest,
             compiled=compiled,
-            contenders=tuple(_names(contenders)),
+            contenders=tuple(names(contenders)),
             device=device,
             limit=limit,
         )
-        console = Console() if Console().is_terminal else Console(width=160)
-        with progress_bar(transient=True) as bar:
-            task = bar.add_task("starting", total=PARTS)
-            result = run(
-                settings,
-                output=output,
-                report=lambda what, part: bar.update(task, description=what, completed=int(PARTS * part)),
-            )
-        for table in tables(result):
-            console.print(table)
-        for line in remarks(result):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console = wide_console(160)
+        result = _watched(partial(run, settings, output=output))
+        _print(console, tables(result), remarks(result))
         if result["failures"]:
-            names = dict.fromkeys(failure["contender"] for failure in result["failures"])
-            raise CliError(f"failed and not timed: {', '.join(names)}")
+            failed = dict.fromkeys(failure["contender"] for failure in result["failures"])
+            raise CliError(f"failed and not timed: {', '.join(failed)}")
 
 
 def _run(settings: Settings, console: Console, output: Path | None, resume: bool, plot: Path | None) -> None:
     from fastmalade.bench import run
     from fastmalade.bench.report import notes, tables
 
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task("starting", total=PARTS)
-        result = run(
-            settings,
-            output=output,
-            resume=resume,
-            report=lambda what, part: bar.update(task, description=what, completed=int(PARTS * part)),
-        )
-    for table in tables(result):
-        console.print(table)
-    for line in notes(result):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    result = _watched(partial(run, settings, output=output, resume=resume))
+    _print(console, tables(result), notes(result))
     if plot is not None:
         from fastmalade.bench.plot import draw
 
@@ -149,6 +135,20 @@ def _run(settings: Settings, console: Console, output: Path | None, resume: bool
         raise CliError(f"failed verification and not timed: {', '.join(dict.fromkeys(failed))}")
     if not timed:
         raise CliError("expected at least one contender that can run here, got none")
+
+
+def _watched(run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``run(report=...)``, with a progress bar meanwhile."""
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task("starting", total=PARTS)
+        return run(report=lambda what, part: bar.update(task, description=what, completed=int(PARTS * part)))
+
+
+def _print(console: Console, tables: Sequence[Table], lines: Sequence[str]) -> None:
+    for table in tables:
+        console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_stages(settings: Settings, console: Console) -> None:
@@ -164,14 +164,3 @@ def _print_stages(settings: Settings, console: Console) -> None:
                 for form in FORMS:
                     title = f"{'x'.join(map(str, shape))}, {isa}, {form} form, one core"
                     console.print(stage_table(stage_times(task, isa, form), title))
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _integers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in _names(text))
-    except ValueError:
-        raise CliError(f"{option}: expected integers, comma-separated, got {text!r}") from None

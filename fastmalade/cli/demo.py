@@ -14,7 +14,6 @@ from fastmalade.cli.stages import Stages
 from fastmalade.files import write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import Tensor, nn
 
     from fastmalade.bench.report import Grid
@@ -145,17 +144,15 @@ class _Demonstration:
     """The blocks of one run; each prints its table and gives its rows."""
 
     def __init__(self, scale: Scale, output: Path, seed: int) -> None:
-        from rich.console import Console
-
         from fastmalade import load_classifier
+        from fastmalade.cli.tables import wide_console
         from fastmalade.data import embedded_tensors
         from fastmalade.defenses.purifier import Purifier
         from fastmalade.models import in_channels_last
 
         self.scale, self.output, self.seed = scale, output, seed
         self.stages = Stages(output / "demo.log")
-        # Without a terminal rich takes 80 columns and folds the table; piped output may as well be wide.
-        self.console: Console = Console() if Console().is_terminal else Console(width=120)
+        self.console = wide_console(120)
         # The gradients of the classifier, which the attacks consist of, take two thirds of the time in this layout.
         self.classifier: nn.Module = in_channels_last(load_classifier("mnist-c"))
         # The order of the columns: what the papers compare with comes first.
@@ -174,7 +171,7 @@ class _Demonstration:
     def transfer(self, attack: Literal["fgsm", "pgd"]) -> list[TransferRow]:
         """Attack the classifier alone, then classify the images bare and purified.
 
-        The rows begin with that of the clean images for "fgsm", which is printed first.
+        For "fgsm", which is printed first, the clean images have a row too.
         """
         from fastmalade.cli.tables import transfer_table as printed
         from fastmalade.evaluation import seeded, transfer_table
@@ -209,12 +206,12 @@ class _Demonstration:
             )
         else:
             rows = rows[1:]
-            self.say(f"The same under an attack of {scale.pgd_steps} steps of {scale.pgd_step_size:g}.")
+            self.say(f"The same under PGD, {scale.pgd_steps} steps of {scale.pgd_step_size:g}.")
         self.console.print(printed(rows), "")
         return rows
 
     def figure(self) -> dict[str, Any]:
-        """Draw the way of a few digits through both purifiers."""
+        """Draw a few digits after some steps of both purifiers."""
         from fastmalade.evaluation.figure import RULE, choose_digits, draw_figure, walk
 
         attacked = self.attacked["pgd", LARGEST]

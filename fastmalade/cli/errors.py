@@ -64,9 +64,8 @@ def exit_codes(on_interrupt: str = "interrupted", *, also: tuple[type[Exception]
 
 @contextmanager
 def _catch_termination() -> Iterator[None]:
-    # Python leaves SIGTERM and SIGHUP at "die at once", which would skip every `finally`. Handlers exist in
-    # the main thread only; a command run from another thread is not the one that receives the signal
-    # anyway.
+    # By default SIGTERM and SIGHUP end Python at once, which would skip every `finally`. Only the main thread can set
+    # handlers, and only the main thread receives the signals.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -74,7 +73,7 @@ def _catch_termination() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise InterruptedBySignalError(number)
 
-    # A signal that whoever started the command told it to ignore (nohup does so with SIGHUP) stays ignored.
+    # A signal that was ignored when the command started (nohup ignores SIGHUP) stays ignored.
     heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in heeded}
     try:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fastmalade.cli import tables
 from fastmalade.cli.errors import CliError, exit_codes
+from fastmalade.cli.options import names
 from fastmalade.defenses.purifier import Purifier
 from fastmalade.evaluation.foolbox_attacks import AttackName
 from fastmalade.files import write_json
@@ -53,8 +54,7 @@ def evaluate(
         x, y = load_mnist(split, data_dir)  # type: ignore[arg-type]
         x, y = x[:images], y[:images]
         target = in_channels_last(load_classifier(classifier))
-        names = [name.strip() for name in models.split(",") if name.strip()]
-        purifiers = {name: seeded(Purifier.from_pretrained(name), seed) for name in names}
+        purifiers = {name: seeded(Purifier.from_pretrained(name), seed) for name in names(models)}
         start = time.perf_counter()
         with progress_bar() as bar:
             tasks = {
@@ -89,7 +89,7 @@ def evaluate(
 
 def _parse_attacks(text: str) -> list[tuple[AttackName, float]]:
     pairs: list[tuple[AttackName, float]] = []
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in names(text):
         name, _, epsilon = item.partition(":")
         try:
             radius = float(epsilon)

@@ -6,11 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from fastmalade.attacks.cost import GradientCost
     from fastmalade.evaluation import TransferRow, WhiteboxRow
+
+
+def wide_console(width: int) -> Console:
+    """Standard output as wide as its terminal; without one ``width`` columns, as rich's 80 would fold the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
 
 
 def transfer_table(rows: Sequence[TransferRow], title: str | None = None, *, digits: int = 1) -> Table:

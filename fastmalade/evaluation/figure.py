@@ -1,4 +1,4 @@
-"""The papers' Figure 2 (000): a digit, its attacked form, and its way through MALADE and MALA."""
+"""The papers' Figure 2 (000): a digit, the attacked digit, and the steps of MALADE and MALA."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class WhiteboxRow:
     judged: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON values; that of the worst has its name and its counts alone."""
+        """The row as JSON values; the row of the worst has only its name and counts."""
         if self.attack == WORST:
             return {"attack": self.attack, "majority_correct": self.majority_correct, "n": self.n}
         return dataclasses.asdict(self)
@@ -77,8 +77,8 @@ class WhiteboxSettings:
             names: NAME or NAME:GRADIENT, with NAME one of ``fastmalade.attacks.ATTACKS``.
 
         Returns:
-            Attacks by the names given. Those without noise of their own (gradient "blind", APuDAE's counter attacks)
-            take one draw; where there are several the cosine of their halves is recorded.
+            Attacks by the names given. Those whose objective has no noise (gradient "blind", APuDAE's counter
+            attacks) take one draw; with several draws the cosine of their halves is recorded.
 
         Raises:
             AttackNameError: an unknown name, or no name at all.

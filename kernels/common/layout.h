@@ -14,7 +14,8 @@ struct AutoencoderShape {
     int64_t hidden1;   // channels after conv1 and after deconv1, at H/2 x W/2
     int64_t hidden2;   // channels after conv2, at H/4 x W/4
 
-    // Always inlined: a copy of its own in an object of wide instructions could be the one that the linker keeps.
+    // Always inlined: as a function of its own, compiled with wide instructions, it could be the copy that the linker
+    // keeps for all.
     __attribute__((always_inline)) int64_t pixels() const { return channels * height * width; }
 };
 

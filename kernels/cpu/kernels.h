@@ -1,5 +1,5 @@
-// What one instruction set offers: a table of functions, one table per object. Nothing here is compiled with special
-// flags, and reading a table executes no special instruction.
+// The border between host/ and isa/: the table of functions that every instruction set provides. This file is compiled
+// without special flags, and reading a table executes no special instruction.
 #pragma once
 
 #include <stdint.h>
@@ -10,13 +10,13 @@ namespace fastmalade::cpu {
 
 // Working memory of one call of a gradient, in floats.
 struct GradientMemory {
-    int64_t fixed;   // whatever is kept
+    int64_t fixed;   // needed whatever is kept
     int64_t state;   // of each checkpoint
     int64_t record;  // of each recorded step
 };
 
-// A chain's gradient goes back over steps that it has run again and recorded. What it keeps meanwhile is decided by a
-// program of actions, made in fastmalade/backends/gradient_plan.py; the engine's caller has checked it.
+// A chain's gradient goes back over steps that it has run again and recorded. What it keeps in the meantime is decided
+// by a program of actions, which fastmalade/backends/gradient_plan.py makes and the engine's caller has checked.
 struct GradientAction {
     enum Kind : int64_t {
         load,     // state <- checkpoint `which`, number 0 being x: the state before step `step`
@@ -36,9 +36,9 @@ struct GradientArguments {
     int64_t checkpoints, records;  // most that exist at once, x not counted
 };
 
-// One product with the Jacobian of r, in place of a chain's: out = scale (J_r^T g) + own g, at x, with g the cotangent
-// or, where that is null, 2 (x - r(x)). So 1 and 0 give the autoencoder's own product, -1 and 1 the gradient of |x -
-// r(x)|^2.
+// A product with the Jacobian of r alone, at x: out = scale (J_r^T g) + own g, where g is the cotangent or, if that is
+// null, 2 (x - r(x)). scale 1 and own 0 give the autoencoder's vector-Jacobian product, -1 and 1 the gradient of
+// |x - r(x)|^2.
 struct JacobianArguments {
     int64_t batch;
     const float* x;          // (B, C, H, W)
@@ -52,31 +52,31 @@ enum FormIndex { throughput, quad, latency, form_count };
 
 // The operations in one form.
 struct FormKernels {
-    int64_t images;  // most images of one call
+    int64_t images;  // most images that one call takes
     int64_t (*packed_floats)(const AutoencoderShape& shape);
-    // packed: (packed_floats,), 64-byte aligned. Of height and width only Kernels::packing has an influence.
+    // packed: (packed_floats,), 64-byte aligned. Depends on height and width only through Kernels::packing.
     void (*pack)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
     int64_t (*transpose_floats)(const AutoencoderShape& shape);
-    // packed: (transpose_floats,), 64-byte aligned: what the gradients read besides
+    // packed: (transpose_floats,), 64-byte aligned: the weights that only gradients read
     void (*pack_transposes)(const AutoencoderShape& shape, const AutoencoderWeights& weights, float* packed);
-    // Working memory of one call: it depends on the image's shape, never on the batch or the number of steps.
+    // Working memory of one call. It depends on the image's shape, not on the batch or the number of steps.
     int64_t (*scratch_floats)(const AutoencoderShape& shape);
-    // All steps of images first .. first+count-1 of the batch. scratch: (scratch_floats,), 64-byte aligned, any
-    // content.
+    // All steps of images first .. first+count-1 of the batch. scratch: (scratch_floats,), 64-byte aligned; it may
+    // hold anything.
     void (*langevin_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
                            int64_t first, int64_t count, float* scratch);
-    // One stage of one step of the chain by itself, for benchmarks: 0 .. kStages-1, see kStageNames.
+    // Runs one stage of a step on its own, for benchmarks: 0 .. kStages-1, see kStageNames.
     void (*run_stage)(const AutoencoderShape& shape, const float* packed, int stage, float* scratch);
     // out = r(x). x, out: (batch, C, H, W)
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
                                 int64_t first, int64_t count, float* scratch);
     GradientMemory (*gradient_memory)(const AutoencoderShape& shape);
-    // Vector-Jacobian product of the chain with respect to x, for the noise of the forward pass. arguments.out is not
-    // used. scratch: (fixed + checkpoints * state + records * record,)
+    // Vector-Jacobian product of the chain with respect to x, for the noise of the forward pass. Ignores arguments.out.
+    // scratch: (fixed + checkpoints * state + records * record,)
     void (*chain_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
                            const ChainArguments& arguments, const GradientArguments& gradient, int64_t first,
                            int64_t count, float* scratch);
-    // The chain with the activations of all steps kept, and the way back over them. records: (N * record,), 64-byte
+    // The chain with the activations of all steps kept, and the gradient from them. records: (N * record,), 64-byte
     // aligned; scratch: (fixed,)
     void (*recorded_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
                            int64_t first, int64_t count, float* scratch, float* records);
@@ -108,10 +108,10 @@ constexpr const char* kStageNames[kStages] = {"conv1", "conv2", "deconv1", "deco
 struct Kernels {
     const char* isa;
     int64_t lanes;
-    // About how long one call takes in each form, full or not, in units of one single image: decides what a small batch
-    // is cut into.
+    // Roughly how long one call takes in each form, whether it is full or not; the unit is a call of the latency form.
+    // The engine decides by it how to cut a small batch.
     double call_time[form_count];
-    // Models packed for two shapes are alike where this number is.
+    // Shapes that give the same number can share a packed model.
     int64_t (*packing)(const AutoencoderShape& shape);
     FormKernels forms[form_count];
     // One sample: words (4 * counters,) of counters 0 .. counters-1, as non-negative integers.

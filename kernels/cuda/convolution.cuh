@@ -15,7 +15,7 @@
 
 namespace fastmalade::cuda {
 
-// Which of the columns first .. first+n that a tile reads lie inside the image: known to the compiler, or bits.
+// Which of the columns first, first+1, ... that a tile reads lie inside the image: known to the compiler, or as bits.
 template <int FIRST, int WIDTH>
 struct FixedColumns {
     static FASTMALADE_DEVICE constexpr bool inside(int n) { return FIRST + n >= 0 && FIRST + n < WIDTH; }
@@ -48,7 +48,7 @@ FASTMALADE_DEVICE void add_taps(float (&sum)[P][OC], const Source& in, const flo
         FASTMALADE_NO_UNROLL
         for (int ky = 0; ky < rows; ++ky, weights += ROW) {
             const int row = first_row + ky;
-            // Lanes hold different rows: those whose row lies outside wait for the others.
+            // Lanes hold different rows; those whose row lies outside wait for the others.
             if (row < 0 || row >= in.height) continue;
             float w[ROW], a[COUNT];
             FASTMALADE_UNROLL
@@ -74,8 +74,8 @@ FASTMALADE_DEVICE void add_taps(float (&sum)[P][OC], const Source& in, const flo
     }
 }
 
-// As add_taps, with the columns known to the compiler where the width is (WIDTH > 0). Few segments of a row then become
-// few copies of the loop, each without a test.
+// The same with the columns known to the compiler where the width is (WIDTH > 0). The few segments of a row are then as
+// many copies of the loop, each without a test.
 template <int STRIDE, int KX, int LEFT, int P, int OC, int WIDTH, int SEGMENT = 0>
 FASTMALADE_DEVICE void add_segment(float (&sum)[P][OC], const Source& in, const float* weights, int rows, int first_row,
                                    int segment) {

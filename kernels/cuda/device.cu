@@ -23,7 +23,7 @@ int count_devices(std::string& why) {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess) return count;
-    // Not an error of a kernel: it must not stay behind for the next call to find.
+    // No kernel has failed, so the error must not stay for the next call to find.
     (void)cudaGetLastError();
     if (error == cudaErrorNoDevice) return 0;
     why = std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error);
@@ -31,22 +31,25 @@ int count_devices(std::string& why) {
 }
 
 DeviceDescription describe_device(int device) {
-    // Asking takes milliseconds, and no answer changes while the process lives.
+    // Asking takes milliseconds, and the answers do not change while the process lives.
     static std::mutex mutex;
     static std::map<int, DeviceDescription> known;
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto found = known.find(device); found != known.end()) return found->second;
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, device), "asking for the device's properties");
-    DeviceDescription d{properties.name, properties.major, properties.minor, {}};
-    // The code that runs may be older than the device: what it was compiled for counts.
+    DeviceDescription d{};
+    d.name = properties.name, d.major = properties.major, d.minor = properties.minor;
+    // The code of this build may be for an older device than this one; what it was compiled for decides.
     const CurrentDevice current(device);
     cudaFuncAttributes code{};
     const bool has_code = cudaFuncGetAttributes(&code, probe_kernel) == cudaSuccess;
     if (!has_code) (void)cudaGetLastError();
-    // 16 blocks of a cluster have to be allowed and need not fit; 8 do on every device that has clusters.
-    d.facts = {properties.multiProcessorCount, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-               attribute(cudaDevAttrClusterLaunch, device) ? 8 : 1, has_code && code.ptxVersion >= 80};
+    d.facts.multiprocessors = properties.multiProcessorCount;
+    d.facts.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    // Clusters of 16 blocks have to be allowed, and need not fit; 8 work on every device that has clusters.
+    d.facts.most_cluster = attribute(cudaDevAttrClusterLaunch, device) ? 8 : 1;
+    d.facts.has_tf32 = has_code && code.ptxVersion >= 80;
     return known[device] = d;
 }
 

@@ -9,7 +9,7 @@
 
 namespace fastmalade::cuda {
 
-// Number of devices; -1 where the driver is missing or does not work, with CUDA's own words in `why`.
+// Number of devices; -1 where the driver is missing or does not work, with CUDA's message in `why`.
 int count_devices(std::string& why);
 
 struct DeviceDescription {
@@ -24,7 +24,7 @@ DeviceDescription describe_device(int device);
 // Empty where this build's code runs on the device; else what CUDA says.
 std::string missing_code(int device);
 
-// Makes a device current for one call and puts the old one back.
+// Makes a device the current one for a call, and restores the old one.
 class CurrentDevice {
 public:
     explicit CurrentDevice(int device);

@@ -1,5 +1,5 @@
-// tanh and the normal deviates of one Philox counter, one number at a time: the scalar form of cpu/isa/elementary.h, with
-// its polynomials (tools/fit_elementary.py). Division is the approximate one, 2 ulp: nothing here comes near the
+// tanh and the normal deviates of one Philox counter, one number at a time: the scalar form of cpu/isa/elementary.h,
+// with its polynomials (tools/fit_elementary.py). Division is the approximate one, 2 ulp: nothing here comes near the
 // denominators (above 2^126) for which it is not.
 #pragma once
 

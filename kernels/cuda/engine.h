@@ -51,21 +51,11 @@ struct Choice {
 Choice choose(const AutoencoderShape& shape, int64_t batch, bool gradient, const DeviceFacts& device,
               const Request& request);
 
-// Sizes and arrays in the order of the structs' members, which is also the one in which callers list them.
+// sizes: five, in the order of the members, which is also the one in which callers list them
 inline AutoencoderShape shape_of(const int64_t* sizes) {
     AutoencoderShape s{};
     s.channels = sizes[0], s.height = sizes[1], s.width = sizes[2], s.hidden1 = sizes[3], s.hidden2 = sizes[4];
     return s;
-}
-
-inline AutoencoderWeights weights_of(const float* const* arrays) {
-    AutoencoderWeights w{};
-    w.conv1_weight = arrays[0], w.conv1_bias = arrays[1];
-    w.conv2_weight = arrays[2], w.conv2_bias = arrays[3];
-    w.deconv1_weight = arrays[4], w.deconv1_bias = arrays[5];
-    w.deconv2_weight = arrays[6], w.deconv2_bias = arrays[7];
-    w.conv3_weight = arrays[8], w.conv3_bias = arrays[9];
-    return w;
 }
 
 // What all launches of the chain or of its gradient take. Weights are arrays on the device.
@@ -83,7 +73,7 @@ struct Steps {
     std::vector<float> step_sizes, noise_scales, lows, highs;
 };
 
-// All functions below throw std::runtime_error with CUDA's own words where a launch fails.
+// All functions below throw std::runtime_error with CUDA's message where a launch fails.
 
 // x: (B, C, H, W). out: (B, C, H, W), or (N + 1, B, C, H, W) where trajectory, of which entry 0 is x already.
 void langevin_chain(const Call& call, const float* x, const Steps& steps, const NoiseSource& noise, float* out,

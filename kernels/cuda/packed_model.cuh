@@ -1,5 +1,5 @@
-// The weights in the order in which the kernels read them (PackedLayout). Packing is a kernel of its own before every
-// chain, not a cache: it takes microseconds, and no way of changing weights in place can then be missed.
+// The weights in the order in which the kernels read them (PackedLayout). They are packed by a kernel before every
+// chain and not cached: it takes microseconds, and no change of weights in place can be missed.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -73,7 +73,7 @@ FASTMALADE_DEVICE float packed_forward(const AnyShape& s, const PackedLayout& at
     return conv3_start(w, s.channels, borders / 6, borders % 6, out);
 }
 
-// Element n of the part that the vector-Jacobian products read: the same taps, read from outputs to inputs.
+// Element n of the part that the vector-Jacobian products read: the same taps, from outputs to inputs.
 template <class Tiles>
 FASTMALADE_DEVICE float packed_back(const AnyShape& s, const PackedLayout& at, const AutoencoderWeights& w, int n) {
     if (n < at.deconv1_back) {

@@ -5,8 +5,8 @@
 
 namespace fastmalade::cuda {
 
-// As start_back, for the error: e goes where the cotangent is kept, the state turns into the cotangent -e of conv3's
-// sums. What the layers before then give is added to e.
+// start_back for the error: e goes where the cotangent is kept, and the state turns into the cotangent -e of conv3's
+// sums. What comes back through the layers is then added to e.
 template <class Form>
 FASTMALADE_DEVICE void start_error_back(const Block<Form>& b) {
     for (int n = b.first(); n < quad_count(b); n += b.step()) {

@@ -26,7 +26,7 @@ struct Quad {
         y = n / b.images / quads % b.s.height;
         c = n / b.images / quads / b.s.height;
     }
-    // Of its first element in an image, C x H x W.
+    // Number of its first element in an image, counted over C x H x W.
     template <class Form>
     FASTMALADE_DEVICE int element(const Block<Form>& b) const {
         return (c * b.s.height + y) * b.s.width + x;

@@ -1,9 +1,9 @@
-// The whole chain with conv2 and deconv1 on tensor cores, for the shape of forms.cuh's digits: eight images a block.
+// The whole chain with conv2 and deconv1 on tensor cores, for the shape of the form Digits: eight images a block.
 //
-// The rest stays in float32 multiply-adds: conv1 has one input channel, and its operands would cost as many
-// instructions as its sums (docs/performance.md); deconv2, conv3, tanh, update and noise are the functions of the other
-// forms. A sum starts from its bias and adds its blocks of K in one order, by tap inside eight channels and then the
-// channels left over, and no image sees another: batch, block and place in the batch change no bit.
+// The rest stays in float32 multiply-adds: conv1 has one input channel, and loading its operands would cost as many
+// instructions as its sums (docs/performance.md); deconv2, conv3, tanh, update and noise are those of the other forms.
+// A sum starts from its bias and adds its blocks of K in one order, by tap inside eight channels and then the remaining
+// channels, and no image reads another's values: batch, block and place in the batch change no bit.
 #pragma once
 
 #include "cuda/langevin_chain.cuh"
@@ -25,8 +25,8 @@ struct Lane {
         : warp(same_in_warp(threadIdx.x / kWarp)), group(threadIdx.x % kWarp / 4), within(threadIdx.x % 4) {}
 };
 
-// Rows of a layer are dealt out to warps from the second on. A scheduler of a multiprocessor has every fourth warp: it
-// then gets, of the seven rows of a digit, one with all taps inside and one with few.
+// Rows of a layer go to warps starting with the second row. A scheduler of a multiprocessor has every fourth warp, so
+// of the seven rows of a digit it gets one with all taps inside and one with few.
 FASTMALADE_DEVICE int row_of_slot(int slot, int rows) { return (slot + 1) % rows; }
 
 // Fragments of one block of K. weights: of that block.
@@ -41,7 +41,7 @@ FASTMALADE_DEVICE void load_fragments(Operand<PRECISION> (&a)[TILES][4], const f
             a[m][2] = operand<PRECISION>(w.z), a[m][3] = operand<PRECISION>(w.w);
         } else {
             const float2 w = *reinterpret_cast<const float2*>(weights + m * 128 + lane * 2);
-            // Half a block: rows 8 to 15 repeat rows 0 to 7, and nobody reads their sums.
+            // Half a block: rows 8 to 15 repeat rows 0 to 7, and their sums are not used.
             a[m][0] = a[m][1] = operand<PRECISION>(w.x), a[m][2] = a[m][3] = operand<PRECISION>(w.y);
         }
     }
@@ -118,7 +118,7 @@ FASTMALADE_DEVICE void tensor_conv1(const Block<Form>& b) {
         });
 }
 
-// A warp takes one row of all output channels and keeps it until everybody has read what it overwrites.
+// A warp computes one row of all output channels, and stores it when all warps have read what it overwrites.
 template <class Form>
 FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
     using Shape = typename Form::Shape;
@@ -161,8 +161,8 @@ FASTMALADE_DEVICE void tensor_conv2(const Block<Form>& b) {
     }
 }
 
-// deconv1 of P positions of row y, and deconv2 at the even pixels that are their phases. A lane ends with half of the
-// channels of one phase at every position, of two images; its neighbour four lanes on has the other half.
+// deconv1 of P positions of row y, and deconv2 at the even pixels of their phases. At the end a lane has half of the
+// channels of one phase at every position, of two images; the lane four away has the other half.
 template <int FIRST, int P, class Form>
 FASTMALADE_DEVICE void tensor_upsample(const Block<Form>& b, int y) {
     using Shape = typename Form::Shape;
@@ -224,12 +224,12 @@ FASTMALADE_DEVICE void tensor_segment(const Block<Form>& b, int y, int segment) 
     }
 }
 
-// A warp takes whole rows; where operands are two numbers, parts of rows, which fit its registers. Weights that come
-// through the caches take some of those too.
+// A warp takes whole rows, or, where operands are two numbers, parts of rows that fit its registers. Weights that come
+// through the caches need some registers too, so the parts are smaller then.
 template <class Form>
 FASTMALADE_DEVICE void tensor_deconv1_deconv2(const Block<Form>& b) {
-    constexpr int SPLIT = Form::resident ? 3 : 4;
-    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? SPLIT : 1;
+    constexpr int PARTS = Form::resident ? 3 : 4;
+    constexpr int HEIGHT = Form::Shape::height / 4, SEGMENTS = Form::precision == Precision::tf32x3 ? PARTS : 1;
     for (int slot = Lane().warp; slot < SEGMENTS * HEIGHT; slot += kBlockThreads / kWarp) {
         tensor_segment<SEGMENTS, 0>(b, row_of_slot(slot, HEIGHT), slot / HEIGHT);
     }
@@ -270,11 +270,11 @@ pack_tensor_kernel(const AutoencoderWeights w, float* packed) {
                 });
             packed[n] = stored<PRECISION>(value);
         } else if (n >= at.deconv1[0] && n < at.deconv1_bias) {
-            constexpr int rows = deconv1_rows(s.hidden1);
+            constexpr int ROWS = deconv1_rows(s.hidden1);
             const float value =
-                packed_fragment(n - at.deconv1[0], rows, s.hidden2, [&](int row, int i, int ky, int kx) {
+                packed_fragment(n - at.deconv1[0], ROWS, s.hidden2, [&](int row, int i, int ky, int kx) {
                     // Input offset (ky - 2, kx - 2) in a phase that starts one later: tap 9 does not exist.
-                    const int phase = row % 8 / 2, o = row % 2 * (rows / 8) + row / 8;
+                    const int phase = row % 8 / 2, o = row % 2 * (ROWS / 8) + row / 8;
                     const int y = 8 + phase / 2 - 2 * ky, x = 8 + phase % 2 - 2 * kx;
                     return o < s.hidden1 && y < 9 && x < 9 ? w.deconv1_weight[((i * s.hidden1 + o) * 9 + y) * 9 + x]
                                                            : 0.0f;

@@ -48,13 +48,13 @@ FASTMALADE_DEVICE float round_to_tf32(float x) {
 // The value of the lane whose number differs from this one's in the bits of `mask`.
 FASTMALADE_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
-// No load moves over it: fragments of later taps would come before there are registers for them.
+// No load moves across it. Without it, fragments of later taps are loaded before there are registers for them.
 FASTMALADE_DEVICE void hold_loads() { __syncwarp(); }
 
-// A value that all lanes have, said so to the compiler: it then knows that they branch together.
+// Tells the compiler that all lanes have the same value, so it knows that they branch together.
 FASTMALADE_DEVICE int same_in_warp(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-// out = A B + c. Code for GPUs older than sm_80 has no such instruction; choose() refuses the form there.
+// out = A B + c. GPUs older than sm_80 have no such instruction; choose() refuses the form there.
 FASTMALADE_DEVICE void multiply_add(float (&out)[4], float a0, float a1, float a2, float a3, float b0, float b1,
                                     float c0, float c1, float c2, float c3) {
 #if __CUDA_ARCH__ >= 800
@@ -87,16 +87,16 @@ FASTMALADE_DEVICE void multiply_add(float (&sum)[TILES][4], const Operand<Precis
     }
 }
 
-// The products of two low parts are below float32's last bit and left out. Tensor cores cut off what does not fit
-// where they add, always towards zero; a sum over many blocks of K would drift. So a block starts from zero, and
-// float32 additions, which round to nearest, collect the blocks (Ootomo and Yokota, "Recovering single precision
+// The products of two low parts are below float32's last bit and are left out. Where tensor cores add they truncate, so
+// a sum over many blocks of K would drift towards zero. So a block starts from zero, and float32 additions, which round
+// to nearest, collect the blocks (Ootomo and Yokota, "Recovering single precision
 // accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance", 2022).
 template <int TILES>
 FASTMALADE_DEVICE void multiply_add(float (&sum)[TILES][4], const Operand<Precision::tf32x3> (&a)[TILES][4],
                                     const Operand<Precision::tf32x3> (&b)[2]) {
     using Split = Operand<Precision::tf32x3>;
     float part[TILES][4];
-    // Product by product, so that one does not wait for the one before it.
+    // Product by product over all tiles, so that an instruction does not wait for the one before it.
     FASTMALADE_UNROLL
     for (int m = 0; m < TILES; ++m) {
         multiply_parts<&Split::low, &Split::high>(part[m], a[m], b, 0.0f, 0.0f, 0.0f, 0.0f);
@@ -141,7 +141,7 @@ FASTMALADE_DEVICE Operand<Precision::tf32x3> split(float x) {
     return {high, __int_as_float((rest + 0x1000) & ~0x1fff)};
 }
 
-// x as an operand. For tf32 whoever stores a plane or packs a weight has rounded it already.
+// x as an operand. For tf32 the stored planes and packed weights are rounded already.
 template <Precision PRECISION>
 FASTMALADE_DEVICE Operand<PRECISION> operand(float x) {
     if constexpr (PRECISION == Precision::tf32) {

@@ -1,10 +1,10 @@
 // Sizes of the tensor-core form: weights in the order of mma fragments, planes without bank conflicts for them.
 //
-// conv2 and deconv1 are matrix products out of (M x K) times (K x N) blocks of 16x8 and 8x8. M are output channels, N
-// the eight images of a group at one position, K pairs of tap and input channel. Eight images are one block of N
-// exactly, and all of them read inside the image or none does: a tap that falls outside is skipped, and nothing is
-// padded for it. deconv1's four output phases are rows of one product: they read the same 5x5 neighbourhood, and 4 x 10
-// rows fill blocks of 16 better than 10 do.
+// conv2 and deconv1 are matrix products made of (M x K) times (K x N) blocks of 16x8 and 8x8. M counts output channels,
+// N the eight images of a group at one position, K pairs of tap and input channel. Eight images are exactly one block
+// of N, and a tap lies inside for all of them or for none: one that falls outside is skipped, and nothing is padded for
+// it. deconv1's four output phases are rows of one product: they read the same 5x5 neighbourhood, and 4 x 10 rows fill
+// blocks of 16 better than 10 do.
 #pragma once
 
 #include "cuda/engine.h"
@@ -17,15 +17,15 @@ constexpr int kTaps = 25;  // 5 x 5, of a phase of deconv1 too
 constexpr int kDepth = 8;  // k of one mma
 constexpr int kReach = 2;  // taps to the left of and above a position
 
-// Input channels in eights are one block of K for every tap. The taps of those left over are counted through and cut
-// into eights: 25 channels then take 79 blocks of K where padding them to 32 would take 100.
+// Eight input channels are one block of K for every tap. The channels left over are numbered together with their taps
+// and cut into eights: 25 channels then take 79 blocks of K where padding them to 32 would take 100.
 FASTMALADE_BOTH constexpr int whole_groups(int channels) { return channels / kDepth; }
 FASTMALADE_BOTH constexpr int loose_blocks(int channels) { return divide_up(channels % kDepth * kTaps, kDepth); }
 FASTMALADE_BOTH constexpr int depth_blocks(int channels) {
     return whole_groups(channels) * kTaps + loose_blocks(channels);
 }
 
-// Rows of M, in eights: an odd eight is half an mma, of which only the half that is not zero is stored.
+// Rows of M, in eights. An odd eight is half an mma, of which only the half that is not zero is stored.
 FASTMALADE_BOTH constexpr int conv2_rows(int hidden2) { return round_up(hidden2, 8); }
 // Row 8 j + 2 phase + h is output channel h (rows / 8) + j: the two lanes that hold a phase's channels are neighbours,
 // and the sum over channels that deconv2 takes needs one exchange between them.
@@ -52,8 +52,8 @@ FASTMALADE_BOTH constexpr PackedLayout tensor_layout(const Shape& s) {
     return at;
 }
 
-// A lane reads one of four neighbouring channels of one of eight images: channels that lie 8 or 24 banks apart do not
-// meet in one.
+// A lane reads one of four neighbouring channels of one of eight images, and channels that lie 8 or 24 banks apart do
+// not share a bank.
 FASTMALADE_BOTH constexpr int channel_stride(int floats) {
     while (floats % 32 != 8 && floats % 32 != 24) ++floats;
     return floats;

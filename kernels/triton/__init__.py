@@ -5,6 +5,6 @@ convolution.py) and the tail (deconv2, conv3, residual, update, noise and clamp)
 memory, so each cut costs an activation one trip through the L2 cache; the CUDA C++ kernels keep everything on chip.
 
 Layouts, all float32: images, noise and cotangents (B, C, H, W); everything between the stages channels last, (B, rows,
-columns, channels), with a frame of zeros as wide as the reader's window needs. The frame makes masks on rows and columns
-unnecessary, and one row of a window one contiguous run of taps x channels numbers.
+columns, channels), with a frame of zeros as wide as the reader's window needs. The frame makes masks on rows and
+columns unnecessary, and one row of a window one contiguous run of taps x channels numbers.
 """

@@ -8,15 +8,15 @@ A transposed convolution of stride 2, and the product of a strided one, is four 
 parity (py, px) of the output position; they differ in their numbers of taps, TAPS - py and TAPS - px, and lie on one
 axis of the grid.
 
-What bounds it, predicted for Table 8 at 1x28x28 and not yet measured on a GPU: deconv1 is 70% of the arithmetic, and its
-ten output channels lie on tiles of 16, so that 1.6 times the necessary multiply-adds are issued. In float32 ("ieee")
-Triton computes a product by multiply-adds on register tiles whose operands come from shared memory. A tile of 2x4
-results per thread reads six words for eight multiply-adds. Shared memory takes one instruction per clock and
+What bounds it, predicted for Table 8 at 1x28x28 and not yet measured on a GPU: deconv1 is 70% of the arithmetic, and
+its ten output channels lie on tiles of 16, so that 1.6 times the necessary multiply-adds are issued. In float32
+("ieee") Triton computes a product by multiply-adds on register tiles whose operands come from shared memory. A tile of
+2x4 results per thread reads six words for eight multiply-adds. Shared memory takes one instruction per clock and
 multiprocessor, multiply-adds four, so the reads are the bound; larger tiles would lower it, but they spill.
 
-Bits: in "ieee" every output is one chain of fused multiply-adds over k in ascending order, whatever the tile, so neither
-the batch nor the position in it nor a tuned tile size can change a bit. On tensor cores ("tf32", "tf32x3") the order
-within BLOCK_K is the hardware's; BLOCK_K is therefore never tuned.
+Bits: in "ieee" every output is one chain of fused multiply-adds over k in ascending order, whatever the tile, so
+neither the batch nor the position in it nor a tuned tile size can change a bit. On tensor cores ("tf32", "tf32x3") the
+order within BLOCK_K is the hardware's; BLOCK_K is therefore never tuned.
 """
 
 from __future__ import annotations

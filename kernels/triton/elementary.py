@@ -1,8 +1,8 @@
 """tanh, the normal deviate of Box and Muller, and Philox; the polynomials are those of kernels/cpu/isa/elementary.h.
 
-CUDA's own approximations are too coarse: lg2.approx loses all digits of ln u near u = 1, and a fast tanh has an error of
-1e-5. libdevice has accurate functions, but the interpreter, which runs these kernels where there is no GPU, cannot call
-them.
+CUDA's own approximations are too coarse: lg2.approx loses all digits of ln u near u = 1, and a fast tanh has an error
+of 1e-5. libdevice has accurate functions, but the interpreter, which runs these kernels where there is no GPU, cannot
+call them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The last stage: deconv2, conv3, residual, Langevin update, noise and clamp.
 
 The 1x1 transposed convolution is computed at even positions only; elsewhere it is the constant tanh(bias), part of a
-start value per output (start_kernel), as in kernels/cpu/isa/tail.h. A program works on BLOCK patches of two rows of four
-pixels: two Philox counters, and 12 even positions whose values are computed once for all eight pixels. Neighbouring
-patches compute some of the same values again, which costs about 2% of a step's arithmetic and saves a launch and a trip
-through memory.
+start value per output (start_kernel), as in kernels/cpu/isa/tail.h. A program works on BLOCK patches of two rows of
+four pixels: two Philox counters, and 12 even positions whose values are computed once for all eight pixels.
+Neighbouring patches compute some of the same values again, which costs about 2% of a step's arithmetic and saves a
+launch and a trip through memory.
 """
 
 from __future__ import annotations

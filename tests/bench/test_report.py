@@ -157,22 +157,31 @@ def test_plot(result, tmp_path):
         draw(result, tmp_path / "none.png")
 
 
-def test_readme_block_is_replaced_and_nothing_else(make_tables, result, tmp_path):
-    readme, source = tmp_path / "README.md", tmp_path / "bench.json"
+def test_blocks_are_replaced_and_nothing_else(make_tables, result, tmp_path):
+    (tmp_path / "docs").mkdir()
+    readme, performance, source = (tmp_path / name for name in ("README.md", "docs/performance.md", "bench.json"))
     begin, end = make_tables.marks(result)
     assert begin == "<!-- bench:begin -->"
     assert make_tables.marks({"settings": {"gradient": True}})[0] == "<!-- gradient:begin -->"
-    readme.write_text(f"# Title\n\n{begin}\nold\n{end}\n\ntail\n")
+    performance.write_text(f"# Title\n\n{begin}\nold\n{end}\n\ntail\n")
+    readme.write_text("# Title\n\n<!-- speed:begin -->\nold\n<!-- speed:end -->\n\ntail\n")
     source.write_text(json.dumps(result))
-    arguments = [str(source), "--readme", str(readme)]
+    arguments = [str(source), "--root", str(tmp_path)]
     assert make_tables.main([*arguments, "--check"]) == 1
     assert make_tables.main(arguments) == 0
-    text = readme.read_text()
+    text = performance.read_text()
     assert text.startswith(f"# Title\n\n{begin}\n\n| 1x28x28, N=10, batch | 1 | 16 |\n| --- | ---: | ---: |\n")
     assert text.endswith(f"\n\n{end}\n\ntail\n")
     assert "| ONNX Runtime | 1200 | failed |" in text
+    assert "ceiling" in text
     assert "old" not in text
     assert make_tables.sources_of(text) == ["bench.json"]
+    brief = readme.read_text()
+    assert brief.startswith(
+        "# Title\n\n<!-- speed:begin -->\n\n| 1x28x28, N=10, batch | 1 | 16 |\n| --- | ---: | ---: |\n"
+    )
+    assert brief.endswith("from `bench.json`.\n\n<!-- speed:end -->\n\ntail\n")
+    assert not {"ceiling", "warning", "old"} & set(brief.split())
     assert make_tables.main([*arguments, "--check"]) == 0
     result["cells"][0]["us_per_image"]["median"] = 401.0
     source.write_text(json.dumps(result))
@@ -181,10 +190,10 @@ def test_readme_block_is_replaced_and_nothing_else(make_tables, result, tmp_path
         make_tables.replaced("no marks", "block", begin, end)
 
 
-def test_the_tables_in_the_readme_are_those_that_the_command_makes(make_tables):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    sources = make_tables.sources_of(text)
+def test_the_committed_tables_are_those_that_the_command_makes(make_tables):
+    sources = make_tables.sources_of((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
     assert len(sources) == 2
     for source in sources:
         result = json.loads((ROOT / source).read_text(encoding="utf-8"))
-        assert make_tables.replaced(text, make_tables.markdown(result, source), *make_tables.marks(result)) == text
+        for page, text in make_tables.pages_with(result, source).items():
+            assert page.read_text(encoding="utf-8") == text

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import evaluate_defenses
+import evaluate_overpowered
+import evaluate_substitutes
 import pytest
 import torch
-from repository import load_script
+from defense_runs import accuracy_table, substitute_table
 
 from fastmalade.attacks import CounterAttackA, CounterAttackB
 from fastmalade.attacks.overpowered import CodePairs
 from fastmalade.evaluation import accuracy, attacked_images
-from fastmalade.evaluation.defenses import accuracy_table, compared_defenses, substitute_table
+from fastmalade.evaluation.defenses import compared_defenses
 
 TRANSFERRED = ["clean", "fgsm 0.1", "fgsm 0.3", "pgd 0.1", "pgd 0.2", "pgd 0.3"]
 ADAPTIVE = ["pgd 0.3 bpda", "pgd 0.3 unrolled"]
 
 
-def test_columns_and_counts(make_defense, digits, fit_softmax, tmp_path):
+@pytest.fixture
+def classifier(digits, fit_softmax):
+    return fit_softmax(*(part[:300] for part in digits))
+
+
+def test_columns_and_counts(classifier, make_defense, digits, tmp_path):
     pytest.importorskip("foolbox")
-    measure = load_script("scripts/evaluate_defenses.py").measure
     images, labels = digits[0][:4], digits[1][:4]
-    classifier = fit_softmax(*(part[:300] for part in digits))
     defense = make_defense("inc")
-    found = dict(
-        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2, earlier={}, cache=tmp_path / "cache")
-    )
+    plan = evaluate_defenses.Plan(classifier, images, labels, adaptive=2, steps=2, cache=tmp_path / "cache")
+    found = dict(evaluate_defenses.measure("inc", defense, plan, {}))
     assert list(found) == TRANSFERRED + ADAPTIVE
     assert [entry["n"] for entry in found.values()] == [4] * 6 + [2] * 2
     assert found["clean"]["correct"] == accuracy(classifier, defense(images, seed=0), labels)
@@ -32,16 +39,12 @@ def test_columns_and_counts(make_defense, digits, fit_softmax, tmp_path):
     # Columns that are there are not measured again; attacks that were finished are read from their checkpoints.
     assert (tmp_path / "cache" / "inc-pgd-0.3-bpda-2.safetensors").is_file()
     rest = dict(
-        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2,
-                earlier={name: found[name] for name in (*TRANSFERRED, ADAPTIVE[0])}, cache=tmp_path / "cache")
-    )  # fmt: skip
+        evaluate_defenses.measure("inc", defense, plan, {name: found[name] for name in (*TRANSFERRED, ADAPTIVE[0])})
+    )
     assert list(rest) == ADAPTIVE[1:]
     assert rest[ADAPTIVE[1]]["correct"] == found[ADAPTIVE[1]]["correct"]
     asked = ["fgsm 0.3", ADAPTIVE[0]]
-    some = dict(
-        measure("inc", defense, classifier, images, labels, adaptive=2, steps=2, earlier={}, columns=asked,
-                cache=tmp_path / "cache")
-    )  # fmt: skip
+    some = dict(evaluate_defenses.measure("inc", defense, dataclasses.replace(plan, columns=asked), {}))
     assert list(some) == asked
 
 
@@ -49,21 +52,20 @@ def test_an_unknown_column_is_refused(monkeypatch, capsys, tmp_path):
     output = tmp_path / "found.json"
     monkeypatch.setattr("sys.argv", ["evaluate_defenses.py", "--columns", "clean,pgd 9", "--output", str(output)])
     with pytest.raises(SystemExit):
-        load_script("scripts/evaluate_defenses.py").main()
+        evaluate_defenses.main()
     assert "--columns: expected any of clean, counter A 0.1" in capsys.readouterr().err
     assert not output.exists()
 
 
-def test_a_run_of_fewer_images_goes_on_to_the_same_counts(make_defense, digits, fit_softmax, tmp_path, monkeypatch):
+def test_a_run_of_fewer_images_goes_on_to_the_same_counts(classifier, make_defense, digits, tmp_path, monkeypatch):
     pytest.importorskip("foolbox")
-    script = load_script("scripts/evaluate_defenses.py")
-    monkeypatch.setattr(script, "BATCH", 2)
-    classifier = fit_softmax(*(part[:300] for part in digits))
+    monkeypatch.setattr(evaluate_defenses, "BATCH", 2)
     defense = make_defense("inc")
 
     def counts(images, adaptive, earlier):
-        numbers = {"adaptive": adaptive, "steps": 2, "earlier": earlier, "cache": tmp_path}
-        return list(script.measure("inc", defense, classifier, digits[0][:images], digits[1][:images], **numbers))
+        shown = (part[:images] for part in digits)
+        plan = evaluate_defenses.Plan(classifier, *shown, adaptive=adaptive, steps=2, cache=tmp_path)
+        return list(evaluate_defenses.measure("inc", defense, plan, earlier))
 
     whole = counts(5, 4, {})
     assert [entry["n"] for _, entry in whole] == [2, 4, 5] * 6 + [4] * 2
@@ -75,7 +77,7 @@ def test_a_run_of_fewer_images_goes_on_to_the_same_counts(make_defense, digits, 
 
 
 def test_attacks_follow_the_defence(make_defense):
-    adaptive_attacks = load_script("scripts/evaluate_defenses.py").adaptive_attacks
+    adaptive_attacks = evaluate_defenses.adaptive_attacks
     replaced = make_defense("dip-inc")
     replaced.gradient = "bpda"
     assert list(adaptive_attacks(replaced, 3)) == ["pgd 0.3 bpda"]
@@ -108,7 +110,7 @@ def test_shares_of_pairs_are_of_the_valid_ones():
         changed=torch.tensor([True, False, True]),
         valid=torch.tensor([True, True, False]),
     )
-    describe = load_script("scripts/evaluate_overpowered.py").describe
+    describe = evaluate_overpowered.describe
     found = describe(pairs)
     assert found == {"pairs": 3, "valid": pytest.approx(2 / 3), "changed": 0.5, "divergence": 2.0}
     nothing = CodePairs(**{**vars(pairs), "valid": torch.zeros(3, dtype=torch.bool)})
@@ -116,20 +118,15 @@ def test_shares_of_pairs_are_of_the_valid_ones():
 
 
 def test_attackers_without_gradients(make_defense, digits, fit_softmax, tmp_path):
-    script = load_script("scripts/evaluate_substitutes.py")
     images, labels = digits
     defense = make_defense("malade")
     classifier = fit_softmax(images[:300], labels[:300])
-    models = script.substitutes(
+    models = evaluate_substitutes.substitutes(
         "malade",
         defense,
         classifier,
         images[300:364],
-        rounds=2,
-        purified=32,
-        epochs=1,
-        combined_epochs=2,
-        cache=tmp_path,
+        evaluate_substitutes.Training(purified=32, rounds=2, epochs=1, combined_epochs=2, cache=tmp_path),
     )
     assert list(models) == ["bare", "substitute", "combined"]
     assert models["bare"]() is classifier
@@ -138,8 +135,10 @@ def test_attackers_without_gradients(make_defense, digits, fit_softmax, tmp_path
         assert torch.equal(first(images[:5]), again(images[:5]))
         assert not torch.equal(first(images[:5]), classifier(images[:5]))
         assert (tmp_path / f"malade-{name}.safetensors").is_file()
-    found = script.measure(classifier, defense, classifier, images[:20], labels[:20])
-    assert list(found) == [f"{attack} {epsilon:g}" for attack in ("fgsm", "bim") for epsilon in script.EPSILONS]
+    found = evaluate_substitutes.measure(classifier, defense, classifier, images[:20], labels[:20])
+    assert list(found) == [
+        f"{attack} {epsilon:g}" for attack in ("fgsm", "bim") for epsilon in evaluate_substitutes.EPSILONS
+    ]
     for column, counts in found.items():
         assert 0 <= counts["fooled"] <= counts["valid"] <= 20, column
     # A linear classifier attacked as it is loses more digits the larger the ball.

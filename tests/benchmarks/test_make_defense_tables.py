@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
+import make_defense_tables as make
 import pytest
-from repository import ROOT, load_script
-
-
-@pytest.fixture
-def make(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return load_script("benchmarks/make_defense_tables.py")
 
 
 def cell(name, steps, median, *, threads=1, batch=64, repetitions=5):
@@ -34,7 +28,7 @@ def times():
     }
 
 
-def test_rivals_table(make, times):
+def test_rivals_table(times):
     accuracy = {"results": {"malade": {"clean": {"correct": 990, "n": 1000}, "pgd 0.3": {"correct": 5, "n": 10}}}}
     lines = make.rivals(times, accuracy).splitlines()
     assert lines[0].startswith(
@@ -44,7 +38,7 @@ def test_rivals_table(make, times):
     assert "| Defense-GAN, R = 1 | 12,346* |  |  |  |  |  |" in lines
 
 
-def test_time_tables(make, times):
+def test_time_tables(times):
     text = make.time_tables(times)
     assert "| us per image, 1 core | B=64, N=L=10 | B=64, N=L=200 |" in text
     assert "| us per image, 2 cores | B=64, N=L=10 |" in text
@@ -52,5 +46,5 @@ def test_time_tables(make, times):
     assert "commit 0123456789ab. Warning of the run: the load average was 3." in text
 
 
-def test_the_committed_tables_are_those_that_the_command_makes(make):
+def test_the_committed_tables_are_those_that_the_command_makes():
     assert make.main(["--check"]) == 0

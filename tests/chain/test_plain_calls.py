@@ -33,7 +33,7 @@ def model(make_autoencoder) -> Purifier:
 @pytest.fixture
 def taken(monkeypatch) -> list[str]:
     """The calls that took the short way, in order, and whether autograd recorded them."""
-    if cpu.unavailable_reason() is not None or cpu.EXCHANGE is None:
+    if cpu.unavailable_reason() is not None or cpu.DLPACK_TABLE is None:
         pytest.skip("no extension, or a version of torch without the table")
     seen: list[str] = []
     exact = direct.run

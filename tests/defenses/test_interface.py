@@ -128,7 +128,7 @@ def test_the_promises_that_programs_rely_on(defense, images, make_defense):
 
 
 class Shift(Defense):
-    """A user's, which can be saved because it names itself and its networks."""
+    """A user's own defence; it can be saved because it names itself and its networks."""
 
     kind = "test-shift"
 
@@ -146,7 +146,7 @@ class Shift(Defense):
         return {"by": self.by}
 
 
-def test_a_defence_of_the_users_registers_itself(images, tmp_path):
+def test_a_users_own_defence_registers_itself(images, tmp_path):
     defense, path = Shift(Autoencoder(1, (2, 3)), by=0.25).requires_grad_(False), tmp_path / "shift.safetensors"
     defense.save_pretrained(path)
     assert torch.equal(Shift.from_pretrained(path)(images), defense(images))

@@ -148,7 +148,7 @@ def test_divergence_is_an_error(purifier, make_images):
 
 
 class Shift(nn.Module):
-    """An autoencoder of a user's: no parameters, any channels and sizes."""
+    """A user's own autoencoder: no parameters, any channels and sizes."""
 
     def forward(self, x):
         return 1.0 - x

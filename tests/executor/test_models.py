@@ -16,7 +16,7 @@ from fastmalade.executor.fingerprint import fingerprint
 
 
 class Blur(nn.Module):
-    """r(x) of a user's."""
+    """A user's own r(x)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -83,7 +83,8 @@ class Steps(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    _fields_ = [("number", ctypes.c_uint32), *((name, ctypes.c_float) for name in ("a", "d", "low", "high"))]
+    _fields_ = [("number", ctypes.c_uint32),
+                *((name, ctypes.c_float) for name in ("step_size", "noise_scale", "low", "high"))]  # fmt: skip
 
 
 class NoiseSource(ctypes.Structure):
@@ -191,8 +192,9 @@ class Emulation:
     def noise(self, seed: int, sample_ids: Tensor, step: int, elements: int) -> tuple[Tensor, Tensor]:
         z = torch.full((len(sample_ids), elements), float("nan"))
         words = torch.full((len(sample_ids), 4 * -(-elements // 4)), -1, dtype=torch.int64)
-        self.call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements),
-                  _noise(seed, None, sample_ids, None), ctypes.c_uint32(step), _pointer(z), _pointer(words))  # fmt: skip
+        source = _noise(seed, None, sample_ids, None)
+        self.call("noise", ctypes.c_int64(len(sample_ids)), ctypes.c_int64(elements), source, ctypes.c_uint32(step),
+                  _pointer(z), _pointer(words))  # fmt: skip
         return z, words
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,6 +219,8 @@ class Extension:
     def Steps(*rows: Sequence[float]) -> Tensor:  # noqa: N802
         return torch.tensor([list(row) for row in rows])
 
+    Step = Step
+
     @staticmethod
     def NoiseSource(seed: int = 0, seed_pointer: int = 0, sample_ids: int = 0, given: int = 0) -> NoiseSource:  # noqa: N802
         return NoiseSource(seed, seed_pointer or None, sample_ids or None, given or None)
@@ -231,6 +235,11 @@ class Extension:
             raise ValueError(str(error)) from error
         call = Call(choice, (ctypes.c_int64 * 5)(*shape), (ctypes.c_void_p * 10)(*weights), None, batch)
         return SimpleNamespace(call=call, packed_floats=choice.packed_floats)
+
+    def choice(self, device: int, shape: Sequence[int], batch: int, gradient: bool, request: dict) -> dict[str, object]:
+        made = self.Call(device=device, stream=0, request=request, gradient=gradient, batch=batch, shape=shape,
+                         weights=[0] * 10)  # fmt: skip
+        return {**made.call.choice.as_dict(), "form": made.call.choice.name}
 
     def langevin_chain(
         self, made: SimpleNamespace, workspace: int, *, x: int, steps: Tensor, noise: NoiseSource, out: int,
@@ -247,3 +256,24 @@ class Extension:
         made.call.workspace = workspace
         addresses = (ctypes.c_void_p(address or None) for address in (cotangent, gradient, noise_gradient))
         self._emulation.call("gradient", made.call, ctypes.c_void_p(states), _steps(steps), noise, *addresses)
+
+    def autoencoder_forward(self, made: SimpleNamespace, workspace: int, *, x: int, out: int) -> None:
+        made.call.workspace = workspace
+        self._emulation.call("forward", made.call, ctypes.c_void_p(x), ctypes.c_void_p(out))
+
+    def reconstruction_error_gradient(self, made: SimpleNamespace, workspace: int, *, x: int, gradient: int) -> None:
+        made.call.workspace = workspace
+        self._emulation.call("error_gradient", made.call, ctypes.c_void_p(x), ctypes.c_void_p(gradient))
+
+    def langevin_update(
+        self, device: int, stream: int, *, batch: int, elements: int, x: int, reconstruction: int, step: Step,
+        noise: NoiseSource, out: int,
+    ) -> None:  # fmt: skip
+        self._emulation.call("update", ctypes.c_int64(batch), ctypes.c_int64(elements), ctypes.c_void_p(x),
+                             ctypes.c_void_p(reconstruction), step, noise, ctypes.c_void_p(out))  # fmt: skip
+
+    def standard_normal(
+        self, device: int, stream: int, *, batch: int, elements: int, noise: NoiseSource, step: int, z: int, words: int
+    ) -> None:
+        self._emulation.call("noise", ctypes.c_int64(batch), ctypes.c_int64(elements), noise, ctypes.c_uint32(step),
+                             ctypes.c_void_p(z or None), ctypes.c_void_p(words or None))  # fmt: skip

@@ -39,24 +39,17 @@ def random_weights(channels: int, hidden1: int, hidden2: int, seed: int = 0) -> 
 
 
 def _convolution(x: Tensor, w: Tensor, b: Tensor, stride: int, padding: int) -> Tensor:
-    """Sum over taps: x (B, I, H, W), w (O, I, k, k), b (O,) -> (B, O, H', W')."""
+    """Every window times the taps: x (B, I, H, W), w (O, I, k, k), b (O,) -> (B, O, H', W')."""
     k = w.shape[-1]
-    padded = x.new_zeros(*x.shape[:2], x.shape[2] + 2 * padding, x.shape[3] + 2 * padding)
-    padded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]] = x
-    windows = padded.unfold(2, k, stride).unfold(3, k, stride)
+    windows = F.pad(x, (padding,) * 4).unfold(2, k, stride).unfold(3, k, stride)
     return torch.einsum("bihwkl,oikl->bohw", windows, w) + b[:, None, None]
 
 
 def _transposed(x: Tensor, w: Tensor, b: Tensor, stride: int, padding: int) -> Tensor:
-    """Every input spread over k x k outputs: x (B, I, H, W), w (I, O, k, k), b (O,) -> (B, O, stride H, stride W)."""
-    k = w.shape[-1]
-    height, width = (stride * side for side in x.shape[2:])
-    full = x.new_zeros(x.shape[0], w.shape[1], height + k + 2 * padding, width + k + 2 * padding)
-    spread = torch.einsum("bihw,iokl->klbohw", x, w)
-    for ky in range(k):
-        for kx in range(k):
-            full[:, :, ky : ky + height : stride, kx : kx + width : stride] += spread[ky, kx]
-    return full[:, :, padding : padding + height, padding : padding + width] + b[:, None, None]
+    """Every input times the taps, added where windows meet: w (I, O, k, k), b (O,) -> (B, O, stride H, stride W)."""
+    k, sides = w.shape[-1], [stride * side for side in x.shape[2:]]
+    windows = torch.einsum("bihw,iokl->boklhw", x, w).flatten(1, 3).flatten(2)
+    return F.fold(windows, sides, k, padding=padding, stride=stride) + b[:, None, None]
 
 
 def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:

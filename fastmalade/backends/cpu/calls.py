@@ -32,7 +32,7 @@ from fastmalade.backends.cpu.extension import unavailable_reason as unavailable_
 from fastmalade.backends.gradient_plan import GradientPlan, Sizes, make_plan
 from fastmalade.backends.values import NoiseSource, Steps
 
-EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+DLPACK_TABLE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 """DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call."""
 DEFAULT_THREAD_BYTES = 8 * 2**20
 """Working memory of a gradient that each thread may take where no budget is given and ten steps need no more."""
@@ -318,7 +318,7 @@ def plain_model(x: Tensor, weights: tuple[Tensor, ...]) -> Any | None:
     ``x`` (B, C, H, W), B >= 1; ``weights`` the ten of ``Autoencoder.weights()``. It holds addresses: the caller keeps
     the tensors alive for as long as it is used.
     """
-    return None if EXCHANGE is None else load().read_model(EXCHANGE, PLAIN_TYPES, x, weights)
+    return None if DLPACK_TABLE is None else load().read_model(DLPACK_TABLE, PLAIN_TYPES, x, weights)
 
 
 def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Any, object]:

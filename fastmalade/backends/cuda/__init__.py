@@ -1,1 +1,1 @@
-"""The CUDA backend: ``calls`` takes tensors, ``extension`` finds the compiled module."""
+"""The CUDA backend: ``calls`` takes tensors, ``extension`` loads the compiled module."""

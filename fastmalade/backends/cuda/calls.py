@@ -76,7 +76,7 @@ def langevin_chain(
 
     Nothing here waits for the device, and a CUDA graph can record it. Returns float32 (B, C, H, W), or with
     ``trajectory`` (N + 1, B, C, H, W) whose entry 0 is x. Raises ValueError for arguments that do not fit,
-    BackendUnavailableError without the extension, RuntimeError with CUDA's own words for a launch that fails.
+    BackendUnavailableError without the extension, RuntimeError with CUDA's message where a launch fails.
     """
     x, arrays, sizes = _model(x, weights, precision)
     n_steps = steps.n_steps
@@ -207,9 +207,7 @@ def reconstruction_error_gradient(
         with torch.cuda.device(x.device):
             request = extension.Request(form, images, cluster)
             call, workspace = _call(x, arrays, sizes, request, gradient=True)
-            extension.reconstruction_error_gradient(
-                call, workspace.data_ptr(), x=x.data_ptr(), gradient=out.data_ptr()
-            )
+            extension.reconstruction_error_gradient(call, workspace.data_ptr(), x=x.data_ptr(), gradient=out.data_ptr())
     return out
 
 

@@ -1,6 +1,6 @@
-"""Loading the extension module ``fastmalade._cuda``, and whether a device can run what it has.
+"""Loads the extension module ``fastmalade._cuda``, and says whether a device can run its code.
 
-It is imported on first use, so that importing this file never fails.
+The module is imported on first use, so importing this file never fails.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from types import ModuleType
 from fastmalade.backends.extensions import BackendUnavailableError, import_extension
 
 _extension: ModuleType | None = None
-_usable: set[tuple[int, int]] = set()  # (id of the extension, device) that were found to work: that does not change
+_usable: set[tuple[int, int]] = set()  # (id of the extension, device) that were found to work, which cannot change
 
 
 def load() -> ModuleType:
@@ -24,7 +24,8 @@ def load() -> ModuleType:
 def unavailable_reason(device: int | None = None) -> str | None:
     """None if a chain can run on CUDA device ``device`` (the first where None), else why not.
 
-    Told apart: the extension was not built, the driver is missing, there is no device, this build has no code for it.
+    The reasons are: the extension was not built, the driver is missing, there is no such device, or this build has no
+    code for it.
     """
     try:
         extension = load()
@@ -52,5 +53,5 @@ def unavailable_reason(device: int | None = None) -> str | None:
 
 
 def architectures() -> str:
-    """What the extension was compiled for, as "sm_80, sm_90, compute_90"; BackendUnavailableError without it."""
+    """The GPUs the extension was compiled for, like "sm_80, sm_90, compute_90"; BackendUnavailableError without it."""
     return str(load().architectures)

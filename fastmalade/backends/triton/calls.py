@@ -160,12 +160,10 @@ def langevin_update_vjp(
     source = NoiseSource(seed, sample_ids, noise)
     inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
-    by_x, by_reconstruction = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+    by_x, by_r = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     if cotangent.numel() > 0:
-        launch(
-            "langevin_update_vjp_kernel", cotangent=cotangent, x_gradient=by_x, reconstruction_gradient=by_reconstruction
-        )
-    return by_x, by_reconstruction
+        launch("langevin_update_vjp_kernel", cotangent=cotangent, x_gradient=by_x, reconstruction_gradient=by_r)
+    return by_x, by_r
 
 
 def standard_normal(seed: int | Tensor, sample_ids: Tensor, step: int, n_elements: int) -> Tensor:

@@ -75,7 +75,7 @@ def vector_jacobian(cotangent: Tensor, x: Tensor, model: Model, steps: Steps, no
 
 
 def bytes_per_image(shape: Sequence[int], hidden: Sequence[int], kept_states: int, *, backward: bool) -> int:
-    """Working memory of one image on the device, rounded up, where so many states are kept beside the current one."""
+    """Upper bound of an image's working memory on the device, with so many states kept besides the current one."""
     channels, height, width = shape
     image = (height + 4) * (width + 4) * channels
     # Buffers on the half and the quarter grid, each counted with the widest frame.

@@ -84,7 +84,7 @@ class Framed:
     def __init__(self, shape: Sequence[int], frame: int, device: torch.device) -> None:
         *leading, channels, rows, columns = shape
         size = (*leading, rows + 2 * frame, columns + 2 * frame, channels)
-        # Kernels write the inside only, so that one filling with zeros serves all steps.
+        # Kernels write the inside only, so the frame is filled with zeros once for all steps.
         make = torch.zeros if frame else torch.empty
         self.buffer = make(size, dtype=torch.float32, device=device)
         inside = self.buffer[..., frame : frame + rows, frame : frame + columns, :]
@@ -116,7 +116,7 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceNoise:
-    """Where z comes from, on the device: ``given`` (N, B, C, H, W), or ``seed`` int64 (1,), ``sample_ids`` int64 (B,)."""
+    """Where z comes from, on the device: ``given`` (N, B, C, H, W), or ``seed`` (1,) and ``sample_ids`` (B,), int64."""
 
     seed: Tensor
     sample_ids: Tensor

@@ -52,10 +52,10 @@ class Tile:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-# None of these tiles is measured on a GPU. Products have eight results a thread, 64 positions by 16 or 32 channels over 4
-# or 8 warps. That was found by compiling: with sixteen, ptxas runs out of registers and spills
-# (tools/gpu_resources_triton.py). In the other stages a thread has one patch, position or quad; the size of their blocks
-# is predicted from registers, of which the tail's 128 leave room for several blocks on a multiprocessor.
+# None of these tiles is measured on a GPU. Products have eight results a thread, 64 positions by 16 or 32 channels over
+# 4 or 8 warps. That was found by compiling: with sixteen, ptxas runs out of registers and spills
+# (tools/gpu_resources_triton.py). In the other stages a thread has one patch, position or quad; the size of their
+# blocks is predicted from registers, of which the tail's 128 leave room for several blocks on a multiprocessor.
 _PRODUCT = Tile(block_m=64, num_warps=4, num_stages=2)
 _WIDE_PRODUCT = Tile(block_m=64, num_warps=8, num_stages=2)
 DEFAULTS: dict[str, Tile] = {

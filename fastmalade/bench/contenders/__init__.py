@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fastmalade.bench.contenders.base import Chain, Contender
 from fastmalade.bench.contenders.compiled import Compiled
@@ -20,11 +21,7 @@ PEERS: dict[str, Callable[[], Contender]] = {
 """Peers that run the layers of Table 8 as they are."""
 
 REWRITTEN: dict[str, Callable[[], Contender]] = {
-    "eager-rewritten": lambda: Eager(is_rewritten=True),
-    "compile-rewritten": lambda: Compiled(is_rewritten=True),
-    "onnxruntime-rewritten": lambda: OnnxRuntime(is_rewritten=True),
-    "openvino-rewritten": lambda: OpenVino(is_rewritten=True),
-    "jax-rewritten": lambda: Jax(is_rewritten=True),
+    f"{cls.name}-rewritten": partial(cls, is_rewritten=True) for cls in (Eager, Compiled, OnnxRuntime, OpenVino, Jax)
 }
 """Peers that run the graph of :mod:`fastmalade.bench.rewritten`."""
 

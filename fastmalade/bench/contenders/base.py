@@ -46,7 +46,7 @@ class Contender(ABC):
 
     @property
     def key(self) -> str:
-        """Name in results: that of the class, with "-rewritten" for a rewritten graph."""
+        """Name in results: the class's name, with "-rewritten" for a rewritten graph."""
         return self.name + ("-rewritten" if self.is_rewritten else "")
 
     @property
@@ -76,3 +76,14 @@ class Contender(ABC):
             NotImplementedError: the contender has no gradient (``differentiable`` is False).
         """
         raise NotImplementedError(f"{self.key} has no gradient")
+
+
+class Peer(Contender):
+    """Another library.
+
+    Args:
+        is_rewritten: run the graph of :mod:`fastmalade.bench.rewritten` instead of the layers as they are.
+    """
+
+    def __init__(self, *, is_rewritten: bool = False) -> None:
+        self.is_rewritten = is_rewritten

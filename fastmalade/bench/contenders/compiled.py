@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmalade.bench.contenders.base import Chain, Contender
+from fastmalade.bench.contenders.base import Chain, Peer
 from fastmalade.bench.contenders.eager import autoencoder_function
 from fastmalade.bench.task import HIGH, LOW, Task
 
 
-class Compiled(Contender):
+class Compiled(Peer):
     """Forms: noise from ``torch.randn`` handed to the graph, in both memory formats, or drawn by generated code."""
 
     name = "compile"
@@ -24,7 +24,7 @@ class Compiled(Contender):
     differentiable = True
 
     def __init__(self, *, is_rewritten: bool = False) -> None:
-        self.is_rewritten = is_rewritten
+        super().__init__(is_rewritten=is_rewritten)
         self._graphs: dict[tuple[object, ...], tuple[Callable[..., Tensor], object]] = {}
 
     def prepare(self, task: Task, form: str) -> Chain:
@@ -71,7 +71,7 @@ class Compiled(Contender):
                 x = x + a[step] * (forward(x) - x) + d[step] * noise
             return x.clamp(LOW, HIGH)
 
-        # Dynamo keeps its graphs with the code object and limits their number: each chain gets one of its own.
+        # Dynamo keeps its graphs with the code object and limits their number, so each chain gets its own.
         code = chain.__code__.replace(co_name=f"chain_{len(self._graphs)}")
         own = types.FunctionType(code, chain.__globals__, code.co_name, None, chain.__closure__)
         return torch.compile(own, fullgraph=True, dynamic=False)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fastmalade import reference
 from fastmalade.bench import rewritten
-from fastmalade.bench.contenders.base import Chain, Contender
+from fastmalade.bench.contenders.base import Chain, Peer
 from fastmalade.bench.task import HIGH, LOW, Task, differentiable_chain
 
 
-class Eager(Contender):
+class Eager(Peer):
     """Contiguous tensors."""
 
     name = "eager"
@@ -22,9 +22,6 @@ class Eager(Contender):
     packages = ("torch",)
     differentiable = True
     memory_format = torch.contiguous_format
-
-    def __init__(self, *, is_rewritten: bool = False) -> None:
-        self.is_rewritten = is_rewritten
 
     def prepare(self, task: Task, form: str) -> Chain:
         """Under inference mode; the state is one buffer that is updated in place."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastmalade.bench import rewritten
-from fastmalade.bench.contenders.base import Chain, Contender
+from fastmalade.bench.contenders.base import Chain, Peer
 from fastmalade.bench.task import HIGH, LOW, Task
 from fastmalade.reference import TABLE8_LAYERS
 
 
-class Jax(Contender):
+class Jax(Peer):
     """Forms: images and weights with channels last or first, and the "rbg" generator in place of threefry."""
 
     name = "jax"
@@ -25,7 +25,7 @@ class Jax(Contender):
     differentiable = True
 
     def __init__(self, *, is_rewritten: bool = False) -> None:
-        self.is_rewritten = is_rewritten
+        super().__init__(is_rewritten=is_rewritten)
         self._graphs: dict[tuple[object, ...], tuple[Any, object]] = {}
 
     def prepare(self, task: Task, form: str) -> Chain:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from fastmalade.bench.contenders import onnx_graph
-from fastmalade.bench.contenders.base import Chain, Contender
+from fastmalade.bench.contenders.base import Chain, Peer
 from fastmalade.bench.task import Task
 
 
-class OnnxRuntime(Contender):
+class OnnxRuntime(Peer):
     """Forms: the whole chain as one graph with noise given or drawn in it; or r(x) as a graph and the rest in numpy."""
 
     name = "onnxruntime"
@@ -19,9 +19,6 @@ class OnnxRuntime(Contender):
     packages = ("onnxruntime", "onnx")
     modules = ("onnxruntime", "onnx")
     forms = onnx_graph.FORMS
-
-    def __init__(self, *, is_rewritten: bool = False) -> None:
-        self.is_rewritten = is_rewritten
 
     def prepare(self, task: Task, form: str) -> Chain:
         """Optimise the graph; noise that is given is drawn into N buffers that are reused."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from fastmalade.bench.contenders import onnx_graph
-from fastmalade.bench.contenders.base import Chain, Contender
+from fastmalade.bench.contenders.base import Chain, Peer
 from fastmalade.bench.task import Task
 
 
-class OpenVino(Contender):
+class OpenVino(Peer):
     """Forms as those of ONNX Runtime, from the same graphs. One stream: a call is one batch."""
 
     name = "openvino"
@@ -22,9 +22,6 @@ class OpenVino(Contender):
     packages = ("openvino", "onnx")
     modules = ("openvino", "onnx")
     forms = onnx_graph.FORMS
-
-    def __init__(self, *, is_rewritten: bool = False) -> None:
-        self.is_rewritten = is_rewritten
 
     def prepare(self, task: Task, form: str) -> Chain:
         """Compile the model; input tensors are set once and refilled."""

@@ -14,13 +14,13 @@ namespace fastmalade::cpu {
 
 class CpuMask {
 public:
-    // That of the calling thread. A system with more CPUs than fit (4096) has no mask that could be compared: then the
-    // count comes from the standard library, and `apply` leaves threads where they are.
+    // The calling thread's mask. On a system with more CPUs than fit (4096) it is not known: then the count comes from
+    // the standard library, and `apply` leaves threads where they are.
     static CpuMask current() {
         CpuMask mask;
         std::memset(mask.sets_, 0, sizeof mask.sets_);
         mask.known_ = sched_getaffinity(0, sizeof mask.sets_, mask.sets_) == 0;
-        // The standard library's count reads a file of the system at each call: ten microseconds.
+        // The standard library's count reads a system file at every call, which takes ten microseconds.
         mask.count_ =
             mask.known_ ? CPU_COUNT_S(sizeof mask.sets_, mask.sets_) : (int)std::thread::hardware_concurrency();
         if (mask.count_ < 1) mask.count_ = 1;

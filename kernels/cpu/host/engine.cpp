@@ -26,11 +26,11 @@ BatchPartition partition_with(const Kernels& kernels, int64_t batch, int64_t gro
     return partition;
 }
 
-// Time of the partition, tasks handed out in their order to whichever thread is free.
+// Estimated time of a partition whose tasks go, in their order, to whichever thread is free.
 double estimated_time(const BatchPartition& partition, const double* call_time, int threads) {
     double busiest = 0.0, idle = 0.0;  // idle: of all other threads together, before the busiest is done
     for (int form = 0; form < form_count; ++form) {
-        // Whole tasks go where others wait anyway, as far as they fit there.
+        // Tasks that fit into the time in which other threads would be idle cost nothing.
         const int64_t fit = std::min(partition.tasks[form], (int64_t)(idle / call_time[form]));
         idle -= (double)fit * call_time[form];
         const int64_t left = partition.tasks[form] - fit, rounds = (left + threads - 1) / threads;
@@ -64,7 +64,7 @@ BatchPartition choose_partition(const Kernels& kernels, int64_t batch, Form form
     return best;
 }
 
-// What is to be done to one task.
+// One task: a few images, and what their kernel call needs.
 struct Task {
     int64_t number, first, count;  // first image and number of images
     const FormKernels& form;
@@ -102,14 +102,13 @@ void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, 
     });
 }
 
-// The same for a batch, cut for the threads that the call may get, or a small one would be cut for threads that do not
-// come.
+// The same for a batch. It is cut for the threads that the call can get: those it merely asks for may never join.
 template <class ScratchFloats, class Run>
 void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                bool transposes, int64_t batch, Form form, int threads, ScratchFloats scratch_floats, Run run) {
     if (batch <= 0) return;
     const int workers = usable_threads(threads);
-    const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
+    const std::shared_ptr<PackedModel> model = cached_model(kernels, shape, weights);
     run_partition(kernels, *model, transposes, choose_partition(kernels, batch, form, workers), workers, scratch_floats,
                   run);
 }
@@ -178,7 +177,7 @@ int64_t KeptChain::bytes() const { return buffer_bytes(records_floats(partition.
 
 void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments, int threads) {
     if (kept.batch <= 0) return;
-    kept.model = packed_model(kept.kernels, kept.shape, weights);
+    kept.model = cached_model(kept.kernels, kept.shape, weights);
     run_partition(
         kept.kernels, *kept.model, false, kept.partition, usable_threads(threads),
         [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
@@ -246,7 +245,7 @@ void philox_words(const Kernels& kernels, uint64_t seed, const int64_t* sample_i
 
 void langevin_update(const Kernels& kernels, const UpdateArguments& arguments, int threads) {
     if (arguments.batch <= 0 || arguments.elements <= 0) return;
-    // Some ten microseconds of work: large images are cut into pieces, small ones are put together.
+    // A task is some ten microseconds of work: large images are cut into pieces, small ones are bundled.
     constexpr int64_t piece = 8192;  // a multiple of 64, so that every piece starts a vector of counters
     const int64_t pieces = (arguments.elements + piece - 1) / piece;
     const int64_t images = std::max<int64_t>(1, piece / arguments.elements);
@@ -280,7 +279,7 @@ std::array<double, kStages> stage_seconds(const Kernels& kernels, const Autoenco
                                           const AutoencoderWeights& weights, Form form, int64_t repeats) {
     const FormIndex index = form == Form::latency ? latency : form == Form::quad ? quad : throughput;
     const FormKernels& chosen = kernels.forms[index];
-    const std::shared_ptr<PackedModel> model = packed_model(kernels, shape, weights);
+    const std::shared_ptr<PackedModel> model = cached_model(kernels, shape, weights);
     const float* packed = model->form(index, false).layers;
     const Buffer scratch = allocate(chosen.scratch_floats(shape));
     // Ordinary numbers: zeros or what the memory held before could be faster or slower to compute with.

@@ -1,5 +1,5 @@
-// From one call to many kernel calls: chooses the form for every image, cuts the batch into tasks and runs them on
-// threads. Compiled without special flags; the instruction set is the table it is given.
+// Turns one call into calls of kernels: chooses the form for every image, cuts the batch into tasks and runs them on
+// threads. Compiled without special flags: the instruction set is that of the table it is given.
 #pragma once
 
 #include <stdint.h>
@@ -14,10 +14,10 @@ namespace fastmalade::cpu {
 
 class PackedModel;  // cpu/host/model_cache.h
 
-// All forms give the same bits, so the choice is one of time alone. `automatic` weighs the batch against the threads.
+// All forms give the same bits and differ in time alone. `automatic` chooses by the batch and the threads.
 enum class Form { automatic, throughput, quad, latency };
 
-// The batch as groups, then quads, then single images.
+// How a batch is cut: groups of the throughput form first, then quads, then single images.
 struct BatchPartition {
     int64_t tasks[form_count], images[form_count];  // of each form
     int64_t all_tasks() const { return tasks[throughput] + tasks[quad] + tasks[latency]; }
@@ -47,7 +47,7 @@ public:
     const AutoencoderShape shape;
     const int64_t batch, n_steps;
     const BatchPartition partition;
-    std::shared_ptr<PackedModel> model;  // that the chain ran with, from then on
+    std::shared_ptr<PackedModel> model;  // the chain's weights, set by recorded_chain
 
     float* records(int64_t task) const;  // of one task of the partition
     int64_t bytes() const;
@@ -56,18 +56,18 @@ private:
     int64_t records_floats(int64_t tasks) const;  // of the first so many tasks
 
     const std::array<int64_t, form_count> task_floats_;  // records of one task of each form
-    const HandedOn memory_;
+    const RecycledMemory memory_;
 };
 
-// The chain, all of its activations kept in `kept`, which was made for its kernels, shape and batch.
+// Runs the chain and keeps all activations in `kept`, which was made for the same kernels, shape and batch.
 void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const ChainArguments& arguments, int threads);
 
-// The gradient for a call of recorded_chain, with the weights of that call. Of the arguments only the schedule is read.
-// cotangent, gradient: (B, C, H, W)
+// The gradient for a call of recorded_chain, with the weights of that call. Reads only the step settings of the
+// arguments. cotangent, gradient: (B, C, H, W)
 void chain_reverse(const KeptChain& kept, const ChainArguments& arguments, const float* cotangent, float* gradient,
                    int threads);
 
-// One product with the transposed Jacobian of r.
+// A product with the transposed Jacobian of r.
 void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                           const JacobianArguments& arguments, Form form, int threads);
 
@@ -82,17 +82,17 @@ void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sampl
 void philox_words(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,
                   int64_t counters, int64_t* words, int threads);
 
-// One step for any r. Images and pieces of images are shared out over the threads; the bits do not depend on how.
+// One step for any r. Threads take images or pieces of images; the bits do not depend on how they are cut.
 void langevin_update(const Kernels& kernels, const UpdateArguments& arguments, int threads);
 
 // Index of the first value that is not within [low, high], NaN included, or -1. values: (n,)
 int64_t first_outside(const float* values, int64_t n, float low, float high);
 
-// Multiply-adds of one core out of registers, in floating-point operations per second: the highest rate of the
-// millisecond-long pieces that `seconds` hold, since interruptions by others only lower it.
+// Multiply-add rate of one core that works in registers alone, in floating-point operations per second: the highest of
+// the millisecond-long runs that fit into `seconds`, because interruptions can only lower it.
 double multiply_add_rate(const Kernels& kernels, double seconds);
 
-// Seconds of one image and one step in each stage (kStageNames), the shortest of `repeats` runs, on the calling thread.
+// Seconds per image and step in each stage (kStageNames): the fastest of `repeats` runs on the calling thread.
 std::array<double, kStages> stage_seconds(const Kernels& kernels, const AutoencoderShape& shape,
                                           const AutoencoderWeights& weights, Form form, int64_t repeats);
 

@@ -1,4 +1,4 @@
-// Aligned memory of the engine, and the working memory that every thread keeps between calls.
+// Aligned memory for the engine, and the working memory that every thread keeps between calls.
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +16,7 @@ struct FreeDeleter {
 };
 using Buffer = std::unique_ptr<float, FreeDeleter>;
 
-// Bytes that `floats` take in a Buffer.
+// Bytes that a Buffer of `floats` takes.
 inline int64_t buffer_bytes(int64_t floats) {
     const int64_t bytes = (floats * (int64_t)sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
     return bytes > kAlignment ? bytes : kAlignment;
@@ -29,12 +29,12 @@ inline Buffer allocate(int64_t floats) {
     return Buffer(memory);
 }
 
-// Working memory of one thread. A block of hundreds of kilobytes comes straight from the system, and a thread that gave
-// it back at the end of each call would fault every page in again at the next; so it is kept, unless it is large.
+// Working memory of one thread. The allocator gets blocks of hundreds of kilobytes straight from the system: a thread
+// that freed its block after each call would fault in every page again at the next. So it keeps it, unless it is large.
 class ThreadMemory {
 public:
     static constexpr int64_t kMostKeptBytes = 64 << 20;
-    static constexpr int64_t kSmallBytes = 16 << 20;  // not worth giving back, however little the next call needs
+    static constexpr int64_t kSmallBytes = 16 << 20;  // kept, however little the next call needs
 
     // (floats,), 64-byte aligned, any content; valid until the next call of this function or of `trim`
     float* take(int64_t floats) {
@@ -62,20 +62,20 @@ private:
     int64_t bytes_ = 0;
 };
 
-// That of the calling thread, given back when the thread ends.
+// That of the calling thread, freed when the thread ends.
 inline ThreadMemory& thread_memory() {
     static thread_local ThreadMemory scratch;
     return scratch;
 }
 
-// Memory whose owner may end on any thread, handed on to the next owner that this thread makes: what one gradient
-// leaves the next one takes, without the system taking the pages back in between. One block for each thread.
-class HandedOn {
+// Memory that the next owner takes over: a gradient uses the block that the last one left, and the system does not take
+// the pages back in between. Owners may be destroyed on any thread; each thread keeps one spare block.
+class RecycledMemory {
 public:
     static constexpr int64_t kMostKeptBytes = 16 << 20;
 
     // (floats,), 64-byte aligned, any content
-    explicit HandedOn(int64_t floats) : bytes_(buffer_bytes(floats)) {
+    explicit RecycledMemory(int64_t floats) : bytes_(buffer_bytes(floats)) {
         Spare& kept = spare();
         if (kept.bytes >= bytes_ && kept.bytes / 4 <= bytes_) {
             bytes_ = kept.bytes;
@@ -85,14 +85,14 @@ public:
             buffer_ = allocate(floats);
         }
     }
-    ~HandedOn() {
+    ~RecycledMemory() {
         Spare& kept = spare();
         if (bytes_ > kMostKeptBytes || bytes_ < kept.bytes) return;
         kept.buffer = std::move(buffer_);
         kept.bytes = bytes_;
     }
-    HandedOn(const HandedOn&) = delete;
-    HandedOn& operator=(const HandedOn&) = delete;
+    RecycledMemory(const RecycledMemory&) = delete;
+    RecycledMemory& operator=(const RecycledMemory&) = delete;
 
     float* get() const { return buffer_.get(); }
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kMostEntries = 8;
 constexpr int64_t kMostEntryBytes = 128 << 20;  // hidden layers of some 160 and 200 channels
-constexpr int64_t kMostBytes = 256 << 20;       // of all entries, beyond which the oldest go
+constexpr int64_t kMostBytes = 256 << 20;       // of all entries; beyond it the oldest go
 
 struct Array {
     const float* values;
@@ -33,7 +33,7 @@ std::array<Array, 10> arrays(const AutoencoderShape& s, const AutoencoderWeights
              {w.conv3_bias, s.channels}}};
 }
 
-// The same arrays inside one contiguous copy.
+// The arrays in one contiguous copy of them.
 AutoencoderWeights weights_in(const AutoencoderShape& s, const float* raw) {
     const float* at[10];
     size_t n = 0;
@@ -96,8 +96,8 @@ private:
     int64_t hits_ = 0, misses_ = 0;
 };
 
-// As the pool: made on first use, never destroyed, and left behind by the child of a fork, in which its lock might be
-// held by a thread that does not exist.
+// Like the pool it is made on first use and never destroyed. The child of a fork leaves it behind, because its lock may
+// be held by a thread that does not exist there.
 std::atomic<PackedCache*> the_cache{nullptr};
 
 PackedCache& cache() {
@@ -157,7 +157,7 @@ PackedModel::Arrays PackedModel::form(FormIndex index, bool transposes) {
     return Arrays{packed.layers.get(), transposes ? packed.transposes.get() : nullptr};
 }
 
-std::shared_ptr<PackedModel> packed_model(const Kernels& kernels, const AutoencoderShape& shape,
+std::shared_ptr<PackedModel> cached_model(const Kernels& kernels, const AutoencoderShape& shape,
                                           const AutoencoderWeights& weights) {
     return cache().find(kernels, shape, weights);
 }

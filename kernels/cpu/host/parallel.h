@@ -8,8 +8,8 @@
 
 namespace fastmalade::cpu {
 
-// Calls work(tasks) on up to `threads` threads, the calling one included, and never on more than there are tasks. The
-// first exception that leaves `work` on any thread is thrown again here after all have ended.
+// Calls work(tasks) on up to `threads` threads, the calling one included, and never on more threads than tasks. The
+// first exception that `work` throws on any thread is rethrown here once all threads have finished.
 template <class F>
 void parallel_for(int64_t count, int threads, F work) {
     struct Shared {

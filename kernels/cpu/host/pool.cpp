@@ -22,8 +22,8 @@
 namespace fastmalade::cpu {
 namespace {
 
-// Waking a sleeping thread takes tens of microseconds, a good part of a chain of one image. Whoever waits first watches
-// for about that long; an idle process is asleep after it.
+// Waking a sleeping thread takes tens of microseconds, a good part of the time of a chain of one image. So a thread
+// that waits spins for about that long before it goes to sleep.
 constexpr std::chrono::microseconds kSpin(40);
 
 void pause() {
@@ -34,7 +34,7 @@ void pause() {
 #endif
 }
 
-// Watches until `ready` holds or kSpin has passed.
+// Spins until `ready` holds or kSpin has passed.
 template <class Ready>
 void spin_until(Ready ready) {
     const auto end = std::chrono::steady_clock::now() + kSpin;
@@ -56,7 +56,7 @@ struct Call {
     const CpuMask mask = CpuMask::current();
     // The rest is changed under the pool's lock alone.
     int most_workers = 0;
-    std::atomic<int> workers{0};  // inside now; read without the lock while spinning
+    std::atomic<int> workers{0};  // at work on it; read without the lock while spinning
 };
 
 class Pool {
@@ -81,7 +81,7 @@ public:
             spin_until([&] { return call.workers.load(std::memory_order_relaxed) == 0; });
         }
         std::unique_lock<std::mutex> lock(mutex_);
-        // Whoever has left did so under this lock, so that nothing of `call` is in use once the count is zero here.
+        // Workers leave under this lock: once the count is zero here, none of them uses `call` any more.
         call.most_workers = 0;
         left_.wait(lock, [&] { return call.workers.load(std::memory_order_relaxed) == 0; });
         calls_.erase(std::find(calls_.begin(), calls_.end(), &call));
@@ -97,7 +97,7 @@ public:
     }
 
 private:
-    // Threads at work on CPUs that `call` may use, those asked to leave not counted.
+    // Threads at work on CPUs that `call` may use, without those that were asked to leave.
     int at_work_beside(const Call& call) const {
         int threads = 0;
         for (const Call* other : calls_) {
@@ -127,14 +127,14 @@ private:
         most_at_work_ = std::max(most_at_work_, threads);
     }
 
-    // As many as all calls together could use, and never more than there are CPUs beside one caller. `beside_caller`
-    // counts for those where the pool was made by a thread that could see fewer.
+    // As many as all calls together could use, and never more than there are CPUs beside one caller. `beside_caller` is
+    // that number for this caller: the thread that made the pool may have seen fewer CPUs.
     void start_workers(int64_t beside_caller) {
         int64_t wanted = 0;
         for (const Call* call : calls_) wanted += call->most_workers;
         wanted = std::min({wanted, std::max(cpus_ - 1, beside_caller), granted_});
         if (workers_ >= wanted) return;
-        // Signals are for the threads of the application: a worker would take one without interrupting anyone's wait.
+        // Signals belong to the application's threads: taken by a worker they would interrupt nobody's wait.
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -144,8 +144,8 @@ private:
                 ++workers_;
             }
         } catch (const std::system_error&) {
-            // The system grants no more threads (a process limit): the ones there are share out the same tasks, with
-            // the same result. No more are tried for, or every call would pay for the failure.
+            // The system grants no more threads (a process limit). The existing ones do the same tasks with the same
+            // result. It is not asked again, or every call would pay for the failure.
             granted_ = workers_;
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
@@ -165,7 +165,7 @@ private:
         return nullptr;
     }
 
-    // A worker's life.
+    // What a worker does until the process ends.
     void serve() {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
@@ -178,7 +178,7 @@ private:
             call->workers.fetch_add(1, std::memory_order_relaxed);
             note_most_at_work();
             lock.unlock();
-            // Read, not remembered: tools move the threads of a running process.
+            // Read every time: tools move the threads of a running process to other CPUs.
             const bool in_place = CpuMask::current() == call->mask || call->mask.apply();
             if (in_place) {
                 TaskSource tasks(call->tasks, true);
@@ -192,7 +192,7 @@ private:
 
     void leave(Call& call) {
         const int staying = call.workers.fetch_sub(1, std::memory_order_relaxed) - 1;
-        // A request that nobody followed, because the tasks ran out first, must not send the next worker away.
+        // Where the tasks ran out before a worker followed the request, it must not send the next worker away.
         int asked = call.tasks.leave.load(std::memory_order_relaxed);
         while (asked > staying && !call.tasks.leave.compare_exchange_weak(asked, staying, std::memory_order_relaxed)) {
         }
@@ -213,8 +213,8 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_;  // workers: epoch_ has changed
     std::condition_variable left_;  // callers: a call has lost its last worker
-    std::atomic<uint64_t> epoch_{
-        0};                     // changes with every reason to look for a call; read without the lock while spinning
+    // Changes whenever there is a reason to look for a call; read without the lock while spinning.
+    std::atomic<uint64_t> epoch_{0};
     std::vector<Call*> calls_;  // at work, oldest first
     int64_t workers_ = 0, sleeping_ = 0;
     int64_t cpus_ = std::thread::hardware_concurrency(), granted_ = std::numeric_limits<int64_t>::max();

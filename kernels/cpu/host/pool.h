@@ -1,7 +1,7 @@
 // The threads of a process: started when first needed, shared by all calls, never more at work than there are CPUs.
 //
-// A call is its caller plus the workers that join it. The caller takes tasks like everyone else, so a call ends even if
-// no worker ever comes. A worker joins a call only while the threads at work on the call's CPUs, callers and workers of
+// A call is its caller plus the workers that join it. The caller takes tasks like any worker, so a call ends even if no
+// worker ever joins. A worker joins a call only while the threads at work on the call's CPUs, callers and workers of
 // all calls together, are fewer than those CPUs; when another caller arrives, surplus workers leave between two tasks.
 //
 // The CPUs of a call are those its caller may use (sched_getaffinity, read at every call). A worker takes that mask
@@ -29,7 +29,7 @@ struct TaskCounter {
     const int64_t count;
     std::atomic<int64_t> next{0};
     std::atomic<bool> stopped{false};
-    std::atomic<int> leave{0};  // so many workers should leave the call
+    std::atomic<int> leave{0};  // number of workers asked to leave the call
 };
 
 // One thread's view of them.
@@ -65,7 +65,7 @@ using Work = void (*)(void* context, TaskSource& tasks);
 // returned. Never on more threads than tasks, nor on more than the CPUs that the calling thread may use.
 void run_tasks(int64_t count, int threads, Work work, void* context);
 
-// The threads that a call from here can have at most, of the `threads` allowed.
+// How many of `threads` a call of this thread can get at most.
 int usable_threads(int threads);
 
 struct PoolInfo {

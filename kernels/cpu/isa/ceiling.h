@@ -1,4 +1,4 @@
-// The most multiply-adds that this instruction set does on one core: what a kernel's rate is to be compared with.
+// The highest rate of multiply-adds that one core reaches with this instruction set, to compare a kernel's rate with.
 #pragma once
 
 #include "cpu/isa/vec.h"

@@ -30,8 +30,7 @@ GradientMemory gradient_memory(const AutoencoderShape& s) {
     return GradientMemory{part.records, part.state_floats, part.record.floats};
 }
 
-// One group or image on its way there and back. Records lie in the scratch memory or elsewhere: they are named by
-// address.
+// One group of images, forward and back. Records are given by address: they lie in the scratch memory or elsewhere.
 template <class Form>
 class Gradient {
 public:
@@ -85,7 +84,7 @@ public:
 private:
     float* transpose_scratch() const { return scratch_ + part_.forward.floats; }
 
-    // A planar form's conv1 writes vectors of channels, which keep_planes puts into the record.
+    // In the planar forms conv1 writes vectors of channels, which keep_planes turns into the record's planes.
     Activations activations(float* record) const {
         return Activations{Form::planar ? scratch_ + part_.forward.half : record + part_.record.half,
                            record + part_.record.quarter, record + part_.record.upsampled, record + part_.record.even};
@@ -143,67 +142,67 @@ private:
 template <class Form>
 void chain_gradient(const AutoencoderShape& s, const float* packed, const float* transposes, const ChainArguments& c,
                     const GradientArguments& g, int64_t first, int64_t count, float* scratch) {
-    const Gradient<Form> way(s, packed, transposes, first, count, g.checkpoints, scratch);
-    way.images().read(g.cotangent, way.cotangent());
+    const Gradient<Form> group(s, packed, transposes, first, count, g.checkpoints, scratch);
+    group.images().read(g.cotangent, group.cotangent());
     for (int64_t n = 0; n < g.n_actions; ++n) {
         const GradientAction& action = g.actions[n];
         switch (action.kind) {
             case GradientAction::load:
                 if (action.which == 0) {
-                    way.images().read(c.x, way.state());
+                    group.images().read(c.x, group.state());
                 } else {
-                    way.copy_state(way.checkpoint(action.which - 1), way.state());
+                    group.copy_state(group.checkpoint(action.which - 1), group.state());
                 }
                 break;
-            case GradientAction::save: way.copy_state(way.state(), way.checkpoint(action.which - 1)); break;
+            case GradientAction::save: group.copy_state(group.state(), group.checkpoint(action.which - 1)); break;
             case GradientAction::advance:
-                for (int64_t k = 0; k < action.which; ++k) way.advance(c, action.step + k);
+                for (int64_t k = 0; k < action.which; ++k) group.advance(c, action.step + k);
                 break;
             case GradientAction::record:
-                for (int64_t k = 0; k < action.which; ++k) way.record_step(c, action.step + k, way.record(k));
+                for (int64_t k = 0; k < action.which; ++k) group.record_step(c, action.step + k, group.record(k));
                 break;
             default:
-                for (int64_t k = action.which - 1; k >= 0; --k) way.reverse_step(c, action.step + k, way.record(k));
+                for (int64_t k = action.which - 1; k >= 0; --k) group.reverse_step(c, action.step + k, group.record(k));
         }
     }
-    way.images().write(way.cotangent(), g.gradient);
+    group.images().write(group.cotangent(), g.gradient);
 }
 
 // The chain with every step recorded, records: (N, record); out as ChainArguments says, no trajectory.
 template <class Form>
 void recorded_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first,
                     int64_t count, float* scratch, float* records) {
-    const Gradient<Form> way(s, packed, nullptr, first, count, 0, scratch);
-    way.images().read(c.x, way.state());
-    for (int64_t t = 0; t < c.n_steps; ++t) way.record_step(c, t, records + t * way.record_floats());
-    way.images().write(way.state(), c.out);
+    const Gradient<Form> group(s, packed, nullptr, first, count, 0, scratch);
+    group.images().read(c.x, group.state());
+    for (int64_t t = 0; t < c.n_steps; ++t) group.record_step(c, t, records + t * group.record_floats());
+    group.images().write(group.state(), c.out);
 }
 
-// The way back over those records.
+// The gradient from those records.
 template <class Form>
 void chain_reverse(const AutoencoderShape& s, const float* transposes, const ChainArguments& c, const float* cotangent,
                    float* gradient, int64_t first, int64_t count, float* scratch, const float* records) {
-    const Gradient<Form> way(s, nullptr, transposes, first, count, 0, scratch);
-    way.images().read(cotangent, way.cotangent());
-    for (int64_t t = c.n_steps - 1; t >= 0; --t) way.reverse_step(c, t, records + t * way.record_floats());
-    way.images().write(way.cotangent(), gradient);
+    const Gradient<Form> group(s, nullptr, transposes, first, count, 0, scratch);
+    group.images().read(cotangent, group.cotangent());
+    for (int64_t t = c.n_steps - 1; t >= 0; --t) group.reverse_step(c, t, records + t * group.record_floats());
+    group.images().write(group.cotangent(), gradient);
 }
 
 template <class Form>
 void autoencoder_gradient(const AutoencoderShape& s, const float* packed, const float* transposes,
                           const JacobianArguments& j, int64_t first, int64_t count, float* scratch) {
-    const Gradient<Form> way(s, packed, transposes, first, count, 0, scratch);
-    float* record = way.record(0);
-    way.images().read(j.x, way.state());
-    way.record_reconstruction(record);
-    way.images().read(j.cotangent ? j.cotangent : j.x, way.cotangent());
+    const Gradient<Form> group(s, packed, transposes, first, count, 0, scratch);
+    float* record = group.record(0);
+    group.images().read(j.x, group.state());
+    group.record_reconstruction(record);
+    group.images().read(j.cotangent ? j.cotangent : j.x, group.cotangent());
     if (!j.cotangent) {
-        float* g = way.cotangent();
-        const float* r = way.reconstruction(record);
-        for (int64_t n = 0; n < way.state_floats(); ++n) g[n] = 2.0f * (g[n] - r[n]);
+        float* g = group.cotangent();
+        const float* r = group.reconstruction(record);
+        for (int64_t n = 0; n < group.state_floats(); ++n) g[n] = 2.0f * (g[n] - r[n]);
     }
-    way.reverse(Back{j.scale, j.own, false}, record);
-    way.images().write(way.cotangent(), j.out);
+    group.reverse(Back{j.scale, j.own, false}, record);
+    group.images().write(group.cotangent(), j.out);
 }
 
 }  // namespace

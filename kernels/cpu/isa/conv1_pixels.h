@@ -43,12 +43,12 @@ struct PixelTile {
     const float* weights;                  // first of the output channels, first in-range tap of input channel 0
     int64_t channel_weights, tap_weights;  // floats from one input channel, and from one tap, to the next
     const float* bias;
-    VecInt first,
-        last;  // lanes of the first vector that hold column 0, of the last one that hold the row's last column
+    VecInt first;  // the lane of the tile's first vector that holds column 0
+    VecInt last;   // the lane of its last vector that holds the row's last column
 };
 
-// Sums before tanh. Not inlined, or sums are pushed out of registers by the loops around. Taps that fall outside the
-// row are computed with whatever lies there and then not selected. out: [CHANNELS][2 * kLanes]
+// Sums before tanh. Not inlined, or the loops around it push sums out of registers. Taps that fall outside the row are
+// computed from whatever lies there and then not selected. out: [CHANNELS][2 * kLanes]
 template <int CHANNELS, int VECTORS>
 FASTMALADE_NOINLINE void pixel_sums(const PixelTile& t, float* out) {
     Vec sum[CHANNELS][VECTORS];
@@ -64,7 +64,7 @@ FASTMALADE_NOINLINE void pixel_sums(const PixelTile& t, float* out) {
 #pragma GCC unroll 5
             for (int kx = 0; kx < 5; ++kx, w += t.tap_weights) {
                 const float* in = (kx % 2 ? odd : even) + kx / 2 - 1;
-                // Read where they are wanted: kept in registers they would push sums out.
+                // Read where it is needed: kept in a register it would push a sum out.
                 const VecInt outside = *(const volatile VecInt*)(kx < 2 ? &t.first : &t.last);
                 Vec a[VECTORS];
 #pragma GCC unroll 2

@@ -1,4 +1,4 @@
-// conv1's transpose, the last on the way back: from the half-size planes to the image, and the step's own gradient
+// conv1's transpose, the last of a step: from the half-size planes to the image, to which the step's own gradient is
 // added.
 #pragma once
 
@@ -135,8 +135,8 @@ inline void conv1_transpose_image(const AutoencoderShape& s, const float* weight
                 Vec upper[4], lower[4];
                 interleave_four(sums[0], upper);
                 interleave_four(sums[1], lower);
-                // What reaches beyond the lower row is written again with the next one, or lies in a margin. Beyond the
-                // upper one lies the lower, of which an earlier vector may have written the start.
+                // Floats beyond the lower row are overwritten with the next row, or lie in a margin. Beyond the upper
+                // row lies the lower one, whose start an earlier vector may have written already.
                 for (int j = 0; j < 4; ++j) {
                     if (j * kLanes < floats) store_some(to + j * kLanes, upper[j], floats - j * kLanes);
                 }

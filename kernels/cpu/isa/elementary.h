@@ -29,7 +29,7 @@ FASTMALADE_INLINE Vec tanh(Vec x) {
     return at_least(at_most(x * p / q, 1.0f), -1.0f);
 }
 
-// Within the bounds, which belong to the inside; NaN stays NaN.
+// The nearest value within the bounds; NaN stays NaN.
 FASTMALADE_INLINE Vec clamped(Vec v, float low, float high) { return at_most(at_least(v, low), high); }
 
 // Natural logarithm of a normal positive float, at most 2 ulp off (relative also near 1).

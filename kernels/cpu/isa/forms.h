@@ -1,12 +1,15 @@
 // The forms of the autoencoder's convolutions: what lies in the lanes of a vector.
 //
 // Throughput: one image in each lane. A pixel of an activation is one vector, a weight is one broadcast float.
-// Latency:    one image, and a vector holds kLanes output channels. A weight is one vector, an activation one
-// broadcast. Quad:       four images, and kLanes / 4 output channels of each: batches that would leave most lanes of
-// the first empty,
-//             and read every weight of the second once for each image.
-// All run the same tile code (cpu/isa/convolution.h), so every output adds the same products in the same order whatever
-// the form, the batch or the position in it: bias first, then input channel, ky, kx ascending, in-range taps only.
+//
+// Latency: kLanes output channels of one image. A weight is one vector, an activation one broadcast.
+//
+// Quad: kLanes / 4 output channels of four images. It serves batches that would leave most lanes of the throughput form
+// empty, and that the latency form would read every weight for once per image.
+//
+// All run the same tile code (cpu/isa/convolution.h), so every output adds the same products in the same order,
+// whatever the form, the batch or the position in it: bias first, then input channel, ky, kx ascending, in-range taps
+// only.
 #pragma once
 
 #include "common/layout.h"
@@ -27,7 +30,7 @@ struct Group {
     static constexpr int images = IMAGES;
     static constexpr int unit = kLanes / IMAGES;  // output channels of one accumulator
     static constexpr int pixel = kLanes;          // floats of one pixel of one unit
-    // Whether what the layers after deconv1 work on lies image by image, instead of one image in each lane.
+    // Whether the layers after deconv1 work on images that lie one after the other, instead of one in each lane.
     static constexpr bool planar = unit > 1;
     static constexpr int largest_block(int units) { return divide_up(units, divide_up(units, kMaxUnits)); }
     static constexpr int typical_units[2] = {largest_block(divide_up(10, unit)), largest_block(divide_up(25, unit))};

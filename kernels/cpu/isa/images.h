@@ -1,5 +1,5 @@
-// The images of one kernel call and what is done with them: one in every lane (throughput), or a few one by one
-// (planar).
+// The images of one kernel call and a step of the chain on them: one image in every lane (throughput), or a few images
+// one after the other (planar).
 #pragma once
 
 #include "cpu/isa/stages.h"
@@ -18,7 +18,7 @@ inline Update step_update(const ChainArguments& c, int64_t t) {
 
 constexpr Update kReconstructOnly = {true};
 
-// The planar forms. Images that a group lacks repeat its last one, so that they hold nothing odd.
+// The planar forms. A group that is not full repeats its last image, so that all its numbers are ordinary ones.
 template <class Form>
 struct Images {
     const AutoencoderShape& s;
@@ -77,8 +77,8 @@ private:
         }
     }
 
-    // The margins are read beside the even pixels, or beside the columns of conv1, and then not selected: they only
-    // have to be initialised. Channels of conv1's last vector that the layer lacks are zero.
+    // The margins beside the even pixels and beside the columns of conv1 are read but not selected: they only have to
+    // be initialised. The channels that conv1's last vector has beyond the layer's are zero.
     static void clear_margins(const ForwardScratch<Form>& part, float* scratch) {
         constexpr int64_t margin = ForwardScratch<Form>::kMargin;
         for (int64_t n = 0; n < margin; ++n) scratch[part.even - margin + n] = scratch[part.sums - margin + n] = 0.0f;
@@ -99,8 +99,7 @@ struct Images<Throughput> {
     Images(const AutoencoderShape& shape, const float* packed_model, int64_t first_image, int64_t images, float* memory)
         : s(shape), packed(packed_model), at(shape), first(first_image), count(images), scratch(memory) {}
 
-    // batch: (B, pixels) -> state [pixels][kLanes]; lanes beyond the last image repeat it, so that they hold nothing
-    // odd.
+    // batch: (B, pixels) -> state [pixels][kLanes]; lanes beyond the last image repeat it, as in the planar forms.
     void read(const float* batch, float* state) const {
         const float* images = batch + first * s.pixels();
         for (int64_t n = 0; n < s.pixels(); ++n) {

@@ -7,30 +7,15 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// The first `count` of kLanes floats, the other lanes zero.
-FASTMALADE_INLINE Vec load_some(const float* p, int64_t count) {
-    if (count >= kLanes) return load(p);
-    float lanes[kLanes] = {};
-    for (int64_t l = 0; l < count; ++l) lanes[l] = p[l];
-    return load(lanes);
-}
-
-FASTMALADE_INLINE void store_some(float* p, Vec v, int64_t count) {
-    if (count >= kLanes) return store(p, v);
-    float lanes[kLanes];
-    store(lanes, v);
-    for (int64_t l = 0; l < count; ++l) p[l] = lanes[l];
-}
-
 // Counters first .. first+kLanes-1 of one sample.
 FASTMALADE_INLINE WordVectors counters_of_sample(int64_t first, uint32_t step, uint64_t sample_id) {
     return WordVectors{{(VecWord)lane_indices() + (uint32_t)first, broadcast_word(step),
                         broadcast_word((uint32_t)sample_id), broadcast_word((uint32_t)(sample_id >> 32))}};
 }
 
-// Normal deviates in two passes: first the words of Philox for all counters of the run, in the place of the deviates,
-// then Box and Muller. Each pass by itself is short enough for the processor to look beyond one element into the next
-// ones. counter_of: index of a vector of counters to its WordVectors. words: [count][4][kLanes]
+// Normal deviates take two passes: first the words of Philox for all counters of the run, stored where the deviates
+// will be, then Box and Muller. Each pass is short enough for the processor to start on the next elements before one is
+// done. counter_of: index of a vector of counters to its WordVectors. words: [count][4][kLanes]
 template <class CounterOf>
 FASTMALADE_INLINE void draw_words(int64_t count, const PhiloxKeys& keys, const CounterOf& counter_of, float* words) {
     int64_t n = 0;

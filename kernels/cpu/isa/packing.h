@@ -149,7 +149,7 @@ void pack_model(const AutoencoderShape& s, const AutoencoderWeights& w, float* p
     pack_conv3_start<Form>(s, w, packed + at.conv3_start);
 }
 
-// The weights as the transposes of the layers read them, packed when a gradient is first wanted.
+// The weights as the transposes of the layers read them, packed when a gradient is first asked for.
 template <class Form>
 struct TransposeLayout {
     int64_t conv3;    // [in channel][out channel][5][5], turned by half a turn

@@ -153,8 +153,8 @@ FASTMALADE_INLINE void multiply_complex(const SpectralLayer& s, const float* in,
             const float* x = in + group * s.in_units * kLanes + Form::channel(c, kLanes);
             const Vec a = Form::activation(x), b = Form::activation(x + in_plane), minus_a = -a;
             if constexpr (Form::images == 1) {
-                // More weights than the second-level cache holds, each read once in a step: the processor's own
-                // prefetching stays too near.
+                // The weights exceed the second-level cache and are read once in a step: the processor's own
+                // prefetching does not look far enough ahead.
 #pragma GCC unroll 16
                 for (int n = 0; n < 2 * UNITS * Form::unit; n += 16) __builtin_prefetch(w + kPrefetchDistance + n);
             }
@@ -337,7 +337,7 @@ struct PhasedOutput {
                     Vec square[kLanes];
                     for (int l = 0; l < kLanes; ++l) square[l] = p + l < columns ? values[p + l] : Vec{};
                     transpose(square);
-                    // What lies beyond `columns` falls on columns that come later, or on the row's margin.
+                    // Lanes beyond `columns` fall on columns that are written later, or on the row's margin.
                     for (int image = 0; image < Form::images; ++image) {
                         int64_t to = image * planes.image(hidden1) + tile + q * planes.row + p;
                         for (int64_t c = 0; c < count; ++c, to += planes.plane) put(to, square[image * Form::unit + c]);

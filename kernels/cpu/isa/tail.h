@@ -3,7 +3,7 @@
 //
 // The 1x1 transposed convolution of stride 2 is computed on the even pixels only ([channel][H/2][W/2]); every other
 // pixel of its output is the constant tanh(bias). The last convolution starts each sum from the precomputed share of
-// those constants (cpu/isa/forms.h) and adds the even pixels in the order input channel, ky, kx.
+// those constants (cpu/isa/packing.h) and adds the even pixels in the order input channel, ky, kx.
 #pragma once
 
 #include "cpu/isa/elementary.h"
@@ -23,13 +23,13 @@ FASTMALADE_INLINE Vec updated(Vec x, Vec r, const Update& u) {
     return u.reconstruct_only ? r : fma(broadcast(u.step_size), r - x, x);
 }
 
-// What the gradient of a step needs of its end, in the layout of the state; null where nothing is kept.
+// What the gradient of a step needs from the step's end, laid out as the state; null where nothing is kept.
 struct KeptEnd {
     float* reconstruction;  // r(x)
     float* within_bounds;   // all bits of an element set where the clamp let it through, none where it did not
 };
 
-// The bounds belong to the inside, NaN to neither side: torch.clamp's own rule.
+// A value on a bound is within, NaN is not: torch.clamp's rule.
 FASTMALADE_INLINE Vec within_bounds(Vec v, const Update& u) {
     return from_bits((v >= broadcast(u.low)) & (v <= broadcast(u.high)));
 }
@@ -141,7 +141,7 @@ FASTMALADE_INLINE void last_row(const AutoencoderShape& s, const float* packed, 
 template <bool KEEP>
 void finish_step(const AutoencoderShape& s, const float* packed, const PackedLayout<Throughput>& at, const float* even,
                  float* state, const Update& given, const GroupNoise& noise, float* rows, const KeptEnd& kept) {
-    const Update update = given;  // its fields in registers: the stores below might reach the caller's
+    const Update update = given;  // a copy, kept in registers: as far as the compiler knows, the stores change `given`
     const bool noisy = !update.reconstruct_only && update.noise_scale != 0.0f;
     float* noise_row = rows + 3 * s.width * kLanes;
     for (int64_t y = 0; y < s.height; ++y) {
@@ -187,8 +187,8 @@ void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLay
         const float* image = in + n / s.channels * planes.image(s.hidden1);
         const float* weights = packed + at.deconv2 + c * s.hidden1;
         const Vec bias = broadcast(packed[at.deconv2_bias + c]);
-        // A vector that reaches beyond its row is followed by the row that it has spoilt, or by a margin: of two rows
-        // the upper one is stored first, and rows are done from right to left.
+        // A vector that reaches beyond its row spoils the next one, which is stored after it, or lies in a margin: so
+        // upper rows are stored first, and columns are done from right to left.
         float* rows = out + n * height * 4 * width;
         for (int64_t column = (width - 1) / kLanes * kLanes; column >= 0; column -= kLanes) {
             for (int64_t row = 0; row < height; ++row) {
@@ -214,8 +214,8 @@ void even_pixels(const AutoencoderShape& s, const float* packed, const PackedLay
 }
 
 // Sums of the last convolution before tanh: even [C][H/2][W/2] -> sums [C][H][W]. A vector is kLanes positions of equal
-// column parity. Two output rows are done together, since both read the rows of even pixels around them. What is read
-// beside a row, or in a margin, is computed with and then not selected.
+// column parity. Two output rows are done together, since both read the rows of even pixels around them. Values read
+// from beside a row, or from a margin, are computed with and then not selected.
 template <int IMAGES>
 void last_sums(const AutoencoderShape& s, const float* packed, const PackedLayout<Group<IMAGES>>& at, const float* even,
                float* sums) {

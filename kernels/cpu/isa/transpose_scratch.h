@@ -6,8 +6,8 @@
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// What the transposes write, between the record of one step and the gradient. Only `cotangent` lives on to the next
-// step. Where two layouts are named, the second is that of the planar forms, for each of their images.
+// What the transposes write between the record of a step and the gradient. Only `cotangent` is kept for the next step.
+// Where two layouts are named, the second is that of the planar forms, for each of their images.
 template <class Form>
 struct TransposeScratch : Places {
     static constexpr bool planar = Form::planar;

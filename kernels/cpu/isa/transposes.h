@@ -49,7 +49,8 @@ FASTMALADE_NOINLINE void last_slope(const AutoencoderShape& s, const Back& b, co
     };
     for (int64_t row = 0; row < IMAGES * s.channels * s.height; ++row, out += split.floats) {
         for (int64_t x = 0; x < s.width; x += 2 * kLanes) {
-            // What lies beyond the row belongs to the next one, or to a margin, and is done again there or never read.
+            // Pixels beyond the row belong to the next row, where they are done again, or to a margin that nobody
+            // reads.
             const int64_t n = row * s.width + x;
             const Vec first = stopped_slope(n), second = x + kLanes < s.width ? stopped_slope(n + kLanes) : Vec{};
             Vec even, odd;

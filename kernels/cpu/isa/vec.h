@@ -1,9 +1,10 @@
 // The vector type of one instruction set: kLanes floats, written with the compiler's vector extensions so that +, -, *,
-// comparisons and selections need no intrinsics. Included once per object, inside no namespace of its own: the
-// enclosing source chooses FASTMALADE_ISA, which names the namespace everything lands in.
+// comparisons and selections need no intrinsics. FASTMALADE_ISA, given by the build, names the namespace of everything
+// in isa/.
 //
-// Everything here is `static` or a template in an unnamed namespace, and no standard C++ header is included: an object
-// compiled with -mavx2 must not define a weak symbol, or the linker might hand its copy to the portable code.
+// Everything in isa/ is `static` or in an unnamed namespace, and no standard C++ header is included: an object compiled
+// with -mavx2 must not define a weak symbol, or the linker might hand its copy to the portable code.
+// tools/check_layout.py and tools/check_native.py watch over it.
 #pragma once
 
 #include <stdint.h>
@@ -18,7 +19,7 @@
 #error "FASTMALADE_ISA names the namespace of this instruction set: baseline, avx2, avx512, ..."
 #endif
 
-// FASTMALADE_LANES may be given by a test build that runs the wide code on a narrow processor.
+// Test builds that run the wide code on a narrow processor give FASTMALADE_LANES themselves.
 #ifndef FASTMALADE_LANES
 #if defined(__AVX512F__)
 #define FASTMALADE_LANES 16
@@ -211,6 +212,21 @@ FASTMALADE_INLINE void interleave_four(const Vec rows[4], Vec run[4]) {
     interleave(rows[1], rows[3], odd);
     interleave(even[0], odd[0], run);
     interleave(even[1], odd[1], run + 2);
+}
+
+// The first `count` of kLanes floats, the other lanes zero.
+FASTMALADE_INLINE Vec load_some(const float* p, int64_t count) {
+    if (count >= kLanes) return load(p);
+    float lanes[kLanes] = {};
+    for (int64_t l = 0; l < count; ++l) lanes[l] = p[l];
+    return load(lanes);
+}
+
+FASTMALADE_INLINE void store_some(float* p, Vec v, int64_t count) {
+    if (count >= kLanes) return store(p, v);
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int64_t l = 0; l < count; ++l) p[l] = lanes[l];
 }
 
 // The vectors that hold the first `floats` numbers of a run of them; the last one is stored whole.

@@ -27,7 +27,7 @@ const char* guarded(F work) {
 
 extern "C" {
 
-// Structs of tests/cuda/emulated.py, field by field.
+// tests/helpers/emulated.py has the same structs, field by field.
 
 struct EmulatedChoice {
     int form, images, cluster, resident, blocks, threads, shared_bytes, packed_floats, precision;
@@ -59,7 +59,7 @@ Call call_of(const EmulatedCall& given) {
     c.blocks = chosen.blocks, c.threads = chosen.threads;
     c.shared_bytes = chosen.shared_bytes, c.packed_floats = chosen.packed_floats;
     call.shape = shape_of(given.sizes);
-    call.weights = weights_of(given.weights);
+    call.weights = AutoencoderWeights::of(given.weights);
     call.batch = given.batch, call.workspace = given.workspace;
     return call;
 }

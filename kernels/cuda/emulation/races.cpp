@@ -58,7 +58,7 @@ double run(const Request& request, int threads, const AutoencoderShape& s, int64
         call.choice = choose(s, batch, of_gradient, device, wanted);
         call.choice.threads = threads;
         workspace.assign((size_t)call.choice.packed_floats, std::numeric_limits<float>::quiet_NaN());
-        call.shape = s, call.weights = weights_of(addresses.data()), call.batch = batch;
+        call.shape = s, call.weights = AutoencoderWeights::of(addresses.data()), call.batch = batch;
         call.workspace = workspace.data();
         return call;
     };
@@ -76,7 +76,7 @@ int main(int count, char** arguments) {
     emulation::omitted_barrier = count > 1 ? std::atoi(arguments[1]) : 0;
     double sum = 0.0;
     const std::string form = count > 2 ? arguments[2] : "";
-    // With the digit's shape one group: blocks of other groups would run after it, not beside it.
+    // With the digit's shape one group: blocks of other groups would run after it, not at the same time.
     const AutoencoderShape digit{1, 28, 28, 10, 25}, small{1, 8, 4, 3, 2};
     if (form == "tensor") {
         for (const Precision precision : {Precision::tf32, Precision::tf32x3}) {

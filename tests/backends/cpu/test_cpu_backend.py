@@ -81,7 +81,7 @@ def test_wrong_dtypes(native) -> None:
 
 
 @pytest.mark.parametrize("odd", [None, "strides", "negated", "view"])
-def test_tensors_are_read_alike_with_and_without_the_exchange_table(native, monkeypatch, odd: str | None) -> None:
+def test_tensors_are_read_alike_with_and_without_the_dlpack_table(native, monkeypatch, odd: str | None) -> None:
     # None is the form that the table reads; the others, and a torch without the table, go through attributes.
     x, weights = torch.rand(5, 1, 8, 12), [w.clone() for w in WEIGHTS]
     expected = chain(x, weights=weights)
@@ -96,18 +96,18 @@ def test_tensors_are_read_alike_with_and_without_the_exchange_table(native, monk
     assert torch.equal(chain(x, weights=weights), expected)
     recorded = [w.requires_grad_() for w in weights]
     assert torch.equal(chain(x, weights=recorded), expected)
-    monkeypatch.setattr(cpu, "EXCHANGE", None)
+    monkeypatch.setattr(cpu, "DLPACK_TABLE", None)
     assert torch.equal(chain(x, weights=weights), expected)
 
 
-def test_what_the_exchange_table_refuses(native) -> None:
-    if cpu.EXCHANGE is None:
+def test_what_the_dlpack_table_refuses(native) -> None:
+    if cpu.DLPACK_TABLE is None:
         pytest.skip("this version of torch has no table")
     extension = importlib.import_module("fastmalade._cpu")
     x = torch.rand(2, 1, 8, 12)
 
     def read(x=x, weights=WEIGHTS, types=PLAIN_TYPES):
-        return extension.read_model(cpu.EXCHANGE, types, x, tuple(weights))
+        return extension.read_model(cpu.DLPACK_TABLE, types, x, tuple(weights))
 
     assert isinstance(read(), extension.Model)
     assert read(types=(torch.nn.Parameter,)) is None

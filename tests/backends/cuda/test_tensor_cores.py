@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import emulated
 import numpy as np
 import pytest
@@ -12,9 +10,6 @@ import torch
 from emulated import DIGIT, INFINITY, drawn, images, settings
 
 import fastmalade
-from fastmalade import backends
-from fastmalade.backends.cuda import calls as cuda
-from fastmalade.backends.cuda import extension as cuda_extension
 from fastmalade.chain import operators as ops
 
 HIDDEN = (10, 25)
@@ -168,17 +163,6 @@ def test_one_form_whatever_the_batch(emulation) -> None:
                     assert found == plain
 
 
-@pytest.fixture
-def on_emulation(emulation, monkeypatch) -> emulated.Emulation:
-    """The backend "cuda" of the package over the emulation, for tensors on the CPU."""
-    monkeypatch.setattr(cuda_extension, "_extension", emulated.Extension(emulation))
-    monkeypatch.setattr(cuda, "_check_device", lambda x: None)
-    monkeypatch.setattr(cuda, "_stream", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(backends, "_obstacle", lambda *arguments: None)
-    return emulation
-
-
 def model_of(weights: list[torch.Tensor]) -> fastmalade.Autoencoder:
     model = fastmalade.Autoencoder(1, HIDDEN).requires_grad_(False)
     for own, value in zip(model.weights(), weights, strict=True):
@@ -237,7 +221,7 @@ def test_a_purifier_hands_its_precision_on(on_emulation) -> None:
 
 def test_the_operator_with_a_precision(on_emulation) -> None:
     x, weights = images(1, DIGIT).requires_grad_(), reference64.random_weights(1, *HIDDEN)
-    seed, ids = ops.seed_tensor(1), torch.arange(1)
+    seed, ids = ops.seed_bits(1), torch.arange(1)
     settings_of_one = ([0.3], [0.1], [0.0], [0.9])
     arguments = (x, weights, *settings_of_one, seed, ids, None, "cuda", None, "tf32")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")

@@ -14,7 +14,7 @@ from repository import ROOT
 
 HERE = Path(__file__).resolve().parent
 EXPECTED_TESTS = 30
-"""At least as many have to pass: a folder that nobody collects proves nothing."""
+"""At least so many have to pass: a folder that is not collected proves nothing."""
 
 
 def needs_an_older_numpy(version: str) -> bool:

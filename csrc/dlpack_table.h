@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-namespace fastmalade::exchange {
+namespace fastmalade::dlpack {
 
 struct Tensor {
     void* data;
@@ -56,4 +56,4 @@ inline bool read_plain(const Table& table, pybind11::handle object, int32_t ndim
 
 inline uintptr_t address(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset; }
 
-}  // namespace fastmalade::exchange
+}  // namespace fastmalade::dlpack
