@@ -264,7 +264,8 @@ class BuildNative(build_ext):
     def build_extensions(self) -> None:
         """What run() does once the compiler is known."""
         objects = self.compile_parts()
-        self.force = True  # linking takes no time, and an extension that lies there may have other flags
+        # Link even if the extension is newer than its objects: it may have been linked from others.
+        self.force = self.compiler.force = True
         for extension in list(self.extensions):
             part = extension.name.rpartition("_")[2]
             if self.reasons[part] is None:
@@ -295,9 +296,10 @@ class BuildNative(build_ext):
                 self.isas.remove(isa)
             units = self.units()
             self.reasons["cpu"] = compile_all(units).get("cpu")  # the module again, which lists the others alone
-        objects: dict[str, list[str]] = {"cpu": [], "cuda": [str(cuda_runtime())]}
+        objects: dict[str, list[str]] = {"cpu": [], "cuda": []}
         for unit in units:
             objects["cuda" if unit.part == "cuda" else "cpu"].append(str(unit.object))
+        objects["cuda"].append(str(cuda_runtime()))  # an archive resolves what comes before it
         return objects
 
     def leave_out(self, extension: Extension, part: str) -> None:

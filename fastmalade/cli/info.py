@@ -29,8 +29,8 @@ def collect() -> dict[str, Any]:
     """Everything that ``fastmalade info`` prints, as JSON values.
 
     A setting that cannot be met, such as FASTMALADE_CPU_ISA naming an instruction set that this processor
-    lacks, is reported under "error" where it shows; looking at an installation must work above all when
-    something is wrong.
+    lacks, is reported under "error" in its place: an installation must be easy to look at above all when something
+    is wrong with it.
     """
     import numpy as np
     import torch
@@ -77,7 +77,7 @@ def as_text(facts: dict[str, Any]) -> str:
     if "cpu" in facts:
         cpu = facts["cpu"]
         lines.append(f"instruction sets built: {', '.join(cpu['isas_built'])}")
-        lines.append(f"instruction sets of this processor: {', '.join(cpu['isas_supported'])}")
+        lines.append(f"of these, this processor can run: {', '.join(cpu['isas_supported'])}")
         lines.append(f"instruction set in use: {_value(cpu['isa_in_use'])}")
     lines.append(f"threads: {facts['threads']}")
     lines += [f"{name}={value}" for name, value in facts["environment"].items()]

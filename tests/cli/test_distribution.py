@@ -25,7 +25,8 @@ COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 def _run(*command, **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTMALADE_", "PYTHONPATH"))}
+    ours = ("FASTMALADE_", "FORCE_CUDA", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     result = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -50,7 +51,7 @@ def tree(tmp_path_factory):
 def built(tree, tmp_path_factory):
     """The sdist, and the wheel made from the sdist and nothing else."""
     out = tmp_path_factory.mktemp("dist")
-    # The CUDA kernels and the wide instruction sets take minutes to compile and have tests of their own.
+    # The CUDA kernels and the wide instruction sets take long to compile and have tests of their own.
     options = {"FASTMALADE_NO_CUDA": "1", "FASTMALADE_CPU_ISAS": "baseline"}
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, **options)
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
@@ -69,22 +70,11 @@ def _install(wheel, folder):
     _run(sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder)
     python = folder / "bin" / "python"
     site = next((folder / "lib").glob("python*/site-packages"))
-    # Paths in a .pth file are searched after the environment's own, and their .pth files are not read: an
-    # editable fastmalade there stays out of the way.
+    # Paths in a .pth file are searched after the environment's own, and .pth files in those are not read, so an
+    # editable fastmalade there is not found.
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "behind.pth").write_text("\n".join(sorted(paths)) + "\n")
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        wheel,
-    )
+    _run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     where = _run(python, "-c", "import fastmalade; print(fastmalade.__file__)").stdout.strip()
     assert Path(where).is_relative_to(folder), where
     return folder / "bin" / "fastmalade"
@@ -112,7 +102,7 @@ def test_contents(built):
     assert not package - wheel_names
     sources = (path for suffix in ("h", "cpp", "cu", "cuh") for path in ROOT.glob(f"kernels/**/*.{suffix}"))
     native = {str(path.relative_to(ROOT)) for path in sources}
-    native |= {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp")}
+    native |= {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.*")}
     native |= {str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/triton/*.py")}
     package = {name for name in package if not name.startswith("fastmalade/kernels/triton")}
     assert not (package | native | {"setup.py", "README.md", "LICENSE"}) - source_names

@@ -182,12 +182,27 @@ def test_an_instruction_set_that_does_not_compile_is_left_out_unless_native_code
     assert "kernels.cpp for avx512 does not compile" in ended.stderr
 
 
+def test_an_extension_newer_than_its_objects_is_linked_again(tree: Tree, build) -> None:
+    if not build.IS_X86:
+        pytest.skip("this platform has one instruction set")
+    for isas, compiled in (("avx2", True), ("baseline", True), ("avx2", False)):
+        ended = tree.build("nothing", FASTMALADE_CPU_ISAS=isas)
+        assert ended.returncode == 0, ended.stderr
+        calls = tree.calls.read_text().splitlines()
+        assert any(" -c " in call for call in calls) is compiled
+        link = next(call for call in calls if "fastmalade/_cpu." in call)
+        assert ("kernels-avx2-" in link) is (isas == "avx2")
+
+
 def test_cuda_is_built_when_forced_and_then_its_failure_is_an_error(tree: Tree) -> None:
     variables = {"FASTMALADE_CPU_ISAS": "baseline", "FORCE_CUDA": "1"}
     ended = tree.build("nothing", **variables)
     assert ended.returncode == 0, ended.stderr
     assert tree.extensions() == ["_cpu", "_cuda"]
     assert tree.info()["cuda"]["isas"] == ["sm_80", "sm_90", "compute_90"]
+    link = next(call for call in tree.calls.read_text().splitlines() if "fastmalade/_cuda." in call)
+    assert link.index(".o ") < link.index("libcudart_static.a")
+    assert ".o " not in link[link.index("libcudart_static.a") :]
 
     ended = tree.build("nothing", **variables, FASTMALADE_NO_CUDA="1")
     assert ended.returncode == 0, ended.stderr

@@ -23,7 +23,7 @@ H200, A100 = (132, 227 * 1024, 8), (108, 163 * 1024, 1)
 def extension() -> ModuleType:
     try:
         return importlib.import_module("fastmalade._cuda")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         pytest.skip(f"no CUDA extension in this build: {error}")
 
 
