@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -38,11 +39,17 @@ MODELS = (
 
 def forced_form(form: str, x: Tensor, weights: Sequence[Tensor], bounds: tuple[float, float]) -> list[Tensor]:
     """r(x), the chain and its gradient by one form of the CPU kernels; to be edited where their calls change."""
-    low, high = ([bound] * 3 for bound in bounds)
-    settings: Any = (x, weights, [0.3, 0.25, 0.2], [0.1, 0.0, 0.05], low, high)
-    chain = defined("langevin_chain", "backends/cpu")(*settings, seed=SEED, sample_ids=None, form=form)
+    low, high = ((bound,) * 3 for bound in bounds)
+    steps, noise = ((0.3, 0.25, 0.2), (0.1, 0.0, 0.05), low, high), (SEED, None, None)
+    settings: Any
+    options: Any = {"form": form}
+    try:
+        values = importlib.import_module("fastmalade.backends.values")
+        settings = (x, weights, values.Steps(*steps), values.NoiseSource(*noise))
+    except ImportError:  # before these values, every number was an argument of its own
+        settings, options = (x, weights, *steps), {"seed": SEED, "sample_ids": None, **options}
+    chain = defined("langevin_chain", "backends/cpu")(*settings, **options)
     gradient = defined("chain_gradient", "backends/cpu")
-    options = {"seed": SEED, "sample_ids": None, "form": form}
     forward = defined("autoencoder_forward", "backends/cpu")
     return [forward(x, weights, form=form), chain, gradient(normals(x.shape), *settings, **options)]
 
