@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _TableClassifier(nn.Module, ABC):
-    """A stack of layers; a dry run on a zero image gives the input size of the first linear layer.
+    """Convolutions, then linear layers, the first of which takes whatever the image size leaves.
 
     Args:
         in_channels: channels of the images.
@@ -39,9 +39,23 @@ class _TableClassifier(nn.Module, ABC):
         self.num_classes = num_classes
         self.dropout = dropout
         self.features = self._features(in_channels)
-        with torch.no_grad():
-            width = int(self.features(torch.zeros(1, in_channels, *self.image_size)).shape[1])
-        self.head = self._head(width)
+        self.head = self._head(self._width())
+
+    def _width(self) -> int:
+        """Numbers per image after ``features``. A dry run on the meta device would take a second to import."""
+        channels, (height, width) = self.in_channels, self.image_size
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                channels = layer.out_channels
+                height, width = (
+                    (n + 2 * int(layer.padding[i]) - layer.kernel_size[i]) // layer.stride[i] + 1
+                    for i, n in enumerate((height, width))
+                )
+                if min(height, width) < 1:
+                    raise ValueError(
+                        f"image_size: expected room for the convolutions of {self.name}, got {self.image_size}"
+                    )
+        return channels * height * width
 
     @abstractmethod
     def _features(self, in_channels: int) -> nn.Sequential:
@@ -161,7 +175,7 @@ def build_classifier(
     """Build classifier "A", "B", "C" or "D" with fresh parameters; it maps (B, C, H, W) in [0, 1] to logits (B, K).
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or images too small for the convolutions.
 
     Source: paper 000, Table 7.
     """

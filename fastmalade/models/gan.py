@@ -84,6 +84,8 @@ def _he_initial(model: nn.Module) -> None:
             if isinstance(layer, nn.ConvTranspose2d):
                 # With stride 2 only a quarter of the taps of each input channel reaches a given output.
                 fan_in = layer.weight[:, 0].numel() // 4
-            nn.init.normal_(layer.weight, std=(2.0 / fan_in) ** 0.5)
+            # On the meta device there is nothing to fill, and its normal_ takes a second to import.
+            if not layer.weight.is_meta:
+                nn.init.normal_(layer.weight, std=(2.0 / fan_in) ** 0.5)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)

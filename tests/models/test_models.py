@@ -85,6 +85,8 @@ def test_classifiers_take_other_shapes_and_class_counts():
         assert model(torch.rand(2, 3, 32, 36)).shape == (2, 4)
     with pytest.raises(ValueError, match=r"expected one of .* got .E."):
         build_classifier("E")
+    with pytest.raises(ValueError, match=r"image_size: expected room for the convolutions of A, got \(4, 4\)"):
+        build_classifier("A", image_size=(4, 4))
 
 
 def test_channels_last_computes_the_same():
