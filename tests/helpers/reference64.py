@@ -130,9 +130,9 @@ def ulp_error(value: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.abs(value.astype(np.float64) - exact) / unit
 
 
-def assert_within_rule(value: Tensor, single: Tensor, exact: Tensor) -> None:
+def assert_within_rule(value: Tensor, single: Tensor, exact: Tensor, case: str = "") -> None:
     """The project's tolerance rule: error <= 2 x (torch float32's own error) + 1e-6, both against float64."""
     assert value.shape == single.shape == exact.shape
     own = (single.double() - exact).abs().max().item() if exact.numel() else 0.0
     error = (value.double() - exact).abs().max().item() if exact.numel() else 0.0
-    assert error <= 2 * own + 1e-6, f"expected error up to {2 * own + 1e-6:.3e}, got {error:.3e}"
+    assert error <= 2 * own + 1e-6, f"{case} expected error up to {2 * own + 1e-6:.3e}, got {error:.3e}"
