@@ -34,7 +34,7 @@ def run(
     noise: NoiseSource,
     how: Execution,
     gradients: bool,
-    inspect: bool,
+    inspect: bool = False,
 ) -> Tensor | None:
     """The chain of an ordinary call, differentiable once with respect to x; None where the call is not ordinary.
 
@@ -89,12 +89,8 @@ def _record(
     """The chain, and its gradient for the weights of now: an error once these have been written to."""
     # Saving ten more tensors for autograd to watch would take longer than the rest of this function.
     versions = [w._version for w in weights]
-    hidden = weights[0].shape[0], weights[2].shape[0]
-    recorded = None
-    if max_bytes is None and 0 < cpu.recorded_bytes(tuple(x.shape), hidden, steps.n_steps) <= KEPT_BYTES:
-        result, recorded = cpu.recorded_chain_of(x, model, steps, noise)
-    else:
-        result = cpu.langevin_chain(x, weights, steps, noise)
+    found = None if max_bytes is not None else cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES)
+    result, recorded = (cpu.langevin_chain(x, weights, steps, noise), None) if found is None else found
 
     # The result must not be reachable from here: it would hold the graph that holds this function.
     def gradient(cotangent: Tensor) -> Tensor:
