@@ -107,7 +107,7 @@ def test_same_seed_same_figures(demo_run, invoke, tmp_path):
     timeless = [[{**row, "seconds": None, "cosine": None} for row in run["whitebox"]] for run in (first, second)]
     assert timeless[0] == timeless[1]
     # The classifier's gradient is torch's, which rounds by where its arrays lie in memory.
-    cosines = [[row["cosine"] or 0.0 for row in run["whitebox"]] for run in (first, second)]
+    cosines = [[row.get("cosine") or 0.0 for row in run["whitebox"]] for run in (first, second)]
     assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
 
 

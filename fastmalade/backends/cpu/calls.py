@@ -138,7 +138,7 @@ class RecordedChain:
     def gradient(self, cotangent: Tensor) -> Tensor:
         """Vector-Jacobian product with respect to x, with the weights that the chain ran with."""
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
-        gradient = like(cotangent)
+        gradient = torch.empty_like(cotangent)  # which is contiguous
         load().chain_reverse(self._call, cotangent.data_ptr(), gradient.data_ptr(), torch.get_num_threads())
         return gradient
 
