@@ -145,13 +145,19 @@ void autoencoder_gradient(const Model& model, const std::string& isa, const std:
         [&] { cpu::autoencoder_gradient(kernels, model.shape, model.weights, arguments, chosen, threads); });
 }
 
-// As langevin_chain, its activations kept. out: (batch, C, H, W)
+// As langevin_chain, its activations kept; None where there are no steps or these would take more than `most_bytes`,
+// which is no limit where it is negative. out: (batch, C, H, W)
 std::unique_ptr<RecordedCall> recorded_chain(const Model& model, const std::string& isa, const std::string& form,
                                              const std::shared_ptr<Steps>& steps, uint64_t seed, uintptr_t sample_ids,
-                                             uintptr_t noise, uintptr_t out, int threads) {
+                                             uintptr_t noise, uintptr_t out, int threads, int64_t most_bytes) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
     check_least("threads", threads, 1);
+    if (most_bytes >= 0) {
+        if (steps->count() == 0) return nullptr;
+        const int64_t record = cpu::gradient_bytes(kernels, model.shape).record;  // of a group of images and a step
+        if (model.batch > most_bytes * kernels.lanes / record / steps->count()) return nullptr;
+    }
     const NoiseSource source(seed, sample_ids, noise, model.batch);
     float* const result = pointer<float>("out", out, model.batch > 0);
     const ChainArguments arguments = chain_arguments(model.batch, model.x, *steps, source, result, false);
@@ -349,7 +355,8 @@ PYBIND11_MODULE(_cpu, m) {
     py::class_<RecordedCall>(m, "RecordedCall", "A chain with the activations of all steps kept")
         .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); });
     m.def("recorded_chain", &recorded_chain, py::arg("model"), py::arg("isa"), py::arg("form"), py::arg("steps"),
-          py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"));
+          py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"),
+          py::arg("most_bytes"));
     m.def("chain_reverse", &chain_reverse, py::arg("call"), py::arg("cotangent"), py::arg("gradient"),
           py::arg("threads"));
     m.def("autoencoder_gradient", &autoencoder_gradient, py::arg("model"), py::arg("isa"), py::arg("form"),

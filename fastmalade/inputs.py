@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends
-from fastmalade.backends.arguments import DIVERGED, PLAIN_TYPES
+from fastmalade.backends.arguments import DIVERGED
 
 _EXPECTED_DTYPES = "uint8 (0..255), float16, bfloat16, float32 or float64"
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -25,16 +25,14 @@ class Prepared(NamedTuple):
     """Images ready for a chain, and the way back.
 
     Attributes:
-        images: (B, C, H, W) in the dtype and on the device of the model; may share memory with the caller's images, so
-            it must not be written to.
-        restore: maps a result of the same shape to the kind, dtype, device and layout of the caller's images.
-        inspected: the values are in the range given, and ``restore`` looks through the result. If False, the chain has
-            to do both (``inspect`` of :func:`fastmalade.chain.call.run`): its kernels do it on the way.
+        images: (B, C, H, W) in the dtype and on the device of the model, values in the range given; may share memory
+            with the caller's images, so it must not be written to.
+        restore: maps a result of the same shape to the kind, dtype, device and layout of the caller's images; raises
+            FloatingPointError where a value of it is not finite.
     """
 
     images: Tensor
     restore: Callable[[Tensor], Any]
-    inspected: bool = True
 
 
 def prepare(
@@ -45,7 +43,6 @@ def prepare(
     value_range: tuple[float, float],
     dtype: torch.dtype,
     device: torch.device,
-    inspect_later: bool = False,
 ) -> Prepared:
     """Check images and bring them into the form (B, C, H, W), floating.
 
@@ -63,16 +60,11 @@ def prepare(
         multiple: H and W must be positive multiples of this.
         value_range: (low, high) of floating images.
         dtype, device: of the model.
-        inspect_later: leave the values of a plain float32 batch to the chain (see :class:`Prepared`).
 
     Raises:
         TypeError: wrong kind or dtype.
         ValueError: wrong shape, a value out of range, NaN or infinity.
     """
-    if inspect_later and value_range == (0.0, 1.0) and dtype is torch.float32 and device.type == "cpu":
-        plain = _plain(images, channels, multiple)
-        if plain is not None:
-            return plain
     tensor, rebuild = _as_tensor(images)
     if tensor.dtype != torch.uint8 and tensor.dtype not in _FLOATING:
         raise TypeError(f"images: expected dtype {_EXPECTED_DTYPES}, got {tensor.dtype}")
@@ -101,25 +93,18 @@ def prepare(
     return Prepared(to_nchw(values), restore)
 
 
-def _plain(images: Any, channels: int | None, multiple: int) -> Prepared | None:
-    """Images that are a float32 batch (B, C, H, W) in memory order, tensor or array, which need no preparation."""
-    restore: Callable[[Tensor], Any] = _unchanged
+def plain_batch(images: Any) -> Tensor | None:
+    """A float32 tensor or writable array (B, C, H, W) in memory order as the tensor it is; None for anything else.
+
+    Of such a batch :func:`prepare` would only look at sizes and values, which the kernels do on their way.
+    """
     if type(images) is np.ndarray:
         if images.dtype != np.float32 or not images.flags.carray or not _torch_strides(images):
             return None
-        images, restore = torch.from_numpy(images), Tensor.numpy
-    elif type(images) not in PLAIN_TYPES or images.dtype is not torch.float32 or not images.is_cpu:
+        images = torch.from_numpy(images)
+    elif not isinstance(images, Tensor) or images.dtype is not torch.float32:
         return None
-    shape = images.shape
-    if len(shape) != 4 or shape[1] != (channels or shape[1]) or not images.is_contiguous() or images.numel() == 0:
-        return None
-    if shape[2] % multiple or shape[3] % multiple:
-        return None
-    return Prepared(images, restore, inspected=False)
-
-
-def _unchanged(result: Tensor) -> Tensor:
-    return result
+    return images if images.ndim == 4 else None
 
 
 def _torch_strides(images: np.ndarray) -> bool:

@@ -19,7 +19,6 @@ from fastmalade.chain import direct, operators
 from fastmalade.chain.any_module import run_module
 from fastmalade.chain.config import ChainConfig, ClampSteps, checked_steps
 from fastmalade.chain.observers import is_unobserved
-from fastmalade.inputs import check_finite, check_values
 from fastmalade.models import Autoencoder
 from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.seeds import check_sample_ids, check_seed
@@ -137,7 +136,6 @@ def run(
     *,
     gradients: bool = True,
     trajectory: bool = False,
-    inspect: bool = False,
 ) -> Tensor:
     """:func:`langevin_chain` of values.
 
@@ -148,22 +146,15 @@ def run(
         how: backend, budget of the gradient, precision.
         gradients: record for autograd where it is switched on.
         trajectory: return all states, (N + 1, B, C, H, W); nothing is recorded.
-        inspect: every value of x must lie in [0, 1], and the result must be finite.
 
     Raises:
-        ValueError: with ``inspect``, a value outside [0, 1]; and see :func:`langevin_chain`.
-        FloatingPointError: with ``inspect``, a result that is not finite.
+        TypeError, ValueError, BackendUnavailableError, RuntimeError: see :func:`langevin_chain`.
     """
     if not trajectory and not torch.compiler.is_compiling():
-        result = direct.run(x, autoencoder, steps, noise, how, gradients, inspect)
+        result = direct.run(x, autoencoder, steps, noise, how, gradients)
         if result is not None:
             return result
-    if inspect:
-        check_values(x, 0.0, 1.0)
-    result = _run_generally(x, autoencoder, steps, noise, how, gradients=gradients, trajectory=trajectory)
-    if inspect:
-        check_finite(result)
-    return result
+    return _run_generally(x, autoencoder, steps, noise, how, gradients=gradients, trajectory=trajectory)
 
 
 def run_chain(

@@ -6,6 +6,7 @@ of the general way a third. What is computed is the same, to the bit.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ from fastmalade.models import Autoencoder
 # for more of them would take longer than running the steps again.
 KEPT_BYTES = 8 * 2**20
 
+_requires_grad = operator.attrgetter("requires_grad")
+_version = operator.attrgetter("_version")
+
 Gradient = Callable[[Tensor], Tensor]
 """From the gradient with respect to a chain's result to that with respect to its images."""
 
@@ -34,7 +38,7 @@ def run(
     noise: NoiseSource,
     how: Execution,
     gradients: bool,
-    inspect: bool,
+    inspect: bool = False,
 ) -> Tensor | None:
     """The chain of an ordinary call, differentiable once with respect to x; None where the call is not ordinary.
 
@@ -68,7 +72,7 @@ def run(
     recorded = gradients and torch.is_grad_enabled()
     if recorded:
         others = weights if noise.given is None else (*weights, noise.given)
-        if True in [tensor.requires_grad for tensor in others]:
+        if True in map(_requires_grad, others):
             return None
     model = cpu.plain_model(x, weights)
     if model is None:
@@ -88,17 +92,13 @@ def _record(
 ) -> tuple[Tensor, Gradient]:
     """The chain, and its gradient for the weights of now: an error once these have been written to."""
     # Saving ten more tensors for autograd to watch would take longer than the rest of this function.
-    versions = [w._version for w in weights]
-    hidden = weights[0].shape[0], weights[2].shape[0]
-    recorded = None
-    if max_bytes is None and 0 < cpu.recorded_bytes(tuple(x.shape), hidden, steps.n_steps) <= KEPT_BYTES:
-        result, recorded = cpu.recorded_chain_of(x, model, steps, noise)
-    else:
-        result = cpu.langevin_chain(x, weights, steps, noise)
+    versions = list(map(_version, weights))
+    found = None if max_bytes is not None else cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES)
+    result, recorded = (cpu.langevin_chain(x, weights, steps, noise), None) if found is None else found
 
     # The result must not be reachable from here: it would hold the graph that holds this function.
     def gradient(cotangent: Tensor) -> Tensor:
-        if versions != [w._version for w in weights]:
+        if versions != list(map(_version, weights)):
             raise RuntimeError(
                 "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were "
                 "modified in place since"

@@ -38,8 +38,8 @@ def taken(monkeypatch) -> list[str]:
     seen: list[str] = []
     exact = direct.run
 
-    def observed(*arguments):
-        result = exact(*arguments)
+    def observed(*arguments, **options):
+        result = exact(*arguments, **options)
         if result is not None:
             seen.append("recorded" if result.requires_grad else "plain")
         return result
@@ -51,7 +51,7 @@ def taken(monkeypatch) -> list[str]:
 def the_long_way(monkeypatch, call):
     """What ``call()`` gives where nothing is ordinary."""
     with monkeypatch.context() as patched:
-        patched.setattr(direct, "run", lambda *arguments: None)
+        patched.setattr(direct, "run", lambda *arguments, **options: None)
         return call()
 
 

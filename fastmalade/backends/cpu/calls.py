@@ -138,7 +138,7 @@ class RecordedChain:
     def gradient(self, cotangent: Tensor) -> Tensor:
         """Vector-Jacobian product with respect to x, with the weights that the chain ran with."""
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
-        gradient = like(cotangent)
+        gradient = torch.empty_like(cotangent)  # which is contiguous
         load().chain_reverse(self._call, cotangent.data_ptr(), gradient.data_ptr(), torch.get_num_threads())
         return gradient
 
@@ -148,19 +148,25 @@ def recorded_chain(
 ) -> tuple[Tensor, RecordedChain]:
     """:func:`langevin_chain` and what its gradient will need; arguments and errors as for the chain."""
     x, model, _alive = _model(x, weights)
-    return recorded_chain_of(x, model, steps, noise, form=form)
+    found = recorded_chain_of(x, model, steps, noise, form=form)
+    assert found is not None
+    return found
 
 
 def recorded_chain_of(
-    x: Tensor, model: Any, steps: Steps, noise: NoiseSource, *, form: str = "auto"
-) -> tuple[Tensor, RecordedChain]:
-    """:func:`recorded_chain` for the arrays of :func:`plain_model`."""
-    out = like(x)
+    x: Tensor, model: Any, steps: Steps, noise: NoiseSource, most_bytes: int | None = None, *, form: str = "auto"
+) -> tuple[Tensor, RecordedChain] | None:
+    """:func:`recorded_chain` for the arrays of :func:`plain_model`.
+
+    None, and nothing is run, where there are no steps or activations would take more than ``most_bytes``.
+    """
+    out = torch.empty_like(x)
     seed, ids, given, _kept = _source(x, steps, noise)
     recorded = load().recorded_chain(
-        model, isa_in_use(), form, native_steps(steps), seed, ids, given, out.data_ptr(), torch.get_num_threads()
-    )
-    return out, RecordedChain(recorded, x.shape)
+        model, isa_in_use(), form, native_steps(steps), seed, ids, given, out.data_ptr(), torch.get_num_threads(),
+        -1 if most_bytes is None else most_bytes,
+    )  # fmt: skip
+    return None if recorded is None else (out, RecordedChain(recorded, x.shape))
 
 
 def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
