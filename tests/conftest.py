@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import shutil
@@ -50,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("complete"):
                 item.add_marker(pytest.mark.skip(reason="part of the complete set: make emulate"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: collections of garbage, of which some tests force many, skip it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain at exit of what a collection did not reach
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +151,19 @@ def purifier(make_autoencoder: Callable[..., Autoencoder]) -> Purifier:
     """Three steps of decreasing size, with noise, of an untrained autoencoder."""
     config = ChainConfig(n_steps=3, step_size=0.3, noise_scale=0.1, decay=0.5, offset=2.0)
     return Purifier(make_autoencoder().requires_grad_(False), config).eval()
+
+
+@pytest.fixture(scope="module")
+def quick_measurements() -> Iterator[None]:
+    """Benchmarks that measure no longer than it takes to have a number: for tests of what is made of the numbers."""
+    from fastmalade.bench import ceilings, timing, verify
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "COPY_BYTES", 1 << 20)
+        patch.setattr(ceilings, "fma_ceiling", functools.partial(ceilings.fma_ceiling, seconds=0.01))
+        patch.setattr(timing, "TURN_SECONDS", 0.001)
+        patch.setattr(verify, "NOISE_SAMPLES", 5_000)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from fastmalade.bench.defense_report import tables
 from fastmalade.bench.defenses import PAPER_SECONDS, DefenseSettings, build, ratios, run
 
 QUICK = {"batches": (1, 2), "steps": (2,), "restarts": (1,), "threads": (1,), "seconds": 0.0, "compiled": False}
+pytestmark = pytest.mark.usefixtures("quick_measurements")
 needs_native = pytest.mark.skipif(backends.available()["cpu"] is not None, reason="no native kernels")
 
 

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from fastmalade.bench import Settings, ceilings, machine, run, runner, verify
+from fastmalade.bench import Settings, machine, run, runner
 from fastmalade.bench.contenders import Native, select
 from fastmalade.bench.settings import parse_shape
 from fastmalade.bench.timing import Summary
@@ -16,11 +16,7 @@ from fastmalade.bench.timing import Summary
 SHAPES = ((1, 8, 12),)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    """These tests are about the run: less noise to check, less memory to copy."""
-    monkeypatch.setattr(verify, "NOISE_SAMPLES", 5_000)
-    monkeypatch.setattr(ceilings, "COPY_BYTES", 1 << 20)
+pytestmark = pytest.mark.usefixtures("quick_measurements")
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from fastmalade.evaluation import TransferRow, WhiteboxRow, percent
 
 pytest.importorskip("foolbox")
 pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("quick_measurements")
 IMAGES, WHITEBOX = 16, 3
 
 
 @pytest.fixture(scope="module")
-def demo_run(tmp_path_factory):
+def demo_run(quick_measurements, tmp_path_factory):
     """One quick run: its result and its folder."""
     from typer.testing import CliRunner
 

@@ -91,7 +91,7 @@ class Gpu:
 
 
 @pytest.fixture
-def gpu(capture, monkeypatch) -> Gpu:
+def gpu(quick_measurements, capture, monkeypatch) -> Gpu:
     found = Gpu(capture)
     monkeypatch.setattr("fastmalade.bench.defenses.place", lambda device: found.place)
     monkeypatch.setattr("fastmalade.bench.defenses.GAN_STEPS", 2)
