@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import fastmalade
 
 BLOCK = """
@@ -65,6 +67,7 @@ else:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.repetition
 def test_environment_forces_the_torch_backend():
     check = 'assert torch.equal(result, model.purify(images, seed=1, backend="torch"))'
     done = run(USE + check, FASTMALADE_BACKEND="torch")

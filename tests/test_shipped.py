@@ -32,7 +32,7 @@ def test_names_sizes_and_cards():
             assert digest in card
 
 
-@pytest.mark.parametrize("name", ["mala-mnist", "malade-mnist"])
+@pytest.mark.parametrize("name", [pytest.param("mala-mnist", marks=pytest.mark.repetition), "malade-mnist"])
 def test_purified_digits_are_still_recognised(digits, name):
     images, labels = digits
     classifier, purifier = load_classifier("mnist-c"), Purifier.from_pretrained(name)
@@ -43,6 +43,7 @@ def test_purified_digits_are_still_recognised(digits, name):
     assert low <= recorded["correct"] / recorded["n"] <= high
 
 
+@pytest.mark.slow
 def test_the_classifier_is_right_bare_and_malade_undoes_a_transferred_attack(digits):
     images, labels = digits[0][:100], digits[1][:100]
     classifier = load_classifier("mnist-c")

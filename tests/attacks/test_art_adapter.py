@@ -158,6 +158,7 @@ def test_flags_and_wrong_arguments(purifier, linear, few):
         defence.set_params(gradient="none")
 
 
+@pytest.mark.slow
 def test_without_art_the_import_says_what_to_install():
     code = (
         "import sys; sys.modules['art'] = None\n"

@@ -374,6 +374,7 @@ def test_wrong_arguments(defended, linear, few):
             call()
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_is_stronger_than_the_blind_one(digits):
     """The shipped defence on 32 digits. Weak settings; that they fool it is the point."""
     defended = DefendedClassifier(Purifier.from_pretrained("malade-mnist"), load_classifier("mnist-c"))

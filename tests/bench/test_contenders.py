@@ -37,7 +37,11 @@ def forms():
     """Every form of every contender, but one of torch.compile: compiling takes a minute on a slow machine."""
     peers = {**PEERS, **REWRITTEN}
     pairs = [(name, form) for name in peers for form in peers[name]().forms]
-    return [("native", ""), *((name, form) for name, form in pairs if "compile" not in name or form == "noise given")]
+    chosen = [(name, form) for name, form in pairs if "compile" not in name or form == "noise given"]
+    return [
+        ("native", ""),
+        *(pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] not in QUICK)) for pair in chosen),
+    ]
 
 
 @pytest.mark.parametrize(("name", "form"), forms())
@@ -55,7 +59,17 @@ def test_every_form_is_verified(name, form):
     assert contender.versions().keys() == set(contender.packages)
 
 
-@pytest.mark.parametrize("name", ["native", "eager", "eager-channels-last", "eager-rewritten", "compile", "jax"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "native",
+        "eager",
+        "eager-channels-last",
+        "eager-rewritten",
+        pytest.param("compile", marks=pytest.mark.slow),
+        pytest.param("jax", marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_verified(name):
     contender = contender_of(name)
     task = make_task((1, 8, 12), 3, 2)
@@ -82,6 +96,7 @@ def test_the_rewritten_graph_is_the_same_function(shape):
     torch.testing.assert_close(got.double(), exact, atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_openvino_starts_no_telemetry():
     pytest.importorskip("openvino_telemetry")
     contender_of("openvino")

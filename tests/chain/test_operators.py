@@ -165,6 +165,7 @@ def test_double_backward_raises(make_autoencoder, make_images, backend):
 
 
 @pytest.mark.parametrize("explicit_noise", [False, True])
+@pytest.mark.slow
 def test_opcheck(make_autoencoder, make_images, backend, explicit_noise):
     x = make_images(3, 1, 8, 8).requires_grad_()
     weights = list(make_autoencoder(1, (3, 5)).weights())

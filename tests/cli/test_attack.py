@@ -58,6 +58,7 @@ def test_wrong_arguments_are_one_line(invoke, model_path, arguments, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_attack_goes_on(spawn, invoke, model_path, tmp_path):
     state, output = tmp_path / "state", tmp_path / "figures.json"
     arguments = ["attack", "--model", model_path, "--images", 12, "--steps", 40, "--eot", 1, "--attacks", "pgd"]

@@ -84,6 +84,7 @@ def test_stages_print_a_table_or_why_there_is_none(invoke):
         assert "cannot time its stages" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_a_file_to_go_on_from(tmp_path, spawn):
     output = tmp_path / "bench.json"
     # Four seconds for each batch size: the signal comes while the second is measured.

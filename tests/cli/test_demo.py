@@ -89,6 +89,7 @@ def test_figure_shows_something(demo_run):
     assert ((pixels.max(2) - pixels.min(2)) > 60).sum() > 500
 
 
+@pytest.mark.slow
 def test_same_seed_same_figures(demo_run, invoke, tmp_path):
     again = invoke(
         "demo",
@@ -126,6 +127,7 @@ def test_missing_packages_are_named(invoke, monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_interruption_is_one_line_more(spawn, tmp_path):
     process = spawn("demo", "--output", tmp_path / "out", OMP_NUM_THREADS="1")
     log = tmp_path / "out" / "demo.log"

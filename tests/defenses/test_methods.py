@@ -108,6 +108,7 @@ def test_magnet_detectors_by_definition(digits):
         np.testing.assert_allclose(scores[f"divergence-{temperature}"], expected, rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_magnet_thresholds_keep_their_rate_and_catch_noise(digits):
     images, classifier = digits[0], load_classifier("mnist-c")
     defense = MagNet(Purifier.from_pretrained("mala-mnist").autoencoder)

@@ -14,6 +14,7 @@ COUNTS = {"magnet-mnist": 500, "autoencode-mnist": 500, "apudae-mnist": 10, "inc
 
 
 @pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.slow
 def test_purified_digits_are_still_recognised(digits, name):
     images, labels = (part[: COUNTS[name]] for part in digits)
     defense = Defense.from_pretrained(name)

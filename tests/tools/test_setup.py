@@ -150,6 +150,7 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failed_build_goes_on_without_and_says_so_unless_native_code_is_required(tree: Tree) -> None:
     ended = tree.build("everything", FASTMALADE_CPU_ISAS="baseline")
     assert ended.returncode == 0, ended.stderr
@@ -165,6 +166,7 @@ def test_a_failed_build_goes_on_without_and_says_so_unless_native_code_is_requir
     assert "a message of the compiler" in ended.stderr
 
 
+@pytest.mark.slow
 def test_an_instruction_set_that_does_not_compile_is_left_out_unless_native_code_is_required(tree: Tree, build) -> None:
     if not build.IS_X86:
         pytest.skip("this platform has one instruction set")
@@ -182,6 +184,7 @@ def test_an_instruction_set_that_does_not_compile_is_left_out_unless_native_code
     assert "kernels.cpp for avx512 does not compile" in ended.stderr
 
 
+@pytest.mark.slow
 def test_an_extension_newer_than_its_objects_is_linked_again(tree: Tree, build) -> None:
     if not build.IS_X86:
         pytest.skip("this platform has one instruction set")
@@ -194,6 +197,7 @@ def test_an_extension_newer_than_its_objects_is_linked_again(tree: Tree, build) 
         assert ("kernels-avx2-" in link) is (isas == "avx2")
 
 
+@pytest.mark.slow
 def test_cuda_is_built_when_forced_and_then_its_failure_is_an_error(tree: Tree) -> None:
     variables = {"FASTMALADE_CPU_ISAS": "baseline", "FORCE_CUDA": "1"}
     ended = tree.build("nothing", **variables)

@@ -80,6 +80,7 @@ def test_one_step_of_the_training_by_hand(pictures):
         torch.testing.assert_close(a.detach(), b.detach(), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_generator_serves_inc(pictures, tmp_path):
     settings = {**SMALL, "epochs": 12, "balance_rate": 0.05}
     start, _ = train_began(pictures, progress=False, **{**settings, "epochs": 1, "learning_rate": 1e-9})

@@ -69,6 +69,7 @@ def test_losses_fall(digits):
     assert dae.history[-1]["validation_error"] < 0.8 * dae.history[0]["validation_error"]
 
 
+@pytest.mark.slow
 def test_generated_images_come_closer_to_digits(digits):
     images = digits[0][:200]
     settings = {**GAN, "epochs": 6, "width": 4, "critic_width": 4, "learning_rate": 2e-3, "average": 0.5}

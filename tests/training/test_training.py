@@ -46,6 +46,7 @@ def test_supervised_objective_by_hand(rng):
         autoencoder_loss(reconstruction, clean, sigma2=0.3, logits=logits)
 
 
+@pytest.mark.slow
 def test_dae_learns_to_denoise(digits):
     images, labels = digits[0][:600], digits[1][:600]
     held_out = digits[0][800:], digits[1][800:]

@@ -10,7 +10,14 @@ import pytest
 from fastmalade.backends.cpu import calls as cpu
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
+WIDEST = "baseline" if cpu.unavailable_reason() else cpu.isas_supported()[-1]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.repetition] * (name != WIDEST)) for name in ("baseline", "avx2", "avx512")
+    ]
+)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Forces one instruction set; skips where the build or the processor lacks it, saying which."""
     reason = cpu.unavailable_reason()

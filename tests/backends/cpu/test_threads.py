@@ -162,7 +162,7 @@ def _check_child(method: str) -> None:
     assert (cache["misses"], cache["hits"]) == (1, 2)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_children_start_with_a_pool_of_their_own(extension, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this platform does not {method}")
@@ -220,6 +220,7 @@ chain(64)
 """
 
 
+@pytest.mark.slow
 def test_exit_while_daemon_threads_are_inside_calls(native) -> None:
     # Calls into the extension alone: torch's own operators end the process if a daemon thread is inside one at exit.
     # Five exits, four of them of forked children: importing torch takes longer than all of them.
@@ -249,6 +250,7 @@ def test_exit_while_daemon_threads_are_inside_calls(native) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "end\n" * 5, "")
 
 
+@pytest.mark.slow
 def test_workers_take_no_signals_and_idle_ones_let_the_process_end(native) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs /proc")
@@ -270,6 +272,7 @@ def test_workers_take_no_signals_and_idle_ones_let_the_process_end(native) -> No
     assert (result.returncode, result.stdout, result.stderr) == (0, "True False\n", "")
 
 
+@pytest.mark.slow
 def test_soak_in_short(native) -> None:
     if not Path("/proc/self/statm").is_file():
         pytest.skip("needs /proc")
