@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from fastmalade import DefendedClassifier
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("art")
 
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent, ProjectedGradientDescentNumpy

@@ -10,7 +10,14 @@ import pytest
 from fastmalade.backends.cpu import calls as cpu
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def _isas() -> list[object]:
+    """Every instruction set; the same tests on other than the widest of this processor are repetition."""
+    names = ["baseline", "avx2", "avx512"]
+    widest = cpu.isas_supported()[-1] if cpu.unavailable_reason() is None else "baseline"
+    return [name if name == widest else pytest.param(name, marks=pytest.mark.repetition) for name in names]
+
+
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Forces one instruction set; skips where the build or the processor lacks it, saying which."""
     reason = cpu.unavailable_reason()

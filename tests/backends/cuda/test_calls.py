@@ -12,7 +12,7 @@ from fastmalade.backends.values import NoiseSource, Steps
 
 SHAPE, HIDDEN = (2, 8, 4), (3, 2)
 STEPS = Steps((0.3, 0.2), (0.1, 0.1), (0.1, 0.1), (0.9, 0.9))
-pytestmark = pytest.mark.usefixtures("on_emulation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_emulation")]
 
 
 @pytest.fixture
