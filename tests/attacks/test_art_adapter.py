@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from fastmalade import DefendedClassifier
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("art")
 
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent, ProjectedGradientDescentNumpy
@@ -22,6 +20,8 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 
 from fastmalade.adapters.art import PurifierPreprocessor
+
+pytestmark = pytest.mark.slow
 
 
 def wrapped(linear, *defences, **options):
