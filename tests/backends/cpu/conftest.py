@@ -10,14 +10,14 @@ import pytest
 from fastmalade.backends.cpu import calls as cpu
 
 
-WIDEST = "baseline" if cpu.unavailable_reason() else cpu.isas_supported()[-1]
+def _isas() -> list[object]:
+    """Every instruction set; the same tests on other than the widest of this processor are repetition."""
+    names = ["baseline", "avx2", "avx512"]
+    widest = cpu.isas_supported()[-1] if cpu.unavailable_reason() is None else "baseline"
+    return [name if name == widest else pytest.param(name, marks=pytest.mark.repetition) for name in names]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.repetition] * (name != WIDEST)) for name in ("baseline", "avx2", "avx512")
-    ]
-)
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Forces one instruction set; skips where the build or the processor lacks it, saying which."""
     reason = cpu.unavailable_reason()

@@ -11,6 +11,7 @@ import torch
 from emulated import DIGIT, INFINITY, drawn, images, settings
 
 pytestmark = pytest.mark.slow
+
 # form, images of a group, blocks of a cluster, shape, hidden channels
 CASES = [
     ("digits", 8, 1, DIGIT, (10, 25)),

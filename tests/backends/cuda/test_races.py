@@ -8,6 +8,8 @@ from pathlib import Path
 import emulated
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Every barrier of the kernels but 10, which belongs to the fixed shape.
 BARRIERS = [1, 2, 3, 4, 5, 6, 21, 22, 23, 24, 25, 26, 27, 28]
 # All of the chain on tensor cores; products of a warp's lanes order no access to memory, there as in the emulation.

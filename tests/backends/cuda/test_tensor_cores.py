@@ -13,6 +13,7 @@ import fastmalade
 from fastmalade.chain import operators as ops
 
 pytestmark = pytest.mark.slow
+
 HIDDEN = (10, 25)
 REDUCED = ("tf32x3", "tf32")
 # The largest difference of a state from float64, ten steps on images of [0, 1]; `test_errors_over_weights` prints what

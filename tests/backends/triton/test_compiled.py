@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 import gpu_resources_triton as resources
 
 pytestmark = pytest.mark.slow
+
 KERNELS = {
     "convolution_kernel", "even_cotangent_kernel", "langevin_update_kernel", "langevin_update_vjp_kernel",
     "pack_kernel", "philox_words_kernel", "standard_normal_kernel", "start_kernel", "tail_cotangent_kernel",

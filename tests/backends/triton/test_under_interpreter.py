@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from repository import ROOT
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 EXPECTED_TESTS = 30
 """At least so many have to pass: a folder that is not collected proves nothing."""
