@@ -10,8 +10,6 @@ from fastmalade import Purifier, load_classifier, shipped_models
 from fastmalade.evaluation import accuracy, attacked, wilson_interval
 from fastmalade.pretrained import read_header
 
-pytestmark = pytest.mark.slow
-
 
 def test_names_sizes_and_cards():
     models = shipped_models()

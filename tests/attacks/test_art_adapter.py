@@ -21,8 +21,6 @@ from art.preprocessing.standardisation_mean_std.numpy import StandardisationMean
 
 from fastmalade.adapters.art import PurifierPreprocessor
 
-pytestmark = pytest.mark.slow
-
 
 def wrapped(linear, *defences, **options):
     return PyTorchClassifier(

@@ -23,8 +23,6 @@ from fastmalade.attacks.transfer import TransferResult, transfer_attack
 from fastmalade.seeds import derive_seed
 from fastmalade.training import CheckpointError
 
-pytestmark = pytest.mark.slow
-
 
 class _Shift(Defense):
     """Adds noise of a known size; ``seen`` are the (sample id, image) pairs asked about."""

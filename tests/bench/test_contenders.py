@@ -16,8 +16,6 @@ from fastmalade.bench.task import make_images, make_task
 from fastmalade.bench.verify import VerificationError, make_cotangent, verify, verify_gradient
 from fastmalade.defenses.purifier import Purifier
 
-pytestmark = pytest.mark.slow
-
 QUICK = {"eager", "eager-channels-last", "eager-rewritten"}
 # OpenVINO's RandomNormalLike has a mean that is not 0; the benchmark says so and uses the other forms.
 BAD_NOISE = {("openvino", "noise in graph"), ("openvino-rewritten", "noise in graph")}

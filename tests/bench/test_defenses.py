@@ -12,8 +12,6 @@ from fastmalade.bench.defense_forms import forms
 from fastmalade.bench.defense_report import tables
 from fastmalade.bench.defenses import PAPER_SECONDS, DefenseSettings, build, ratios, run
 
-pytestmark = pytest.mark.slow
-
 QUICK = {"batches": (1, 2), "steps": (2,), "restarts": (1,), "threads": (1,), "seconds": 0.0, "compiled": False}
 pytestmark = pytest.mark.usefixtures("quick_measurements")
 needs_native = pytest.mark.skipif(backends.available()["cpu"] is not None, reason="no native kernels")

@@ -13,8 +13,6 @@ from fastmalade.bench.contenders import Native, select
 from fastmalade.bench.settings import parse_shape
 from fastmalade.bench.timing import Summary
 
-pytestmark = pytest.mark.slow
-
 SHAPES = ((1, 8, 12),)
 
 

@@ -8,8 +8,6 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 
 def test_table_figures_and_resume(invoke, model_path, tmp_path):
     output = tmp_path / "figures.json"

@@ -10,8 +10,6 @@ import pytest
 
 from fastmalade import backends
 
-pytestmark = pytest.mark.slow
-
 SMALL = ["--batches", "1,2", "--steps", 1, "--shapes", "1x8x12", "--seconds", 0]
 pytestmark = pytest.mark.usefixtures("quick_measurements")
 HAS_NATIVE = backends.available()["cpu"] is None

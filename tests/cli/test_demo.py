@@ -15,8 +15,6 @@ from fastmalade.bench.report import Grid
 from fastmalade.cli.demo_report import summary, timing_json
 from fastmalade.evaluation import TransferRow, WhiteboxRow, percent
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("foolbox")
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("quick_measurements")

@@ -10,8 +10,6 @@ import pytest
 
 from fastmalade.data import write_idx
 
-pytestmark = pytest.mark.slow
-
 # The command, which touches the file that STARTED names once it has images in hand.
 SAYS_WHEN_PURIFYING = """
 import os, pathlib

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastmalade import Defense
 
-
 # Of one defence's variants "direct", "C" and "E" are enough for `make check`.
 REPETITION = [f"apudae-{variant}" for variant in "ABDFG"]
 

@@ -16,8 +16,6 @@ from fastmalade.models.prior import PriorNetwork
 from fastmalade.models.vae import VaeDecoder
 from fastmalade.noise import standard_normal
 
-pytestmark = pytest.mark.slow
-
 
 def test_defense_gan_is_momentum_descent_with_the_best_restart(images):
     torch.manual_seed(0)

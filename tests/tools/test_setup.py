@@ -13,8 +13,6 @@ from types import ModuleType
 import pytest
 from repository import ROOT, load_script
 
-pytestmark = pytest.mark.slow
-
 VARIABLES = ("CC", "CXX", "CFLAGS", "CUDACXX", "CUDA_HOME", "FORCE_CUDA")
 # Stands for g++, its linker and nvcc: makes the files that it is asked for, or fails as FAILS says.
 COMPILER = f"""#!{sys.executable}

@@ -12,8 +12,6 @@ from fastmalade.models.began import BeganDiscriminator, BeganGenerator
 from fastmalade.training import CheckpointError, loop
 from fastmalade.training.began import next_balance, train_began
 
-pytestmark = pytest.mark.slow
-
 SMALL = {"epochs": 2, "batch_size": 8, "width": 4, "latent_dim": 4, "learning_rate": 3e-3}
 
 

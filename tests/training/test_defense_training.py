@@ -10,8 +10,6 @@ from fastmalade.training import CheckpointError, loop
 from fastmalade.training.gan import gradient_penalty, train_gan
 from fastmalade.training.generative import Vae, train_denoiser, train_vae
 
-pytestmark = pytest.mark.slow
-
 GAN = {"epochs": 2, "batch_size": 20, "width": 2, "critic_width": 2, "latent_dim": 8}
 TRAININGS = {
     "gan": (train_gan, GAN),

@@ -21,8 +21,6 @@ from repository import HELPERS, ROOT
 from fastmalade.backends.cpu import calls as cpu
 from fastmalade.backends.values import NoiseSource, Steps
 
-pytestmark = pytest.mark.slow
-
 WEIGHTS = reference64.random_weights(1, 3, 4)
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU masks")
 

@@ -15,8 +15,6 @@ BARRIERS = [1, 2, 3, 4, 5, 6, 21, 22, 23, 24, 25, 26, 27, 28]
 # All of the chain on tensor cores; products of a warp's lanes order no access to memory, there as in the emulation.
 TENSOR_BARRIERS = [1, 2, 4, 5, 6, 10]
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def races(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -29,7 +29,6 @@ def needs_an_older_numpy(version: str) -> bool:
         return True
 
 
-@pytest.mark.slow
 def test_every_kernel_under_the_interpreter() -> None:
     triton = pytest.importorskip("triton", reason="the package triton is not installed")
     if needs_an_older_numpy(triton.__version__):
