@@ -90,6 +90,7 @@ def test_double_backward_is_that_of_torch(make_images, backend):
 
 
 @pytest.mark.parametrize("explicit_noise", [False, True])
+@pytest.mark.slow
 def test_opcheck(make_images, backend, explicit_noise):
     x, r = make_images(3, 1, 5, 6).requires_grad_(), make_images(3, 1, 5, 6, seed=2).requires_grad_()
     noise = make_images(3, 1, 5, 6, seed=3).requires_grad_() if explicit_noise else None
