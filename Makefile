@@ -2,6 +2,7 @@
 #   make demo       attack digits, purify them, attack the defence
 #   make check      linters, types and the quick tests, in about 90 seconds
 #   make test       linters, types and all tests
+#   make fuzz       the property tests on examples drawn at random, fifty times as many
 #   make lint       make format      make sanitize      make emulate      make wheel      make clean      make distclean
 #   make gpu-check  on a machine with a GPU, offline and without .venv
 # PYTHON chooses the interpreter of .venv; DEMO_ARGS, PYTEST_ARGS and GPU_CHECK_ARGS are passed on.
@@ -28,7 +29,7 @@ STAGE := stage() { title=$$1; shift; echo "$$title ..."; begin=$$(date +%s); "$$
 # Packages come while the kernels compile, and the linters run side by side.
 MAKEFLAGS += -j2
 .DELETE_ON_ERROR:
-.PHONY: demo check test lint lint-python lint-native lint-types lint-imports format sanitize emulate gpu-check wheel \
+.PHONY: demo check test fuzz lint lint-python lint-native lint-types lint-imports format sanitize emulate gpu-check wheel \
 	clean distclean
 
 demo: $(VENV)/.installed-$(DEMO_SET)
@@ -39,6 +40,9 @@ check: lint
 
 test: lint
 	$(PYTEST) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-test
+	$(PYTEST) -m hypothesis --hypothesis-profile=fuzz $(PYTEST_ARGS)
 
 lint: lint-types lint-imports lint-native lint-python
 

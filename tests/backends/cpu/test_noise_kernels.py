@@ -14,27 +14,9 @@ from fastmalade.backends.cpu import calls as cpu
 SEED = 0x0123456789ABCDEF
 
 
-# The published vectors of Random123 (Salmon et al. 2011), as (counter, key, words).
-ONES = 0xFFFFFFFF
-VECTORS = [
-    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((ONES, ONES, ONES, ONES), (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
-
-
-@pytest.mark.parametrize(("counter", "key", "words"), VECTORS)
-def test_python_philox_gives_the_published_words(counter: tuple, key: tuple, words: tuple) -> None:
-    assert reference64.philox(counter, key) == words
-
-
 def test_first_published_vector(isa: str) -> None:
     words = cpu.philox_words(0, torch.tensor([0]), 0, 4)
-    assert words.tolist() == [list(VECTORS[0][2])]
+    assert words.tolist() == [[0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]]  # Random123; Salmon et al. 2011
 
 
 @pytest.mark.parametrize("n_elements", [0, 1, 4, 7, 15, 16, 17, 33, 784, 1001])
