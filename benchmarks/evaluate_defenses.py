@@ -30,6 +30,7 @@ from fastmalade import DefendedClassifier, Defense
 from fastmalade.attacks import PGD, Attack, CounterAttackA, CounterAttackB
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.defenses import Apudae
+from fastmalade.defenses.defended import GradientMode
 from fastmalade.evaluation import accuracy, attacked_images
 from fastmalade.evaluation.defenses import compared_defenses
 from fastmalade.files import write_json
@@ -55,9 +56,9 @@ PAPERS = {
 def adaptive_attacks(defense: Defense, steps: int) -> dict[str, Attack]:
     """Attacks that know the defence, by column."""
     common: dict[str, Any] = {"norm": "linf", "step_size": STEP_SIZE, "seed": SEED, "steps": steps}
+    modes: tuple[GradientMode, ...] = ("bpda", "unrolled") if defense.gradient == "unrolled" else ("bpda",)
     found: dict[str, Attack] = {
-        f"pgd {ADAPTIVE_EPSILON:g} {mode}": PGD(**common, epsilon=ADAPTIVE_EPSILON, gradient=mode)  # type: ignore[arg-type]
-        for mode in (("bpda", "unrolled") if defense.gradient == "unrolled" else ("bpda",))
+        f"pgd {ADAPTIVE_EPSILON:g} {mode}": PGD(**common, epsilon=ADAPTIVE_EPSILON, gradient=mode) for mode in modes
     }
     if isinstance(defense, Apudae):
         found[f"counter A {COUNTER_EPSILON:g}"] = CounterAttackA(**common, epsilon=COUNTER_EPSILON)

@@ -139,7 +139,7 @@ def search_chain(
     conditions = {"clean": (images, labels)}
     for attack, epsilon in TUNING_ATTACKS:
         print(f"attacking {len(images)} validation images: {attack}, eps {epsilon:g}", flush=True)
-        made = attacked_images(classifier, images, labels, attack, epsilon, seed=SEED, cache_dir=runs)  # type: ignore[arg-type]
+        made = attacked_images(classifier, images, labels, attack, epsilon, seed=SEED, cache_dir=runs)
         conditions[f"{attack} {epsilon:g}"] = (made, labels)
 
     def show(done: int, total: int, result: TuningResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -62,8 +62,3 @@ class Execution(NamedTuple):
     backend: str | None = None
     max_bytes: int | None = None
     precision: str = "fp32"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The precision as an argument of a backend's chain: the CPU's has none."""
-        return {} if self.precision == "fp32" else {"precision": self.precision}

@@ -83,7 +83,9 @@ def langevin_chain(
     """
     steps = checked_steps(step_sizes, noise_scales, clamp, clamp_steps)
     source = noise_source(x, steps.n_steps, seed=seed, sample_ids=sample_ids, noise=noise)
-    return run(x, autoencoder, steps, source, Execution(backend, max_bytes, precision))
+    # Checked here, because a call that records nothing never looks at the budget.
+    budget = None if max_bytes is None else check_max_bytes(max_bytes)
+    return run(x, autoencoder, steps, source, Execution(backend, budget, precision))
 
 
 def langevin_trajectory(
@@ -194,17 +196,16 @@ def _run_generally(
             raise ValueError(
                 f"precision: expected fp32 for an r(x) other than a Table 8 Autoencoder, got {how.precision!r}"
             )
-    max_bytes = None if how.max_bytes is None else check_max_bytes(how.max_bytes)
     recorded = gradients and not trajectory and torch.is_grad_enabled()
     with torch.set_grad_enabled(recorded):
         if weights is None:
-            options: Any = {"max_bytes": max_bytes, "trajectory": trajectory}
+            options: Any = {"max_bytes": how.max_bytes, "trajectory": trajectory}
             return run_module(x, autoencoder, steps, noise, backend, **options)
         if trajectory or (not recorded and is_unobserved(x, noise.given, *weights, recorded=False)):
             ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
             source = noise._replace(sample_ids=ids)
             return operators.evaluate(x, weights, steps, source, backend, how.precision, trajectory=trajectory)
-        return operators.call_chain(x, weights, steps, noise, backend, max_bytes, how.precision)
+        return operators.call_chain(x, weights, steps, noise, backend, how.max_bytes, how.precision)
 
 
 def model_on_gpu(x: Tensor, autoencoder: Any) -> backends.ModelShape | None:

@@ -232,6 +232,15 @@ def test_arguments_are_checked(make_autoencoder, change, error, message):
         langevin_chain(**arguments)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_budget_is_checked_where_nothing_is_recorded_too(make_autoencoder, make_images, backend, frozen):
+    model, x = make_autoencoder().requires_grad_(not frozen), make_images(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="max_bytes: expected at least 1, got 0"):
+        langevin_chain(x, model, [0.1], [0.1], backend=backend, max_bytes=0)
+    with pytest.raises(TypeError, match=r"max_bytes: expected an int or None, got float 2\.5"):
+        langevin_chain(x, lambda v: v, [0.1], [0.1], backend=backend, max_bytes=2.5)
+
+
 def test_schedules_may_be_tensors(make_autoencoder, make_images):
     model, x = make_autoencoder(), make_images(2, 1, 8, 8)
     expected = langevin_chain(x, model, [0.5, 0.25], [0.5, 0.0], seed=1)

@@ -16,6 +16,7 @@ import fastmalade
 from fastmalade import ChainConfig, Purifier
 from fastmalade.backends import BackendUnavailableError
 from fastmalade.backends.cpu import calls as cpu
+from fastmalade.backends.values import NoiseSource
 from fastmalade.chain import direct
 
 CHAIN = ChainConfig(n_steps=3, step_size=0.4, noise_scale=0.1)
@@ -115,8 +116,10 @@ def test_who_needs_a_gradient(model, make_images, taken):
 
 def test_gradients_of_large_batches_and_under_budgets(model, make_images, taken, monkeypatch):
     """Their activations are not kept: steps are run again on the way back, with the same bits."""
-    steps = direct.KEPT_BYTES // cpu.recorded_bytes((1, 1, 8, 8), (10, 25), 1) + 1
     x = make_images(8, 1, 8, 8).requires_grad_()
+    one_step = CHAIN.replace(n_steps=1).settings
+    _, kept = cpu.recorded_chain(x.detach(), model.autoencoder.weights(), one_step, NoiseSource(1))
+    steps = 2 * direct.KEPT_BYTES // kept.nbytes
     for chain, max_bytes in [(CHAIN.replace(n_steps=steps), None), (CHAIN, 10**8), (CHAIN.replace(n_steps=0), None)]:
         model.chain, model.max_bytes = chain, max_bytes
         taken.clear()

@@ -222,7 +222,9 @@ class Extension:
     Step = Step
 
     @staticmethod
-    def NoiseSource(seed: int = 0, seed_pointer: int = 0, sample_ids: int = 0, given: int = 0) -> NoiseSource:  # noqa: N802
+    def NoiseSource(  # noqa: N802
+        seed: int = 0, seed_pointer: int = 0, sample_ids: int = 0, given: int = 0
+    ) -> NoiseSource:
         return NoiseSource(seed, seed_pointer or None, sample_ids or None, given or None)
 
     def Call(  # noqa: N802

@@ -169,18 +169,6 @@ def recorded_chain_of(
     return None if recorded is None else (out, RecordedChain(recorded, x.shape))
 
 
-def recorded_bytes(x_shape: Sequence[int], hidden_channels: tuple[int, int], n_steps: int) -> int:
-    """About the memory that :func:`recorded_chain` keeps for images (B, C, H, W): exact for whole groups of images."""
-    record, lanes = _record_bytes(isa_in_use(), (*x_shape[1:], *hidden_channels))
-    return x_shape[0] * n_steps * record // lanes
-
-
-@functools.lru_cache(maxsize=256)
-def _record_bytes(isa: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Activations of one step of a group of images, in bytes, and the images of a group."""
-    return _sizes(isa, shape, 1).record, int(load().lanes(isa))
-
-
 def gradient_plan(
     x_shape: Sequence[int], hidden_channels: Sequence[int], n_steps: int, max_bytes: int | None = None
 ) -> GradientPlan:
