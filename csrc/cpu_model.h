@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include <array>
+#include <utility>
 #include <vector>
 
 #include "cpu_arguments.h"
@@ -11,12 +11,13 @@
 
 namespace {
 
-// Addresses whose arrays the caller keeps alive, checked once.
+// Addresses, checked once. The caller keeps the images alive, and the weights where there are addresses of them alone.
 struct Model {
     AutoencoderShape shape;
     AutoencoderWeights weights;
     int64_t batch;
-    const float* x;  // (batch, channels, height, width)
+    const float* x;     // (batch, channels, height, width)
+    py::tuple tensors;  // the ten weights, kept alive where the caller gave tensors
 
     int64_t count() const { return batch * shape.channels * shape.height * shape.width; }
 };
@@ -25,7 +26,8 @@ struct Model {
 Model make_model(int64_t batch, const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& weight_addresses,
                  uintptr_t x) {
     check_least("batch", batch, 0);
-    return {check_shape(sizes), check_weights(weight_addresses), batch, pointer<const float>("x", x, batch > 0)};
+    return {check_shape(sizes), check_weights(weight_addresses), batch, pointer<const float>("x", x, batch > 0),
+            py::tuple()};
 }
 
 // Whether a tensor is of one of `types` and memory holds its values as they are: not negated, in torch's words.
@@ -68,7 +70,21 @@ py::object read_model(const py::capsule& capsule, const py::tuple& types, py::ha
         }
         addresses[n] = address(array);
     }
-    return py::cast(make_model(batch, {channels, height, width, hidden1, hidden2}, addresses, images_at));
+    Model model = make_model(batch, {channels, height, width, hidden1, hidden2}, addresses, images_at);
+    model.tensors = weights;
+    return py::cast(std::move(model));
+}
+
+// How often each of the tensors was written to.
+py::tuple versions(const Model& model) {
+    static PyObject* const version = PyUnicode_InternFromString("_version");
+    py::tuple found(model.tensors.size());
+    for (size_t n = 0; n < found.size(); ++n) {
+        PyObject* const number = PyObject_GetAttr(PyTuple_GET_ITEM(model.tensors.ptr(), (Py_ssize_t)n), version);
+        if (!number) throw py::error_already_set();
+        PyTuple_SET_ITEM(found.ptr(), (Py_ssize_t)n, number);
+    }
+    return found;
 }
 
 }  // namespace

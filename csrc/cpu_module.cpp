@@ -12,6 +12,7 @@
 
 #include "cpu_arguments.h"
 #include "cpu_model.h"
+#include "network.h"
 #include "recorded_call.h"
 
 #include "cpu/host/engine.h"
@@ -338,7 +339,12 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("lanes", &lanes, py::arg("isa"));
     m.def("scratch_bytes", &scratch_bytes, py::arg("isa"), py::arg("shape"));
     py::class_<Model>(m, "Model", "Addresses of a batch of images and of the ten weights, checked")
-        .def(py::init(&make_model), py::arg("batch"), py::arg("sizes"), py::arg("weights"), py::arg("x"));
+        .def(py::init(&make_model), py::arg("batch"), py::arg("sizes"), py::arg("weights"), py::arg("x"))
+        .def_readonly("tensors", &Model::tensors)
+        .def("versions", &versions);
+    py::class_<NetworkReader>(m, "NetworkReader", "Finds the weights of networks that are exactly Table 8")
+        .def(py::init<py::capsule, py::tuple, py::object>(), py::arg("table"), py::arg("types"), py::arg("definition"))
+        .def("read", &NetworkReader::read, py::arg("x"), py::arg("network"), py::arg("frozen"));
     m.def("read_model", &read_model, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("weights"));
     py::class_<Steps, std::shared_ptr<Steps>>(m, "Steps", "Step sizes, noise scales and clamp bounds, checked")
         .def(py::init<const std::vector<double>&, const std::vector<double>&, const std::vector<double>&,

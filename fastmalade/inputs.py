@@ -18,6 +18,7 @@ from fastmalade.backends.arguments import DIVERGED
 
 _EXPECTED_DTYPES = "uint8 (0..255), float16, bfloat16, float32 or float64"
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOAT32 = np.dtype(np.float32)
 _NUMPY_DTYPES = ("uint8", "float16", "float32", "float64")
 
 
@@ -99,17 +100,21 @@ def plain_batch(images: Any) -> Tensor | None:
     Of such a batch :func:`prepare` would only look at sizes and values, which the kernels do on their way.
     """
     if type(images) is np.ndarray:
-        if images.dtype != np.float32 or not images.flags.carray or not _torch_strides(images):
+        if images.dtype != _FLOAT32 or not images.flags.carray:
             return None
-        images = torch.from_numpy(images)
+        try:
+            images = torch.from_numpy(images)
+        except ValueError:
+            # Negative strides and parts of elements, which torch refuses also along sides of length 1, where they mean
+            # nothing and do not keep numpy from calling an array contiguous: one image of a reversed batch.
+            return None
     elif not isinstance(images, Tensor) or images.dtype is not torch.float32:
         return None
     return images if images.ndim == 4 else None
 
 
 def _torch_strides(images: np.ndarray) -> bool:
-    # torch refuses negative strides and parts of elements, also along sides of length 1, whose strides mean nothing
-    # and do not keep numpy from calling an array contiguous: one image of a reversed batch is such an array.
+    # torch refuses negative strides and parts of elements, also along sides of length 1.
     return all(stride >= 0 and stride % images.itemsize == 0 for stride in images.strides)
 
 

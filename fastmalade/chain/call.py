@@ -20,7 +20,7 @@ from fastmalade.chain.any_module import run_module
 from fastmalade.chain.config import ChainConfig, ClampSteps, checked_steps
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.models import Autoencoder
-from fastmalade.models.autoencoder import is_native_autoencoder
+from fastmalade.models.table8 import is_native_autoencoder, native_weights
 from fastmalade.seeds import check_sample_ids, check_seed
 
 DEFAULT_EXECUTION = Execution()
@@ -152,7 +152,7 @@ def run(
     Raises:
         TypeError, ValueError, BackendUnavailableError, RuntimeError: see :func:`langevin_chain`.
     """
-    if not trajectory and not torch.compiler.is_compiling():
+    if not trajectory:
         result = direct.run(x, autoencoder, steps, noise, how, gradients)
         if result is not None:
             return result
@@ -187,7 +187,7 @@ def _run_generally(
     gradients: bool,
     trajectory: bool,
 ) -> Tensor:
-    weights = autoencoder.weights() if is_native_autoencoder(autoencoder) else None  # type: ignore[attr-defined]
+    weights = native_weights(autoencoder)
     _check_images(x, autoencoder, weights)
     backend = _resolve(how.backend, x.device, x.dtype, model_on_gpu(x, autoencoder))
     if how.precision != "fp32":

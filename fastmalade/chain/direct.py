@@ -6,8 +6,6 @@ of the general way a third. What is computed is the same, to the bit.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +16,10 @@ from fastmalade.backends.cpu import calls as cpu
 from fastmalade.backends.values import Execution, NoiseSource, Steps
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.chain.operators import DOUBLE_BACKWARD
-from fastmalade.models import Autoencoder
 
 # Activations of all steps are kept from the forward pass where they are few and no budget is set: getting fresh memory
 # for more of them would take longer than running the steps again.
 KEPT_BYTES = 8 * 2**20
-
-_requires_grad = operator.attrgetter("requires_grad")
-_version = operator.attrgetter("_version")
-
-Gradient = Callable[[Tensor], Tensor]
-"""From the gradient with respect to a chain's result to that with respect to its images."""
 
 
 def run(
@@ -58,8 +49,7 @@ def run(
         FloatingPointError: with ``inspect``, a result that is not finite.
     """
     if (
-        type(autoencoder) is not Autoencoder
-        or type(x) not in PLAIN_TYPES
+        type(x) not in PLAIN_TYPES
         or not x.is_cpu
         or how.precision != "fp32"
         or type(noise.seed) is not int
@@ -68,69 +58,59 @@ def run(
         or (how.backend or cpu.environment("FASTMALADE_BACKEND") or "cpu") != "cpu"
     ):
         return None
-    weights = autoencoder.weights()
     recorded = gradients and torch.is_grad_enabled()
-    if recorded:
-        others = weights if noise.given is None else (*weights, noise.given)
-        if True in map(_requires_grad, others):
-            return None
-    model = cpu.plain_model(x, weights)
+    if recorded and noise.given is not None and noise.given.requires_grad:
+        return None
+    model = cpu.model_of(x, autoencoder, frozen=recorded)
     if model is None:
         return None
     if not recorded or not x.requires_grad:
         return cpu.inspected_chain(x, model, steps, noise, inspect)
 
-    def record(images: Tensor) -> tuple[Tensor, Gradient]:
-        return _record(images, model, weights, steps, noise, how.max_bytes)
-
-    result: Tensor = _apply(x, noise.sample_ids, noise.given, record)
+    result: Tensor = _apply(x, noise.sample_ids, noise.given, model, steps, noise, how.max_bytes)
     return result
 
 
-def _record(
-    x: Tensor, model: Any, weights: tuple[Tensor, ...], steps: Steps, noise: NoiseSource, max_bytes: int | None
-) -> tuple[Tensor, Gradient]:
-    """The chain, and its gradient for the weights of now: an error once these have been written to."""
-    # Saving ten more tensors for autograd to watch would take longer than the rest of this function.
-    versions = list(map(_version, weights))
-    found = None if max_bytes is not None else cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES)
-    result, recorded = (cpu.langevin_chain(x, weights, steps, noise), None) if found is None else found
-
-    # The result must not be reachable from here: it would hold the graph that holds this function.
-    def gradient(cotangent: Tensor) -> Tensor:
-        if versions != list(map(_version, weights)):
-            raise RuntimeError(
-                "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were "
-                "modified in place since"
-            )
-        if recorded is not None:
-            return recorded.gradient(cotangent)
-        return cpu.chain_gradient(cotangent, x, weights, steps, noise, max_bytes=max_bytes)
-
-    return result, gradient
-
-
 class _Chain(torch.autograd.Function):
+    """The chain, and its gradient for the weights of now: an error once these have been written to."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         sample_ids: Tensor | None,
-        noise: Tensor | None,
-        record: Callable[[Tensor], tuple[Tensor, Gradient]],
+        given: Tensor | None,
+        model: Any,
+        steps: Steps,
+        noise: NoiseSource,
+        max_bytes: int | None,
     ) -> Tensor:
-        # Saved so that autograd finds out if one of them is written to before the gradient is taken.
-        ctx.save_for_backward(x, sample_ids, noise)
-        result, ctx.gradient = record(x)
+        # Saved so that autograd finds out if one of them is written to before the gradient is taken. Saving the weights
+        # as well would take longer than the rest of this function.
+        ctx.save_for_backward(x, sample_ids, given)
+        versions = model.versions()
+        found = None if max_bytes is not None else cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES)
+        result, kept = (cpu.inspected_chain(x, model, steps, noise, False), None) if found is None else found
+        assert result is not None
+        ctx.call = model, versions, kept, steps, noise, max_bytes
         return result
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        x, _sample_ids, _noise = ctx.saved_tensors
-        gradient = ctx.gradient(cotangent)
+        x, _sample_ids, _given = ctx.saved_tensors
+        model, versions, kept, steps, noise, max_bytes = ctx.call
+        if versions != model.versions():
+            raise RuntimeError(
+                "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were "
+                "modified in place since"
+            )
+        if kept is not None:
+            gradient = kept.gradient(cotangent)
+        else:
+            gradient = cpu.chain_gradient(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
         if torch.is_grad_enabled():
             gradient = _OnlyOnce.apply(gradient, x, cotangent)
-        return gradient, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 # torch.autograd.Function.apply also unwraps what transformations of torch.func have left; no transformation sees these

@@ -37,7 +37,8 @@ def is_unobserved(*tensors: Tensor | None, recorded: bool) -> bool:
         or _function_modes() > 0
         or _is_tracing()
         or _is_profiling()
-        or is_transformed()
+        or _transforms_active()
+        or forward_ad._current_level >= 0  # as is_transformed, without a call
     ):
         return False
     for tensor in tensors:

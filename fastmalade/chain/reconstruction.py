@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmalade import backends
 from fastmalade.chain.call import model_on_gpu
 from fastmalade.models import Autoencoder
-from fastmalade.models.autoencoder import is_native_autoencoder
+from fastmalade.models.table8 import is_native_autoencoder
 
 
 def autoencoder_vjp(

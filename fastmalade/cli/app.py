@@ -9,6 +9,7 @@ from fastmalade.cli.bench import bench_app
 from fastmalade.cli.demo import demo
 from fastmalade.cli.evaluate import evaluate
 from fastmalade.cli.info import info
+from fastmalade.cli.memory import keep_freed_memory
 from fastmalade.cli.purify import purify
 from fastmalade.cli.train import train_app
 
@@ -32,4 +33,5 @@ app.add_typer(train_app, name="train")
 
 def main() -> None:
     """Entry point of the ``fastmalade`` script."""
+    keep_freed_memory()
     app()

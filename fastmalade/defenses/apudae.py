@@ -14,9 +14,9 @@ from fastmalade.checks import check_count
 from fastmalade.defenses.base import Cost, Defense, StatedGradient
 from fastmalade.defenses.unrolled import State, inner_gradient, iterate
 from fastmalade.models import Autoencoder
-from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.denoiser import SkipDenoiser
 from fastmalade.models.flops import network_flops
+from fastmalade.models.table8 import is_native_autoencoder
 from fastmalade.noise import normals_like
 
 Variant = Literal["direct", "A", "B", "C", "D", "E", "F", "G"]

@@ -23,9 +23,9 @@ from fastmalade.defenses.base import Cost, Defense, load_defense
 from fastmalade.executor.chains import graph_backend, purify_in_graph
 from fastmalade.inputs import Prepared, plain_batch, prepare
 from fastmalade.models import Autoencoder
-from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.flops import network_flops
 from fastmalade.models.registry import network_of, table8_config
+from fastmalade.models.table8 import is_native_autoencoder
 from fastmalade.pretrained import expected_in_header
 
 

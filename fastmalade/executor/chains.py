@@ -18,7 +18,7 @@ from fastmalade.chain.observers import is_unobserved
 from fastmalade.executor.capture import Capture, GraphCaptureError
 from fastmalade.executor.fingerprint import fingerprint
 from fastmalade.executor.graphs import GraphExecutor
-from fastmalade.models.autoencoder import is_native_autoencoder
+from fastmalade.models.table8 import is_native_autoencoder
 
 _READS_SEEDS_ON_THE_DEVICE = ("cuda", "triton", "torch")
 _lock = threading.Lock()

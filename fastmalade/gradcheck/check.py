@@ -17,8 +17,8 @@ from fastmalade.defenses.base import Defense
 from fastmalade.defenses.defended import DefendedClassifier
 from fastmalade.defenses.purifier import Purifier
 from fastmalade.gradcheck.report import GradientCheck, GradientReport, Status
-from fastmalade.models.autoencoder import is_native_autoencoder
 from fastmalade.models.modes import evaluation_mode
+from fastmalade.models.table8 import is_native_autoencoder
 from fastmalade.seeds import check_seed, derive_seed
 
 # Lengths of the finite differences and the relative error allowed, by dtype. Where the longer of two lengths straddles

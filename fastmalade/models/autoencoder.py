@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,21 +96,6 @@ class Autoencoder(nn.Module):
 
         Conv2d weights are (out, in, kh, kw), ConvTranspose2d weights (in, out, kh, kw).
         """
-        if not torch.compiler.is_compiling():
-            # Module attributes are found by a search, which here would take a tenth of a call on one image.
-            m: Any = self._modules
-            found: tuple[Tensor, ...]
-            try:
-                conv1, conv2, conv3 = m["conv1"]._parameters, m["conv2"]._parameters, m["conv3"]._parameters
-                deconv1, deconv2 = m["deconv1"]._parameters, m["deconv2"]._parameters
-                found = (
-                    conv1["weight"], conv1["bias"], conv2["weight"], conv2["bias"], deconv1["weight"], deconv1["bias"],
-                    deconv2["weight"], deconv2["bias"], conv3["weight"], conv3["bias"],
-                )  # fmt: skip
-            except KeyError:
-                found = ()  # parametrised, pruned or replicated layers keep the tensors elsewhere
-            if found and True not in [tensor is None for tensor in found]:
-                return found
         convolutions = (self.conv1, self.conv2, self.deconv1, self.deconv2, self.conv3)
         return tuple(tensor for layer in convolutions for tensor in (layer.weight, layer.bias) if tensor is not None)
 
@@ -122,8 +106,3 @@ class Autoencoder(nn.Module):
     def extra_repr(self) -> str:
         """Arguments shown by ``repr``."""
         return f"in_channels={self.in_channels}, hidden_channels={self.hidden_channels}"
-
-
-def is_native_autoencoder(autoencoder: object) -> bool:
-    """Whether this is a Table 8 autoencoder whose forward nobody has overridden."""
-    return isinstance(autoencoder, Autoencoder) and type(autoencoder).forward is Autoencoder.forward

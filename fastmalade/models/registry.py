@@ -16,6 +16,7 @@ from fastmalade.models.classifiers import build_classifier
 from fastmalade.models.denoiser import SkipDenoiser
 from fastmalade.models.gan import GanGenerator
 from fastmalade.models.prior import PriorNetwork
+from fastmalade.models.table8 import is_native_autoencoder
 from fastmalade.models.vae import VaeDecoder, VaeEncoder
 from fastmalade.pretrained import (
     STORED_DTYPES,
@@ -106,10 +107,17 @@ def table8_config(autoencoder: object) -> dict[str, Any]:
     """The ``config()`` of a Table 8 autoencoder, for the header of a file that holds no other network.
 
     Raises:
-        TypeError: something else, which could not be rebuilt without running code.
+        TypeError: something else, which could not be rebuilt without running code, or a changed one: no file holds
+            hooks, pruning or other layers.
     """
     if type(autoencoder) is not Autoencoder:
         raise TypeError(f"autoencoder: expected a fastmalade.Autoencoder to save, got {type(autoencoder).__name__}")
+    if not is_native_autoencoder(autoencoder):
+        raise TypeError(
+            "autoencoder: expected one that is exactly Table 8, got one with hooks, parametrizations, or layers other "
+            "than its constructor made; take them off or make them permanent (torch.nn.utils.prune.remove, "
+            "remove_parametrizations)"
+        )
     return autoencoder.config()
 
 

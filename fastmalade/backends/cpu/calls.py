@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,9 +32,11 @@ from fastmalade.backends.cpu.extension import load as load
 from fastmalade.backends.cpu.extension import unavailable_reason as unavailable_reason
 from fastmalade.backends.gradient_plan import GradientPlan, Sizes, make_plan
 from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.models.table8 import TABLE_8
 
 DLPACK_TABLE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 """DLPack's table of C functions, in versions of torch that have it: eleven tensors are then read in one call."""
+_reader: tuple[ModuleType, Any] | None = None  # what finds weights, and the extension that it is of
 DEFAULT_THREAD_BYTES = 8 * 2**20
 """Working memory of a gradient that each thread may take where no budget is given and ten steps need no more."""
 
@@ -129,7 +132,7 @@ class RecordedChain:
 
     def __init__(self, call: Any, shape: Sequence[int]) -> None:
         self._call = call
-        self._shape = tuple(shape)
+        self._shape = shape
 
     @property
     def nbytes(self) -> int:
@@ -309,10 +312,24 @@ def _noise_call(seed: int, sample_ids: Tensor, step: int, n_elements: int) -> tu
 def plain_model(x: Tensor, weights: tuple[Tensor, ...]) -> Any | None:
     """The extension's form of images and weights that are plain float32 tensors of the right shapes, else None.
 
-    ``x`` (B, C, H, W), B >= 1; ``weights`` the ten of ``Autoencoder.weights()``. It holds addresses: the caller keeps
-    the tensors alive for as long as it is used.
+    ``x`` (B, C, H, W), B >= 1; ``weights`` the ten of ``Autoencoder.weights()``. It keeps the weights alive, and holds
+    the address of the images: the caller keeps these.
     """
     return None if DLPACK_TABLE is None else load().read_model(DLPACK_TABLE, PLAIN_TYPES, x, weights)
+
+
+def model_of(x: Tensor, network: object, *, frozen: bool) -> Any | None:
+    """:func:`plain_model` for the weights of a network, None also where that is not exactly Table 8.
+
+    With ``frozen`` None where a weight requires a gradient.
+    """
+    global _reader
+    extension = load()
+    if _reader is None or _reader[0] is not extension:
+        if DLPACK_TABLE is None:
+            return None
+        _reader = (extension, extension.NetworkReader(DLPACK_TABLE, PLAIN_TYPES, TABLE_8))
+    return _reader[1].read(x, network, frozen)
 
 
 def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Any, object]:
