@@ -2,6 +2,8 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <exception>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "cpu/host/engine.h"
+#include "cpu/host/interruption.h"
 
 namespace {
 
@@ -96,16 +99,36 @@ T* pointer(const char* what, uintptr_t address, bool needed) {
 // Runs `work` without the interpreter lock. Not pybind11's guard: where the interpreter is shutting down, taking the
 // lock back ends a daemon thread by unwinding its stack, which may pass through a function but not through a
 // destructor.
+//
+// Python's signal handlers run on the main thread alone, which is never ended that way. There the lock is taken every
+// few tasks to run them, and where one raises (Ctrl-C) the call ends early with its exception: what the kernels were to
+// write is then incomplete.
 template <class F>
 void without_interpreter_lock(F work) {
+    static thread_local const bool is_main_thread = ::getpid() == (pid_t)::syscall(SYS_gettid);
     PyThreadState* state = PyEval_SaveThread();
+    const auto handler_raised = [](void* context) {
+        PyThreadState** const saved = static_cast<PyThreadState**>(context);
+        PyEval_RestoreThread(*saved);
+        const bool raised = PyErr_CheckSignals() != 0;
+        *saved = PyEval_SaveThread();
+        return raised;
+    };
     std::exception_ptr failure;
+    bool interrupted = false;
     try {
-        work();
+        if (is_main_thread) {
+            cpu::Interruption interruption(handler_raised, &state);
+            work();
+            interrupted = interruption.ended();
+        } else {
+            work();
+        }
     } catch (const std::exception&) {
         failure = std::current_exception();
     }
     PyEval_RestoreThread(state);
+    if (interrupted) throw py::error_already_set();
     if (failure) std::rethrow_exception(failure);
 }
 

@@ -84,9 +84,10 @@ void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, 
         floats = std::max<int64_t>(floats, scratch_floats(kernels.forms[form]));
     }
     parallel_for(partition.all_tasks(), workers, [&](TaskSource& tasks) {
-        float* scratch = nullptr;  // taken by the thread that uses it, and only if it gets a task
         for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
-            if (!scratch) scratch = thread_memory().take(floats);
+            // Taken by the thread that uses it, and anew for each task: a signal handler that ran meanwhile may have
+            // made a call of its own.
+            float* const scratch = thread_memory().take(floats);
             int form = 0;
             int64_t of_form = task, first = 0;
             for (; of_form >= partition.tasks[form]; ++form) {

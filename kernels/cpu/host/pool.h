@@ -17,6 +17,8 @@
 
 #include <atomic>
 
+#include "cpu/host/interruption.h"
+
 namespace fastmalade::cpu {
 
 // Tasks 0 .. count-1 of one call, each handed out once.
@@ -35,11 +37,17 @@ struct TaskCounter {
 // One thread's view of them.
 class TaskSource {
 public:
-    TaskSource(TaskCounter& tasks, bool is_worker) : tasks_(tasks), is_worker_(is_worker) {}
+    TaskSource(TaskCounter& tasks, bool is_worker)
+        : tasks_(tasks), is_worker_(is_worker), interruption_(is_worker ? nullptr : Interruption::of_thread()) {}
 
-    // The next task, or -1 when this thread should stop: none is left, a thread has failed, or its CPU is wanted.
+    // The next task, or -1 when this thread should stop: none is left, a thread has failed, the call is to end early,
+    // or its CPU is wanted.
     int64_t next() {
         if (tasks_.exhausted() || (is_worker_ && asked_to_leave())) return -1;
+        if (interruption_ && interruption_->wanted()) {
+            stop();
+            return -1;
+        }
         const int64_t task = tasks_.next.fetch_add(1, std::memory_order_relaxed);
         return task < tasks_.count ? task : -1;
     }
@@ -56,6 +64,7 @@ private:
 
     TaskCounter& tasks_;
     const bool is_worker_;
+    Interruption* const interruption_;
 };
 
 // What the threads of a call do; must not throw. context: as given to run_tasks
