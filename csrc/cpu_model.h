@@ -87,4 +87,15 @@ py::tuple versions(const Model& model) {
     return found;
 }
 
+// Whether any of the tensors requires a gradient.
+bool requires_grad(const Model& model) {
+    static PyObject* const attribute = PyUnicode_InternFromString("requires_grad");
+    for (const py::handle tensor : model.tensors) {
+        const auto answer = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), attribute));
+        if (!answer) throw py::error_already_set();
+        if (answer.ptr() == Py_True) return true;
+    }
+    return false;
+}
+
 }  // namespace

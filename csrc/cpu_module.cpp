@@ -341,10 +341,11 @@ PYBIND11_MODULE(_cpu, m) {
     py::class_<Model>(m, "Model", "Addresses of a batch of images and of the ten weights, checked")
         .def(py::init(&make_model), py::arg("batch"), py::arg("sizes"), py::arg("weights"), py::arg("x"))
         .def_readonly("tensors", &Model::tensors)
-        .def("versions", &versions);
+        .def("versions", &versions)
+        .def("requires_grad", &requires_grad);
     py::class_<NetworkReader>(m, "NetworkReader", "Finds the weights of networks that are exactly Table 8")
         .def(py::init<py::capsule, py::tuple, py::object>(), py::arg("table"), py::arg("types"), py::arg("definition"))
-        .def("read", &NetworkReader::read, py::arg("x"), py::arg("network"), py::arg("frozen"));
+        .def("read", &NetworkReader::read, py::arg("x"), py::arg("network"));
     m.def("read_model", &read_model, py::arg("table"), py::arg("types"), py::arg("x"), py::arg("weights"));
     py::class_<Steps, std::shared_ptr<Steps>>(m, "Steps", "Step sizes, noise scales and clamp bounds, checked")
         .def(py::init<const std::vector<double>&, const std::vector<double>&, const std::vector<double>&,

@@ -38,9 +38,8 @@ public:
     }
 
     // The model of plain images x (B, C, H, W) and of the network's weights, which it keeps alive; None where the
-    // network is not exactly Table 8, where a tensor is not plain, or, with `frozen`, where a weight requires a
-    // gradient.
-    py::object read(py::handle x, py::handle network, bool frozen) const {
+    // network is not exactly Table 8 or a tensor is not plain.
+    py::object read(py::handle x, py::handle network) const {
         static PyObject* const modules = PyUnicode_InternFromString("_modules");
         for (const py::handle hooks : hooks_) {
             if (PyDict_GET_SIZE(hooks.ptr()) > 0) return py::none();
@@ -55,7 +54,7 @@ public:
         py::tuple weights(2 * layers_.size());
         for (size_t n = 0; all && n < layers_.size(); ++n) {
             const auto layer = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(all, layers_[n].first));
-            if (!layer || !find(layer, layers_[n].second, frozen, &weights, 2 * n)) return py::none();
+            if (!layer || !find(layer, layers_[n].second, &weights, 2 * n)) return py::none();
         }
         return all ? read_model(table_, types_, x, weights) : py::none();
     }
@@ -98,9 +97,8 @@ private:
     }
 
     // Puts weight and bias of a layer in their places.
-    bool find(const py::object& layer, const Rule& rule, bool frozen, py::tuple* weights, size_t place) const {
+    bool find(const py::object& layer, const Rule& rule, py::tuple* weights, size_t place) const {
         static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
-        static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
         const py::object own = attributes_of(layer);
         if (!own || !rule.holds(layer, own, own_)) return false;
         PyObject* const tensors = PyDict_GetItemWithError(own.ptr(), parameters);
@@ -108,12 +106,6 @@ private:
             PyObject* const tensor = tensors ? PyDict_GetItemWithError(tensors, name) : nullptr;
             if (!tensor) return false;
             (*weights)[place++] = py::reinterpret_borrow<py::object>(tensor);
-            if (!frozen) continue;
-            const auto wanted = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, requires_grad));
-            if (wanted.ptr() != Py_False) {
-                PyErr_Clear();  // None in place of a bias
-                return false;
-            }
         }
         return true;
     }

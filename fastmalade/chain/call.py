@@ -19,6 +19,7 @@ from fastmalade.chain import direct, operators
 from fastmalade.chain.any_module import run_module
 from fastmalade.chain.config import ChainConfig, ClampSteps, checked_steps
 from fastmalade.chain.observers import is_unobserved
+from fastmalade.chain.weight_gradient import weights_part
 from fastmalade.models import Autoencoder
 from fastmalade.models.table8 import is_native_autoencoder, native_weights
 from fastmalade.seeds import check_sample_ids, check_seed
@@ -205,7 +206,14 @@ def _run_generally(
             ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
             source = noise._replace(sample_ids=ids)
             return operators.evaluate(x, weights, steps, source, backend, how.precision, trajectory=trajectory)
-        return operators.call_chain(x, weights, steps, noise, backend, how.max_bytes, how.precision)
+        trained = any(weight.requires_grad for weight in weights)
+        apart = trained and (noise.given is None or not noise.given.requires_grad) and is_unobserved(recorded=False)
+        if not apart:
+            return operators.call_chain(x, weights, steps, noise, backend, how.max_bytes, how.precision)
+        constants = [weight.detach() for weight in weights]
+        result = operators.call_chain(x, constants, steps, noise, backend, how.max_bytes, how.precision)
+        part = weights_part(x, autoencoder, weights, steps, noise, backend, how.max_bytes, how.precision)
+        return torch.add(result, part)
 
 
 def model_on_gpu(x: Tensor, autoencoder: Any) -> backends.ModelShape | None:

@@ -16,6 +16,7 @@ from fastmalade.backends.cpu import calls as cpu
 from fastmalade.backends.values import Execution, NoiseSource, Steps
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.chain.operators import DOUBLE_BACKWARD
+from fastmalade.chain.weight_gradient import WRITTEN_TO, weights_part
 
 # Activations of all steps are kept from the forward pass where they are few and no budget is set: getting fresh memory
 # for more of them would take longer than running the steps again.
@@ -31,11 +32,11 @@ def run(
     gradients: bool,
     inspect: bool = False,
 ) -> Tensor | None:
-    """The chain of an ordinary call, differentiable once with respect to x; None where the call is not ordinary.
+    """The chain of an ordinary call, differentiable once with respect to x and weights; None where it is not ordinary.
 
     Ordinary is a plain float32 batch on the CPU through this package's own autoencoder while nothing looks on. This is
     the one place that decides it; what is not ordinary takes the general way, errors included. So does a gradient with
-    respect to more than x.
+    respect to given noise.
 
     Args:
         x, autoencoder, steps, noise, how: as for :func:`fastmalade.chain.call.run`, not yet checked.
@@ -61,13 +62,15 @@ def run(
     recorded = gradients and torch.is_grad_enabled()
     if recorded and noise.given is not None and noise.given.requires_grad:
         return None
-    model = cpu.model_of(x, autoencoder, frozen=recorded)
+    model = cpu.model_of(x, autoencoder)
     if model is None:
         return None
-    if not recorded or not x.requires_grad:
+    part = None
+    if recorded and model.requires_grad():
+        part = weights_part(x, autoencoder, model.tensors, steps, noise, "cpu", how.max_bytes)
+    if not recorded or (part is None and not x.requires_grad):
         return cpu.inspected_chain(x, model, steps, noise, inspect)
-
-    result: Tensor = _apply(x, noise.sample_ids, noise.given, model, steps, noise, how.max_bytes)
+    result: Tensor = _apply(x, noise.sample_ids, noise.given, part, model, steps, noise, how.max_bytes)
     return result
 
 
@@ -80,6 +83,7 @@ class _Chain(torch.autograd.Function):
         x: Tensor,
         sample_ids: Tensor | None,
         given: Tensor | None,
+        part: Tensor | None,
         model: Any,
         steps: Steps,
         noise: NoiseSource,
@@ -89,7 +93,8 @@ class _Chain(torch.autograd.Function):
         # as well would take longer than the rest of this function.
         ctx.save_for_backward(x, sample_ids, given)
         versions = model.versions()
-        found = None if max_bytes is not None else cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES)
+        keeps = max_bytes is None and ctx.needs_input_grad[0]
+        found = cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES) if keeps else None
         result, kept = (cpu.inspected_chain(x, model, steps, noise, False), None) if found is None else found
         assert result is not None
         ctx.call = model, versions, kept, steps, noise, max_bytes
@@ -97,20 +102,21 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        # The part of the weights (weight_gradient.py) takes the cotangent as it is, and takes it from there.
+        others = None, None, cotangent if ctx.needs_input_grad[3] else None, None, None, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, *others
         x, _sample_ids, _given = ctx.saved_tensors
         model, versions, kept, steps, noise, max_bytes = ctx.call
         if versions != model.versions():
-            raise RuntimeError(
-                "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were "
-                "modified in place since"
-            )
+            raise RuntimeError(WRITTEN_TO)
         if kept is not None:
             gradient = kept.gradient(cotangent)
         else:
             gradient = cpu.chain_gradient(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
         if torch.is_grad_enabled():
             gradient = _OnlyOnce.apply(gradient, x, cotangent)
-        return gradient, None, None, None, None, None, None
+        return gradient, *others
 
 
 # torch.autograd.Function.apply also unwraps what transformations of torch.func have left; no transformation sees these

@@ -318,18 +318,15 @@ def plain_model(x: Tensor, weights: tuple[Tensor, ...]) -> Any | None:
     return None if DLPACK_TABLE is None else load().read_model(DLPACK_TABLE, PLAIN_TYPES, x, weights)
 
 
-def model_of(x: Tensor, network: object, *, frozen: bool) -> Any | None:
-    """:func:`plain_model` for the weights of a network, None also where that is not exactly Table 8.
-
-    With ``frozen`` None where a weight requires a gradient.
-    """
+def model_of(x: Tensor, network: object) -> Any | None:
+    """:func:`plain_model` for the weights of a network; None also where that is not exactly Table 8."""
     global _reader
     extension = load()
     if _reader is None or _reader[0] is not extension:
         if DLPACK_TABLE is None:
             return None
         _reader = (extension, extension.NetworkReader(DLPACK_TABLE, PLAIN_TYPES, TABLE_8))
-    return _reader[1].read(x, network, frozen)
+    return _reader[1].read(x, network)
 
 
 def _model(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Any, object]:
