@@ -163,6 +163,10 @@ class NpzFile(_ArrayFile):
             if self.key not in names:
                 raise CliError(f"{path}: expected --key to be one of {', '.join(names)}, got {self.key}")
             super().__init__(arrays[self.key])
+        with zipfile.ZipFile(path) as archive:  # all of it, before the work: the other arrays are copied after it
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CliError(f"{path}: cannot be read ({damaged.removesuffix('.npy')} is damaged)")
 
     @contextmanager
     def writer(self, out: Path) -> Iterator[Write]:

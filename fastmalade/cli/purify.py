@@ -59,7 +59,7 @@ def purify(
     uint8 means 0..255; floating values lie in the model's range (0..1 for the shipped ones). Sample ids are the
     positions in the file (in a folder, in the order of the file names, bad ones counted), so the same --seed gives the
     same result for every batch size (bit for bit on the cpu backend). OUT appears only when it is complete, except that
-    a folder with a bad image becomes a new OUT with the images before it. An .npy file is memory-mapped; .npz and IDX
+    a folder with a bad image becomes a new OUT with those done before it. An .npy file is memory-mapped; .npz and IDX
     files are loaded whole.
 
     Exit codes: 0 done; 2 an error, such as bad input or a full disk; 3 done, but --skip-bad left images out, which are

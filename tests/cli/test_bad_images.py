@@ -93,6 +93,13 @@ def test_several_bad_ones_in_any_place_and_in_a_whole_chunk(folder, purify, tmp_
     assert sorted(entry.name[:2] for entry in (tmp_path / "out").iterdir()) == ["01", "02", "06", "07", "08", "09"]
 
 
+@pytest.mark.parametrize("command", [[], ["purify"]])
+def test_help_has_the_exit_codes(invoke, command):
+    said = " ".join(invoke(*command, "--help").stdout.split())
+    assert "Exit codes: 0 done;" in said
+    assert "3 done, but" in said
+
+
 def test_nothing_to_skip_is_success(folder, purify):
     result = purify("out", "--skip-bad")
     assert result.exit_code == 0
