@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 
 FORMAT_VERSION = 1
 KINDS = ("purifier", "autoencoder", "classifier", "defense")
@@ -131,9 +131,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name}: expected finite parameters that fit {dtype}, got NaN or infinity")
     text = json.dumps({"format_version": FORMAT_VERSION, **header}, allow_nan=False)
-    content = save(stored, metadata={_HEADER_KEY: text})
-    with replacing(path) as partial:
-        partial.write_bytes(content)
+    write_bytes(path, save(stored, metadata={_HEADER_KEY: text}))
 
 
 @contextmanager

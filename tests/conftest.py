@@ -6,8 +6,10 @@ import functools
 import gc
 import importlib.util
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import emulated
 import numpy as np
@@ -92,6 +94,22 @@ def backend(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(f"backend {request.param}: {reason}")
     return request.param
+
+
+@pytest.fixture
+def no_file_over() -> Callable[[int], AbstractContextManager[None]]:
+    """A full disk for everybody: in ``with no_file_over(size)`` a write beyond that many bytes is an OSError."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

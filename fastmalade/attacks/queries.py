@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastmalade.attacks.state import identity_of
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.training.loop import CheckpointError
@@ -121,10 +121,9 @@ class Queries:
         tensors |= {_PARAMETER + name: tensor for name, tensor in self.parameters.items()}
         text = json.dumps({"format": _FORMAT, "identity": self._identity, "agreement": self.agreement})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as partial:
-            # Copies: safetensors refuses tensors that share memory, as tied parameters do.
-            copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-            save_file(copies, partial, metadata={"fastmalade-queries": text})
+        # Copies: safetensors refuses tensors that share memory, as tied parameters do.
+        copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        write_bytes(self.path, save(copies, metadata={"fastmalade-queries": text}))
         self._saved_at = time.perf_counter()
 
     def _load(self, path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 
 _FORMAT = 1
 _BATCH = "batch."
@@ -124,9 +124,9 @@ class RunState:
         header = {n: getattr(self, n) for n in names if n not in tensors}
         text = json.dumps({"format": _FORMAT, "identity": dict(identity), "state": header})
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            # Copies: safetensors refuses tensors that share memory, as a first iterate does with its images.
-            save_file({k: v.clone() for k, v in tensors.items()}, partial, metadata={"fastmalade-attack": text})
+        # Copies: safetensors refuses tensors that share memory, as a first iterate does with its images.
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        write_bytes(path, save(copies, metadata={"fastmalade-attack": text}))
 
     @classmethod
     def load(cls, path: Path, identity: Mapping[str, str], device: torch.device) -> RunState:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from fastmalade.bench.report import grids
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 
 MARKERS = "osD^vP*X<>hd"
 
@@ -63,5 +64,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
         handles=list(lines.values()), labels=list(lines), loc="outside right upper", fontsize=9, handlelength=3.5
     )
     figure.supxlabel(result["machine"]["processor"], fontsize=8)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=130)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130, format=path.suffix.removeprefix(".") or None)
+    write_bytes(path, content.getbuffer())

@@ -17,6 +17,9 @@ from fastmalade.cli.train import train_app
 app = typer.Typer(
     name="fastmalade",
     help="MALADE: purify images by Langevin dynamics before they are classified.",
+    epilog="Exit codes: 0 done; 1 a defect, with its traceback; 2 an error that one line on standard error explains "
+    "(bad input, a full disk); 3 done, but for bad images that were skipped as asked (purify --skip-bad); "
+    "128 + the signal when interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -12,10 +12,16 @@ from types import FrameType
 import typer
 
 EXIT_USAGE = 2
+EXIT_INCOMPLETE = 3
+"""Done, but for bad images that were skipped as asked."""
 
 
 class CliError(Exception):
     """Something that the user can correct; the message says in one line what was expected and what came."""
+
+
+class BadImageError(CliError):
+    """One image of several that cannot be read, or is not like the others."""
 
 
 class InterruptedBySignalError(BaseException):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastmalade.cli.errors import CliError, exit_codes
+from fastmalade.cli.errors import EXIT_INCOMPLETE, CliError, exit_codes
 from fastmalade.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -48,15 +48,22 @@ def purify(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's own choice when not given.")] = None,
     key: Annotated[str | None, typer.Option(help="The array to purify in an .npz file of several.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="In a folder, leave out images that are damaged or not like the first.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT when it exists.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
     """Purify images and write them in the format, dtype and layout they came in.
 
     uint8 means 0..255; floating values lie in the model's range (0..1 for the shipped ones). Sample ids are the
-    positions in the file (in a folder, in the order of the file names), so the same --seed gives the same result
-    for every batch size (bit for bit on the cpu backend). OUT appears only when it is complete. An .npy file is
-    memory-mapped; .npz and IDX files are loaded whole.
+    positions in the file (in a folder, in the order of the file names, bad ones counted), so the same --seed gives the
+    same result for every batch size (bit for bit on the cpu backend). OUT appears only when it is complete, except that
+    a folder with a bad image becomes a new OUT with those done before it. An .npy file is memory-mapped; .npz and IDX
+    files are loaded whole.
+
+    Exit codes: 0 done; 2 an error, such as bad input or a full disk; 3 done, but --skip-bad left images out, which are
+    listed on standard error; 128 + the signal when interrupted.
     """
     with exit_codes(on_interrupt=f"interrupted: {out} was not written"), _threads(threads):
         from fastmalade.backends import BACKENDS
@@ -72,7 +79,7 @@ def purify(
         refused = ", ".join(_OVERRIDES[name] for name in overrides if name not in defense.overridable)
         if refused:
             raise CliError(f"{refused}: expected a Purifier to set this for, got {model}, a {type(defense).__name__}")
-        images = open_images(source, key=key, channels=defense.channels or 1)
+        images = open_images(source, key=key, channels=defense.channels or 1, skip_bad=skip_bad)
         used_seed = fresh_seed() if seed is None else seed
         chunk_size = defense.images_per_call if batch_size is None else batch_size
 
@@ -81,32 +88,42 @@ def purify(
             # An empty file goes through once, so that its dtype and shape are checked too.
             for start in range(0, max(images.count, 1), chunk_size):
                 stop = min(start + chunk_size, images.count)
-                chunk = images.read(start, stop)
+                positions, chunk = images.read(start, stop)
+                if stop > start and not positions:
+                    advance(stop - start)
+                    continue
                 try:
-                    result = _purify_chunk(defense, chunk, start, stop, used_seed, overrides)
+                    result = _purify_chunk(defense, chunk, positions, used_seed, overrides)
                 except (ValueError, TypeError, FloatingPointError) as error:
                     where = f"images {start}..{stop - 1}" if images.count > 1 else "the image"
                     raise CliError(f"{source}, {where if images.count else 'no images'}: {error}") from error
-                write(start, stop, result)
+                write(positions, result)
                 advance(stop - start)
         seconds = time.perf_counter() - started
 
+        skipped = images.skipped if isinstance(images, PngFolder) else []
         if not quiet:
-            per_image = seconds / max(images.count, 1) * 1e6
+            done = images.count - len(skipped)
+            per_image = seconds / max(done, 1) * 1e6
             typer.echo(
-                f"{out}: {images.count} images purified with {model}, seed {used_seed}, in {seconds:.2f} s "
+                f"{out}: {done} images purified with {model}, seed {used_seed}, in {seconds:.2f} s "
                 f"({per_image:.0f} us per image with reading and writing)"
             )
             if isinstance(images, PngFolder) and images.ignored:
                 typer.echo(f"{images.ignored} entries of {source} that are not PNG images were not copied", err=True)
+        if skipped:
+            typer.echo(f"{len(skipped)} of {images.count} images were skipped:", err=True)
+            for line in skipped:
+                typer.echo(line, err=True)
+            raise typer.Exit(EXIT_INCOMPLETE)
 
 
 def _purify_chunk(
-    defense: Defense, chunk: np.ndarray, start: int, stop: int, seed: int, overrides: dict[str, Any]
+    defense: Defense, chunk: np.ndarray, positions: Sequence[int], seed: int, overrides: dict[str, Any]
 ) -> np.ndarray:
     import torch
 
-    return defense.purify(chunk, seed=seed, sample_ids=torch.arange(start, stop), **overrides)
+    return defense.purify(chunk, seed=seed, sample_ids=torch.tensor(positions, dtype=torch.int64), **overrides)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from fastmalade.files import append_line, write_bytes
 from fastmalade.progress import progress_bar
 
 EVERY_SECONDS = 5.0
@@ -39,15 +40,14 @@ class Stages:
         self._started = clock()
         self._terminal = Console(stderr=True).is_terminal
         self._log = log
-        log.write_text("", encoding="utf-8")
+        write_bytes(log, b"")
 
     def say(self, text: str, *, to_terminal: bool = True) -> None:
         """Write one line; a terminal gets it only with ``to_terminal``."""
         line = f"[{self._clock() - self._started:6.1f} s] {text}"
         if to_terminal or not self._terminal:
             typer.echo(line, err=True)
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self._log, line)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:

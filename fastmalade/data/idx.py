@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),
@@ -79,5 +79,4 @@ def write_idx(path: str | os.PathLike[str], values: np.ndarray) -> None:
     payload = header + np.ascontiguousarray(values).astype(_DTYPES[code]).tobytes()
     if path.name.endswith(".gz"):
         payload = gzip.compress(payload, mtime=0)
-    with replacing(path) as partial:
-        partial.write_bytes(payload)
+    write_bytes(path, payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.defenses.purifier import Purifier
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 
 RULE = (
     "the first digit of each class, in the order of the sample, that the classifier gets right as it is and "
@@ -155,8 +156,9 @@ def draw_figure(walks: Sequence[Walk], path: Path, *, caption: str) -> None:
                 axes.set_title(picture.title if row == 0 else "", fontsize=8, pad=2)
                 _probabilities(axes, one.label, picture)
     figure.text(0.5, 0.012, caption, ha="center", va="bottom", fontsize=8)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes(path, content.getbuffer())
 
 
 def _pictures(classifier: nn.Module, title: str, images: Tensor, labels: Tensor) -> list[Picture]:

@@ -7,6 +7,7 @@ the honest ones and are reported beside them.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from fastmalade.evaluation.accuracy import accuracy
 from fastmalade.evaluation.foolbox_attacks import ATTACK_CHUNK, AttackName, attacked
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 
 Purify = Callable[[Tensor], Tensor]
 
@@ -177,5 +178,6 @@ def _attacked_in_chunks(
 
 def _store(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        np.save(partial, values)
+    content = io.BytesIO()
+    np.save(content, values)
+    write_bytes(path, content.getbuffer())

@@ -8,6 +8,7 @@ not.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import time
@@ -20,7 +21,7 @@ import torch
 from rich.progress import TextColumn
 from torch import Tensor, nn
 
-from fastmalade.files import replacing
+from fastmalade.files import write_bytes
 from fastmalade.progress import progress_bar
 
 _CHECKPOINT_FORMAT = 1
@@ -180,8 +181,9 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: Tra
         "optimizer": optimizer.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        torch.save(state, partial)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_bytes(path, content.getbuffer())
 
 
 def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Adam, report: TrainingReport) -> None:

@@ -157,6 +157,16 @@ def test_plot(result, tmp_path):
         draw(result, tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_plot_on_a_full_disk(result, tmp_path, no_file_over, suffix):
+    pytest.importorskip("matplotlib")
+    from fastmalade.bench.plot import draw
+
+    with no_file_over(900), pytest.raises(OSError, match=f"plot{suffix}"):
+        draw(result, tmp_path / f"plot{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_blocks_are_replaced_and_nothing_else(make_tables, result, tmp_path):
     (tmp_path / "docs").mkdir()
     readme, performance, source = (tmp_path / name for name in ("README.md", "docs/performance.md", "bench.json"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,18 @@ def test_npz_keys(refused, images, tmp_path):
     assert "got 2 arrays: a, b" in refused("in.npz", "out.npz")
     assert "one of a, b, got c" in refused("in.npz", "out.npz", "--key", "c")
     assert "--key is for .npz" in refused("in.npy", "out.npy", "--key", "a")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_array_beside_the_one_to_purify(refused, monkeypatch, images, tmp_path, save):
+    save(tmp_path / "in.npz", a=images, other=np.arange(5000) % 77)
+    content = bytearray((tmp_path / "in.npz").read_bytes())
+    with zipfile.ZipFile(tmp_path / "in.npz") as archive:
+        start = archive.getinfo("other.npy").header_offset + 500
+    content[start : start + 9] = b"\xff" * 9
+    (tmp_path / "in.npz").write_bytes(content)
+    monkeypatch.setattr(Purifier, "purify", None)  # said before the work, not after it
+    assert "in.npz: cannot be read" in refused("in.npz", "out.npz", "--key", "a")
 
 
 def test_folders_of_pngs(refused, images, tmp_path, rng):
