@@ -32,7 +32,8 @@ def check_seed(seed: object) -> int:
     try:
         if isinstance(seed, (bool, Tensor)):
             raise TypeError
-        value = operator.index(seed)  # type: ignore[arg-type]
+        # Under torch.compile an index would make the graph one for this seed alone.
+        value = seed if type(seed) is int else operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"seed: expected an int with 0 <= seed < 2**64 or None, got {type(seed).__name__}") from None
     if not 0 <= value < 2**64:

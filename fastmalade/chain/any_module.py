@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from fastmalade import reference
 from fastmalade.backends.values import NoiseSource, Steps
 from fastmalade.chain.observers import is_transformed, is_unobserved
-from fastmalade.chain.operators import seed_bits
+from fastmalade.chain.operators import finite, seed_bits
 from fastmalade.chain.update_operator import run_update
 from fastmalade.seeds import check_sample_ids
 
@@ -31,28 +31,36 @@ def run_module(
 ) -> Tensor:
     """All steps of a chain, or all states with ``trajectory``; arguments are checked.
 
+    Inside ``torch.func`` and forward-mode differentiation all of it, noise included, is torch's own operations, which
+    these know how to transform.
+
     ``backend`` computes the updates. With ``max_bytes`` and recording autograd the gradient keeps to that budget.
     """
     n_steps = steps.n_steps
     if x.shape[0] == 0 or n_steps == 0:
         # Not every module copes with an empty batch.
         return torch.stack([x] * (n_steps + 1)) if trajectory else x.clone()
+    transformed = not torch.compiler.is_compiling() and is_transformed()
     seed = seed_bits(noise.seed)
     ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
-    # Forward-mode differentiation, vmap and the like go through torch's own operations.
-    in_torch = backend == "torch" or (not torch.compiler.is_compiling() and is_transformed())
+
+    def drawn(state: Tensor, step: int) -> Tensor:
+        if transformed:
+            return reference.standard_normal(noise.seed, ids, step, state.shape[1:], dtype=x.dtype, device=x.device)
+        z: Tensor = torch.ops.fastmalade.standard_normal(seed, ids, step, state, backend)
+        return z
 
     def advance(state: Tensor, step: int) -> Tensor:
         a, d, low, high = steps.at(step)
         z = None if noise.given is None else noise.given[step]
         reconstruction = _checked_reconstruction(autoencoder, state)
-        if in_torch:
+        if backend == "torch" or transformed:
             if z is None and d != 0.0:
-                z = torch.ops.fastmalade.standard_normal(seed, ids, step, state, backend)
+                z = drawn(state, step)
             return reference.langevin_step(state, reconstruction, a, d, z, low=low, high=high).contiguous()
         unobserved = is_unobserved(state, reconstruction, z, recorded=torch.is_grad_enabled())
         update = run_update if unobserved else torch.ops.fastmalade.langevin_update.default
-        result: Tensor = update(state, reconstruction, a, d, low, high, seed, ids, step, z, backend)
+        result: Tensor = update(state, reconstruction, a, d, finite(low), finite(high), seed, ids, step, z, backend)
         return result
 
     if max_bytes is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -18,7 +18,7 @@ from fastmalade.backends.values import Execution, NoiseSource, Steps
 from fastmalade.chain import direct, operators
 from fastmalade.chain.any_module import run_module
 from fastmalade.chain.config import ChainConfig, ClampSteps, checked_steps
-from fastmalade.chain.observers import is_unobserved
+from fastmalade.chain.observers import is_transformed, is_unobserved
 from fastmalade.chain.weight_gradient import weights_part
 from fastmalade.models import Autoencoder
 from fastmalade.models.table8 import is_native_autoencoder, native_weights
@@ -199,7 +199,7 @@ def _run_generally(
             )
     recorded = gradients and not trajectory and torch.is_grad_enabled()
     with torch.set_grad_enabled(recorded):
-        if weights is None:
+        if weights is None or (not torch.compiler.is_compiling() and is_transformed()):
             options: Any = {"max_bytes": how.max_bytes, "trajectory": trajectory}
             return run_module(x, autoencoder, steps, noise, backend, **options)
         if trajectory or (not recorded and is_unobserved(x, noise.given, *weights, recorded=False)):

@@ -14,7 +14,9 @@ from torch import Tensor
 from fastmalade.backends.arguments import PLAIN_TYPES
 from fastmalade.backends.cpu import calls as cpu
 from fastmalade.backends.values import Execution, NoiseSource, Steps
-from fastmalade.chain.observers import is_unobserved
+from fastmalade.chain import operators
+from fastmalade.chain.batched import is_batched, one_by_one
+from fastmalade.chain.observers import is_transformed, is_unobserved
 from fastmalade.chain.operators import DOUBLE_BACKWARD
 from fastmalade.chain.weight_gradient import WRITTEN_TO, weights_part
 
@@ -107,16 +109,25 @@ class _Chain(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, *others
         x, _sample_ids, _given = ctx.saved_tensors
-        model, versions, kept, steps, noise, max_bytes = ctx.call
-        if versions != model.versions():
-            raise RuntimeError(WRITTEN_TO)
-        if kept is not None:
-            gradient = kept.gradient(cotangent)
+        if is_batched(cotangent):
+            (gradient,) = one_by_one(lambda each: [_product(ctx, each, x)], cotangent)
         else:
-            gradient = cpu.chain_gradient(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
+            gradient = _product(ctx, cotangent, x)
         if torch.is_grad_enabled():
             gradient = _OnlyOnce.apply(gradient, x, cotangent)
         return gradient, *others
+
+
+def _product(ctx: Any, cotangent: Tensor, x: Tensor) -> Tensor:
+    model, versions, kept, steps, noise, max_bytes = ctx.call
+    if versions != model.versions():
+        raise RuntimeError(WRITTEN_TO)
+    if is_transformed():  # another kind of batched cotangents, for which the operator has a rule
+        return operators.chain_gradient(cotangent, x, model.tensors, steps, noise, "cpu", max_bytes)
+    if kept is not None:
+        gradient: Tensor = kept.gradient(cotangent)
+        return gradient
+    return cpu.chain_gradient(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
 
 
 # torch.autograd.Function.apply also unwraps what transformations of torch.func have left; no transformation sees these

@@ -22,6 +22,15 @@ def is_transformed() -> bool:
     return _transforms_active() or forward_ad._current_level >= 0
 
 
+def refuse_transformations() -> None:
+    """RuntimeError inside a transformation, for functions that look at values."""
+    if is_transformed():
+        raise RuntimeError(
+            "purify: expected a call outside torch.func and forward-mode differentiation, because it checks values; "
+            "call the module itself, purifier(x, seed=...), which they can transform"
+        )
+
+
 def is_unobserved(*tensors: Tensor | None, recorded: bool) -> bool:
     """Whether an operator on these could as well be called below the dispatcher: nothing would notice.
 

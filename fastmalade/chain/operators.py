@@ -9,11 +9,16 @@ The seed travels as an int64 (1,) CPU tensor (the unsigned seed's bits). The cha
 inputs, which compilers may reorder or merge, and the only impure operator writes into a tensor of its own: two calls
 inside one compiled graph keep two seeds, and a compiled graph draws afresh each time it runs. The operator of one step
 for user modules is in ``update_operator.py``.
+
+Where a step has no bound, operators take ``UNBOUNDED`` in place of infinity: AOTInductor packages write attributes as
+JSON, which has no infinity, and do not load with one.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from fastmalade import backends, reference
 from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.chain.batched import is_batched, one_by_one
 from fastmalade.chain.gradient import ChainGradient
 from fastmalade.noise import draw
 from fastmalade.seeds import check_sample_ids, fresh_seed, signed64
@@ -30,6 +36,8 @@ DOUBLE_BACKWARD = (
     "langevin_chain is differentiable once: expected a first-order gradient, got a double backward; "
     "second derivatives are available through fastmalade.reference.langevin_chain"
 )
+
+UNBOUNDED = sys.float_info.max
 
 LIBRARY = torch.library.Library("fastmalade", "FRAGMENT")
 _CHAIN_ARGUMENTS = (
@@ -57,6 +65,28 @@ def drawn_seed() -> int | Tensor:
 def seed_bits(seed: int | Tensor) -> Tensor:
     """The seed of a noise source as an operator takes it: a tensor as it is, a number as int64 (1,) on the CPU."""
     return seed if isinstance(seed, Tensor) else torch.tensor([signed64(seed)], dtype=torch.int64)
+
+
+def attributes(steps: Steps) -> list[list[float]]:
+    """Steps as operators take them: step sizes, noise scales, lows and highs."""
+    lows, highs = ([finite(bound) for bound in bounds] for bounds in (steps.lows, steps.highs))
+    return [list(steps.step_sizes), list(steps.noise_scales), lows, highs]
+
+
+def finite(bound: float) -> float:
+    """A clamp bound as operators take it."""
+    return max(-UNBOUNDED, min(bound, UNBOUNDED))
+
+
+def clamp_bound(value: float) -> float:
+    """The clamp bound that an operator was given."""
+    return value if -UNBOUNDED < value < UNBOUNDED else math.copysign(math.inf, value)
+
+
+def _steps(
+    step_sizes: Sequence[float], noise_scales: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+) -> Steps:
+    return Steps(tuple(step_sizes), tuple(noise_scales), tuple(map(clamp_bound, lows)), tuple(map(clamp_bound, highs)))
 
 
 def seed_value(seed: Tensor) -> int | Tensor:
@@ -102,7 +132,7 @@ def run_chain(
     Returns:
         New contiguous (B, C, H, W), or (N + 1, B, C, H, W) with ``trajectory``.
     """
-    steps = Steps(tuple(step_sizes), tuple(noise_scales), tuple(lows), tuple(highs))
+    steps = _steps(step_sizes, noise_scales, lows, highs)
     source = NoiseSource(seed_value(seed), sample_ids, noise)
     return evaluate(x, weights, steps, source, backend, precision, trajectory=trajectory)
 
@@ -151,11 +181,38 @@ def call_chain(
 ) -> Tensor:
     """The operator ``langevin_chain`` of values, with numbered sample ids where there are none."""
     ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
-    settings: Any = map(list, steps)
+    settings: Any = attributes(steps)
     result: Tensor = torch.ops.fastmalade.langevin_chain.default(
         x, list(weights), *settings, seed_bits(noise.seed), ids, noise.given, backend, max_bytes, precision
     )
     return result
+
+
+def chain_gradient(
+    cotangent: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    steps: Steps,
+    noise: NoiseSource,
+    backend: str,
+    max_bytes: int | None,
+) -> Tensor:
+    """The operator ``langevin_chain_backward`` of values, for the images alone."""
+    ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
+    found: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.fastmalade.langevin_chain_backward(
+        cotangent,
+        x,
+        weights,
+        *attributes(steps),
+        seed_bits(noise.seed),
+        ids,
+        noise.given,
+        backend,
+        max_bytes,
+        False,
+        False,
+    )
+    return found[0]
 
 
 def run_chain_backward(
@@ -193,7 +250,7 @@ def run_chain_backward(
         wanted.
     """
     cotangent = _standard_strides(cotangent)
-    steps = Steps(tuple(step_sizes), tuple(noise_scales), tuple(lows), tuple(highs))
+    steps = _steps(step_sizes, noise_scales, lows, highs)
     source = NoiseSource(seed_value(seed), sample_ids, noise)
     module = backends.native(backend)
     if module is not None and not (weight_gradients or noise_gradient):
@@ -296,23 +353,20 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
     x, seed, sample_ids, noise, *weights = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     wants_weights = any(wanted[1])
-    gradient, noise_gradient, weight_gradients = torch.ops.fastmalade.langevin_chain_backward(
-        cotangent,
-        x,
-        weights,
-        *ctx.settings,
-        seed,
-        sample_ids,
-        noise,
-        ctx.backend,
-        ctx.max_bytes,
-        wants_weights,
-        wanted[8],
-        ctx.precision,
+
+    def product(each: Tensor) -> list[Tensor]:
+        gradient, of_noise, of_weights = torch.ops.fastmalade.langevin_chain_backward(
+            each, x, weights, *ctx.settings, seed, sample_ids, noise, ctx.backend, ctx.max_bytes, wants_weights,
+            wanted[8], ctx.precision,
+        )  # fmt: skip
+        return [gradient, of_noise, *of_weights]
+
+    gradient, noise_gradient, *weight_gradients = (
+        one_by_one(product, cotangent) if is_batched(cotangent) else product(cotangent)
     )
     gradients = (
         gradient,
-        list(weight_gradients) if wants_weights else [None] * len(weights),
+        weight_gradients if wants_weights else [None] * len(weights),
         # For autograd an empty list of floats is an empty list of tensors, and is answered by its like.
         *([] if len(values) == 0 else None for values in ctx.settings),
         None,
@@ -344,3 +398,24 @@ torch.library.register_autograd("fastmalade::langevin_chain", _backward, setup_c
 torch.library.register_autograd(
     "fastmalade::langevin_chain_backward", _no_second_derivative, setup_context=_no_context, lib=LIBRARY
 )
+
+
+@torch.library.register_vmap("fastmalade::langevin_chain_backward", lib=LIBRARY)
+def _backward_of_many(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    """One product after the other for cotangents that ``vmap`` or ``is_grads_batched`` has put together."""
+
+    def of(index: int, argument: Any, dim: Any) -> Any:
+        if isinstance(argument, (list, tuple)):
+            dims = dim if isinstance(dim, (list, tuple)) else [dim] * len(argument)
+            return [of(index, value, d) for value, d in zip(argument, dims, strict=True)]
+        return argument if dim is None else argument.select(dim, index)
+
+    found = [
+        torch.ops.fastmalade.langevin_chain_backward(
+            *(of(index, argument, dim) for argument, dim in zip(arguments, in_dims, strict=True))
+        )
+        for index in range(info.batch_size)
+    ]
+    gradients, of_noise, of_weights = zip(*found, strict=True)
+    stacked = [torch.stack(parts) for parts in zip(*of_weights, strict=True)]
+    return (torch.stack(gradients), torch.stack(of_noise), stacked), (0, 0, [0] * len(stacked))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmalade import backends, reference
 from fastmalade.chain.observers import is_unobserved
-from fastmalade.chain.operators import LIBRARY, seed_value
+from fastmalade.chain.operators import LIBRARY, UNBOUNDED, clamp_bound, seed_value
 
 LIBRARY.define(
     "langevin_update(Tensor x, Tensor reconstruction, float step_size, float noise_scale, float low, float high, "
@@ -51,8 +51,8 @@ def run_update(
             reconstruction,
             step_size,
             noise_scale,
-            low,
-            high,
+            clamp_bound(low),
+            clamp_bound(high),
             seed=seed_value(seed),
             sample_ids=sample_ids,
             step=step,
@@ -72,8 +72,9 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, reconstruction, *settings, seed, sample_ids, step, noise, backend = inputs
-    ctx.settings = (*settings, step, backend)
-    ctx.is_clamped = settings[2] > -math.inf or settings[3] < math.inf
+    a, d, low, high = settings
+    ctx.settings = (a, d, clamp_bound(low), clamp_bound(high), step, backend)
+    ctx.is_clamped = ctx.settings[2] > -math.inf or ctx.settings[3] < math.inf
     if ctx.is_clamped:
         ctx.save_for_backward(x, reconstruction, seed, sample_ids, noise)
 
@@ -110,8 +111,8 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
             reconstruction.detach(),
             a,
             d,
-            -math.inf,
-            math.inf,
+            -UNBOUNDED,
+            UNBOUNDED,
             seed,
             sample_ids,
             step,

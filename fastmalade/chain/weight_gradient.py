@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastmalade.backends.values import NoiseSource, Steps
 from fastmalade.chain import operators
+from fastmalade.chain.batched import is_batched, one_by_one
 from fastmalade.seeds import check_sample_ids
 
 WRITTEN_TO = (
@@ -67,11 +68,16 @@ class _WeightsPart(torch.autograd.Function):
         if list(map(_version, ctx.weights)) != ctx.versions:
             raise RuntimeError(WRITTEN_TO)
         ids = check_sample_ids(None, x.shape[0], x.device) if sample_ids is None else sample_ids
-        _x_part, _noise_part, gradients = torch.ops.fastmalade.langevin_chain_backward(
-            cotangent, x, ctx.weights, *map(list, steps), operators.seed_bits(noise.seed), ids, given, backend,
-            max_bytes, True, False, precision,
-        )  # fmt: skip
-        return None, torch.cat([gradient.flatten() for gradient in gradients])
+
+        def product(each: Tensor) -> list[Tensor]:
+            _x_part, _noise_part, gradients = torch.ops.fastmalade.langevin_chain_backward(
+                each, x, ctx.weights, *operators.attributes(steps), operators.seed_bits(noise.seed), ids, given,
+                backend, max_bytes, True, False, precision,
+            )  # fmt: skip
+            return [torch.cat([gradient.flatten() for gradient in gradients])]
+
+        (gradient,) = one_by_one(product, cotangent) if is_batched(cotangent) else product(cotangent)
+        return None, gradient
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from fastmalade.chain.observers import refuse_transformations
 from fastmalade.inputs import Prepared, prepare
 from fastmalade.models.registry import NETWORKS, fill
 from fastmalade.pretrained import PretrainedError, expected_in_header, read_tensors, resolve_path, write_tensors
@@ -191,6 +192,7 @@ class Defense(nn.Module):
         """
         if overrides:
             raise TypeError(f"{', '.join(overrides)}: expected a Purifier to set this for, got {type(self).__name__}")
+        refuse_transformations()
         prepared = self._prepared(images)
         with torch.no_grad():
             result = self(prepared.images, seed=seed, sample_ids=sample_ids)

@@ -18,6 +18,7 @@ from fastmalade.chain import direct
 from fastmalade.chain.call import noise_source, run_chain
 from fastmalade.chain.config import ChainConfig
 from fastmalade.chain.gradient import batch_sizes
+from fastmalade.chain.observers import refuse_transformations
 from fastmalade.checks import check_count
 from fastmalade.defenses.base import Cost, Defense, load_defense
 from fastmalade.executor.chains import graph_backend, purify_in_graph
@@ -169,6 +170,7 @@ class Purifier(Defense):
             result = direct.run(plain, self.autoencoder, config.settings, source, how, gradients=False, inspect=True)
             if result is not None:
                 return result if plain is images else result.numpy()
+        refuse_transformations()
         prepared = self._prepared(images)
         x, result = prepared.images, None
         if x.is_cuda:
