@@ -76,13 +76,14 @@ py::object read_model(const py::capsule& capsule, const py::tuple& types, py::ha
 }
 
 // How often each of the tensors was written to.
-py::tuple versions(const Model& model) {
+std::vector<int64_t> versions(const py::tuple& tensors) {
     static PyObject* const version = PyUnicode_InternFromString("_version");
-    py::tuple found(model.tensors.size());
-    for (size_t n = 0; n < found.size(); ++n) {
-        PyObject* const number = PyObject_GetAttr(PyTuple_GET_ITEM(model.tensors.ptr(), (Py_ssize_t)n), version);
+    std::vector<int64_t> found;
+    found.reserve(tensors.size());
+    for (const py::handle tensor : tensors) {
+        const auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), version));
         if (!number) throw py::error_already_set();
-        PyTuple_SET_ITEM(found.ptr(), (Py_ssize_t)n, number);
+        found.push_back(PyLong_AsLongLong(number.ptr()));
     }
     return found;
 }

@@ -167,9 +167,10 @@ std::unique_ptr<RecordedCall> recorded_chain(const Model& model, const std::stri
     return call;
 }
 
-// cotangent, gradient: (batch, C, H, W)
-void chain_reverse(const RecordedCall& call, uintptr_t cotangent, uintptr_t gradient, int threads) {
+// cotangent, gradient: (batch, C, H, W). False, and nothing is done, where a weight was written to since.
+bool chain_reverse(const RecordedCall& call, uintptr_t cotangent, uintptr_t gradient, int threads) {
     check_least("threads", threads, 1);
+    if (call.weights_written_to()) return false;
     const int64_t batch = call.kept.batch;
     const float* from = pointer<const float>("cotangent", cotangent, batch > 0);
     float* to = pointer<float>("gradient", gradient, batch > 0);
@@ -177,6 +178,7 @@ void chain_reverse(const RecordedCall& call, uintptr_t cotangent, uintptr_t grad
     const NoiseSource none(0, 0, 0, 0);
     const ChainArguments arguments = chain_arguments(batch, nullptr, *call.steps, none, nullptr, false);
     without_interpreter_lock([&] { cpu::chain_reverse(call.kept, arguments, from, to, threads); });
+    return true;
 }
 
 py::dict gradient_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
@@ -341,7 +343,7 @@ PYBIND11_MODULE(_cpu, m) {
     py::class_<Model>(m, "Model", "Addresses of a batch of images and of the ten weights, checked")
         .def(py::init(&make_model), py::arg("batch"), py::arg("sizes"), py::arg("weights"), py::arg("x"))
         .def_readonly("tensors", &Model::tensors)
-        .def("versions", &versions)
+        .def("versions", [](const Model& model) { return versions(model.tensors); })
         .def("requires_grad", &requires_grad);
     py::class_<NetworkReader>(m, "NetworkReader", "Finds the weights of networks that are exactly Table 8")
         .def(py::init<py::capsule, py::tuple, py::object>(), py::arg("table"), py::arg("types"), py::arg("definition"))
@@ -360,7 +362,8 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("cotangent"), py::arg("gradient"),
           py::arg("actions"), py::arg("checkpoints"), py::arg("records"), py::arg("threads"));
     py::class_<RecordedCall>(m, "RecordedCall", "A chain with the activations of all steps kept")
-        .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); });
+        .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); })
+        .def("weights_written_to", &RecordedCall::weights_written_to);
     m.def("recorded_chain", &recorded_chain, py::arg("model"), py::arg("isa"), py::arg("form"), py::arg("steps"),
           py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("out"), py::arg("threads"),
           py::arg("most_bytes"));

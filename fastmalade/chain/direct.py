@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmalade.backends.arguments import PLAIN_TYPES
+from fastmalade.backends.arguments import PLAIN_TYPES, WRITTEN_TO
 from fastmalade.backends.cpu import calls as cpu
 from fastmalade.backends.values import Execution, NoiseSource, Steps
 from fastmalade.chain import operators
 from fastmalade.chain.batched import is_batched, one_by_one
-from fastmalade.chain.observers import is_transformed, is_unobserved
+from fastmalade.chain.observers import is_unobserved, transforms_active
 from fastmalade.chain.operators import DOUBLE_BACKWARD
-from fastmalade.chain.weight_gradient import WRITTEN_TO, weights_part
+from fastmalade.chain.weight_gradient import weights_part
 
 # Activations of all steps are kept from the forward pass where they are few and no budget is set: getting fresh memory
 # for more of them would take longer than running the steps again.
@@ -72,7 +72,7 @@ def run(
         part = weights_part(x, autoencoder, model.tensors, steps, noise, "cpu", how.max_bytes)
     if not recorded or (part is None and not x.requires_grad):
         return cpu.inspected_chain(x, model, steps, noise, inspect)
-    result: Tensor = _apply(x, noise.sample_ids, noise.given, part, model, steps, noise, how.max_bytes)
+    result: Tensor = _apply(x, noise.sample_ids, noise.given, part, (model, steps, noise, how.max_bytes))
     return result
 
 
@@ -86,47 +86,48 @@ class _Chain(torch.autograd.Function):
         sample_ids: Tensor | None,
         given: Tensor | None,
         part: Tensor | None,
-        model: Any,
-        steps: Steps,
-        noise: NoiseSource,
-        max_bytes: int | None,
+        call: tuple[Any, Steps, NoiseSource, int | None],
     ) -> Tensor:
+        model, steps, noise, max_bytes = call
         # Saved so that autograd finds out if one of them is written to before the gradient is taken. Saving the weights
         # as well would take longer than the rest of this function.
         ctx.save_for_backward(x, sample_ids, given)
-        versions = model.versions()
-        keeps = max_bytes is None and ctx.needs_input_grad[0]
+        keeps = max_bytes is None and x.requires_grad
         found = cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES) if keeps else None
-        result, kept = (cpu.inspected_chain(x, model, steps, noise, False), None) if found is None else found
-        assert result is not None
-        ctx.call = model, versions, kept, steps, noise, max_bytes
-        return result
+        ctx.call, ctx.has_part = call, part is not None
+        if found is not None:
+            result, ctx.kept = found
+            return result
+        ctx.kept, ctx.versions = None, model.versions()
+        plain = cpu.inspected_chain(x, model, steps, noise, False)
+        assert plain is not None
+        return plain
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         # The part of the weights (weight_gradient.py) takes the cotangent as it is, and takes it from there.
-        others = None, None, cotangent if ctx.needs_input_grad[3] else None, None, None, None, None
-        if not ctx.needs_input_grad[0]:
-            return None, *others
+        part = cotangent if ctx.has_part else None
         x, _sample_ids, _given = ctx.saved_tensors
+        if not x.requires_grad:
+            return None, None, None, part, None
         if is_batched(cotangent):
             (gradient,) = one_by_one(lambda each: [_product(ctx, each, x)], cotangent)
         else:
             gradient = _product(ctx, cotangent, x)
         if torch.is_grad_enabled():
             gradient = _OnlyOnce.apply(gradient, x, cotangent)
-        return gradient, *others
+        return gradient, None, None, part, None
 
 
 def _product(ctx: Any, cotangent: Tensor, x: Tensor) -> Tensor:
-    model, versions, kept, steps, noise, max_bytes = ctx.call
-    if versions != model.versions():
-        raise RuntimeError(WRITTEN_TO)
-    if is_transformed():  # another kind of batched cotangents, for which the operator has a rule
-        return operators.chain_gradient(cotangent, x, model.tensors, steps, noise, "cpu", max_bytes)
-    if kept is not None:
-        gradient: Tensor = kept.gradient(cotangent)
+    if ctx.kept is not None and not transforms_active():
+        gradient: Tensor = ctx.kept.gradient(cotangent)
         return gradient
+    model, steps, noise, max_bytes = ctx.call
+    if ctx.versions != model.versions() if ctx.kept is None else ctx.kept.weights_written_to():
+        raise RuntimeError(WRITTEN_TO)
+    if transforms_active():  # another kind of batched cotangents, for which the operator has a rule
+        return operators.chain_gradient(cotangent, x, model.tensors, steps, noise, "cpu", max_bytes)
     return cpu.chain_gradient(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
 
 

@@ -14,12 +14,12 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _is_tracing = torch._C._is_tracing
 _is_profiling = torch._C._autograd._profiler_enabled
-_transforms_active = torch._C._are_functorch_transforms_active
+transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_transformed() -> bool:
     """Whether the caller is inside a transformation of torch.func or of forward-mode differentiation."""
-    return _transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or forward_ad._current_level >= 0
 
 
 def refuse_transformations() -> None:
@@ -46,7 +46,7 @@ def is_unobserved(*tensors: Tensor | None, recorded: bool) -> bool:
         or _function_modes() > 0
         or _is_tracing()
         or _is_profiling()
-        or _transforms_active()
+        or transforms_active()
         or forward_ad._current_level >= 0  # as is_transformed, without a call
     ):
         return False

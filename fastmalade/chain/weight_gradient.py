@@ -16,15 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmalade.backends.arguments import WRITTEN_TO
 from fastmalade.backends.values import NoiseSource, Steps
 from fastmalade.chain import operators
 from fastmalade.chain.batched import is_batched, one_by_one
 from fastmalade.seeds import check_sample_ids
-
-WRITTEN_TO = (
-    "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were modified in place "
-    "since"
-)
 
 
 def weights_part(

@@ -18,6 +18,7 @@ from fastmalade.backends.arguments import (
     DIVERGED,
     IMAGES,
     PLAIN_TYPES,
+    WRITTEN_TO,
     checked_model,
     checked_seed,
     checked_tensor,
@@ -138,11 +139,16 @@ class RecordedChain:
     def nbytes(self) -> int:
         return int(self._call.nbytes)
 
+    def weights_written_to(self) -> bool:
+        """Whether a weight was written to since."""
+        return bool(self._call.weights_written_to())
+
     def gradient(self, cotangent: Tensor) -> Tensor:
-        """Vector-Jacobian product with respect to x, with the weights that the chain ran with."""
+        """Vector-Jacobian product with respect to x; RuntimeError where a weight was written to since."""
         cotangent = checked_tensor("cotangent", cotangent, torch.float32, self._shape)
         gradient = torch.empty_like(cotangent)  # which is contiguous
-        load().chain_reverse(self._call, cotangent.data_ptr(), gradient.data_ptr(), torch.get_num_threads())
+        if not load().chain_reverse(self._call, cotangent.data_ptr(), gradient.data_ptr(), torch.get_num_threads()):
+            raise RuntimeError(WRITTEN_TO)
         return gradient
 
 
