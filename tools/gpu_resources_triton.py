@@ -78,7 +78,7 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
     """Every distinct launch of the backend's functions for images of one and of three channels."""
     from fastmalade.backends import arguments
     from fastmalade.backends.triton import calls as backend
-    from fastmalade.backends.values import NoiseSource, Steps
+    from fastmalade.backends.values import NoiseSource, Step, Steps
 
     found: dict[Launch, None] = {}
     with _recorder(lambda launch: found.setdefault(launch)):
@@ -93,9 +93,9 @@ def recorded_launches(precisions: tuple[str, ...] = ("fp32", "tf32")) -> list[La
             given = NoiseSource(1, given=torch.zeros(1, *x.shape))
             backend.chain_gradient(x, x, weights, Steps((0.1,), (0.1,), (0.0,), (1.0,)), given)
             for z, d in ((None, 0.1), (None, 0.0), (x, 0.1)):
-                update: Any = {"seed": 1, "sample_ids": None, "step": 0, "noise": z}
-                backend.langevin_update(x, x, 0.1, d, 0.0, 1.0, **update)
-                backend.langevin_update_vjp(x, x, x, 0.1, d, 0.0, 1.0, **update)
+                step, source = Step(0, 0.1, d, 0.0, 1.0), NoiseSource(1, given=z)
+                backend.langevin_update(x, x, step, source)
+                backend.langevin_update_vjp(x, x, x, step, source)
             backend.standard_normal(1, torch.arange(2), 0, 784)
             backend.philox_words(1, torch.arange(2), 0, 784)
     return list(found)

@@ -35,6 +35,22 @@ class Steps(NamedTuple):
         return self.step_sizes[step], self.noise_scales[step], self.lows[step], self.highs[step]
 
 
+class Step(NamedTuple):
+    """One step on its own: x <- clamp(x + a (r - x) + d z, low, high).
+
+    Attributes:
+        number: 0 <= number < 2**32, which its noise is drawn for.
+        step_size, noise_scale: a and d >= 0, finite. Where d is 0 no noise is drawn.
+        low, high: clamp bounds, -inf and inf where nothing is clamped.
+    """
+
+    number: int
+    step_size: float
+    noise_scale: float
+    low: float
+    high: float
+
+
 class NoiseSource(NamedTuple):
     """Where the noise of a chain comes from: drawn from its counters, or given.
 
@@ -42,7 +58,7 @@ class NoiseSource(NamedTuple):
         seed: 0 <= seed < 2**64; on a GPU also int64 (1,) with its bits, read when the kernels run. Not read where noise
             is given.
         sample_ids: int64 (B,) on the device of the images, or None for 0..B-1.
-        given: (N, B, C, H, W) in the dtype and on the device of the images, or None.
+        given: (N, B, C, H, W) in the dtype and on the device of the images, for a step on its own (B, ...), or None.
     """
 
     seed: int | Tensor

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmalade import backends, reference
+from fastmalade.backends.values import NoiseSource, Step
 from fastmalade.chain.observers import is_unobserved
 from fastmalade.chain.operators import LIBRARY, UNBOUNDED, clamp_bound, seed_value
 
@@ -44,22 +45,16 @@ def run_update(
     Returns:
         New contiguous tensor of the shape of ``x``.
     """
-    return (
-        (backends.native(backend) or reference)
-        .langevin_update(
-            x,
-            reconstruction,
-            step_size,
-            noise_scale,
-            clamp_bound(low),
-            clamp_bound(high),
-            seed=seed_value(seed),
-            sample_ids=sample_ids,
-            step=step,
-            noise=noise,
+    one = Step(step, step_size, noise_scale, clamp_bound(low), clamp_bound(high))
+    source = NoiseSource(seed_value(seed), sample_ids, noise)
+    module = backends.native(backend)
+    if module is not None:
+        result: Tensor = module.langevin_update(x, reconstruction, one, source)
+    else:
+        result = reference.langevin_update(
+            x, reconstruction, *one[1:], seed=source.seed, sample_ids=sample_ids, step=step, noise=noise
         )
-        .contiguous()
-    )
+    return result.contiguous()
 
 
 LIBRARY.impl("langevin_update", run_update, "CompositeExplicitAutograd")
@@ -92,18 +87,9 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
             and not ctx.needs_input_grad[9]
             and is_unobserved(cotangent, x, noise, recorded=recorded)
         ):
+            source = NoiseSource(seed_value(seed), sample_ids, noise)
             gradients = backends.triton.calls.langevin_update_vjp(
-                cotangent,
-                x,
-                reconstruction,
-                a,
-                d,
-                low,
-                high,
-                seed=seed_value(seed),
-                sample_ids=sample_ids,
-                step=step,
-                noise=noise,
+                cotangent, x, reconstruction, Step(step, a, d, low, high), source
             )
             return *gradients, *[None] * 9
         free = torch.ops.fastmalade.langevin_update(

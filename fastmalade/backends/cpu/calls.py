@@ -32,7 +32,7 @@ from fastmalade.backends.cpu.extension import isas_supported as isas_supported
 from fastmalade.backends.cpu.extension import load as load
 from fastmalade.backends.cpu.extension import unavailable_reason as unavailable_reason
 from fastmalade.backends.gradient_plan import GradientPlan, Sizes, make_plan
-from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.backends.values import NoiseSource, Step, Steps
 from fastmalade.models.table8 import TABLE_8
 
 DLPACK_TABLE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
@@ -223,33 +223,22 @@ def autoencoder_forward(x: Tensor, weights: Sequence[Tensor], *, form: str = "au
     return out
 
 
-def langevin_update(
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    *,
-    seed: int,
-    sample_ids: Tensor | None,
-    step: int,
-    noise: Tensor | None = None,
-) -> Tensor:
+def langevin_update(x: Tensor, reconstruction: Tensor, step: Step, noise: NoiseSource) -> Tensor:
     """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
 
-    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; a and d finite; ``seed``,
-    ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise it is to the bit; ``noise``, of
-    the shape of ``x``, in place of the drawn one. Where d is 0 no noise is drawn. Returns float32 of the
-    shape of ``x``. Raises ValueError for arguments that do not fit.
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; drawn noise is that of
+    :func:`standard_normal` to the bit, given noise of the shape of ``x``. Returns float32 of the shape of ``x``.
+    Raises ValueError for arguments that do not fit.
     """
     extension = load()
     x = checked_tensor("x", x, torch.float32, x.shape)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape)
     batch = x.shape[0]
-    ids = None if sample_ids is None else checked_tensor("sample_ids", sample_ids, torch.int64, (batch,))
-    if noise is not None:
-        noise = checked_tensor("noise", noise, torch.float32, x.shape)
+    seed, ids, given = noise
+    if ids is not None:
+        ids = checked_tensor("sample_ids", ids, torch.int64, (batch,))
+    if given is not None:
+        given = checked_tensor("noise", given, torch.float32, x.shape)
     out = like(x)
     extension.langevin_update(
         isa=isa_in_use(),
@@ -257,14 +246,14 @@ def langevin_update(
         elements=x.numel() // batch if batch else 0,
         x=x.data_ptr(),
         reconstruction=reconstruction.data_ptr(),
-        step_size=step_size,
-        noise_scale=noise_scale,
-        low=low,
-        high=high,
-        seed=checked_seed(seed),
+        step_size=step.step_size,
+        noise_scale=step.noise_scale,
+        low=step.low,
+        high=step.high,
+        seed=checked_seed(seed),  # type: ignore[arg-type]
         sample_ids=0 if ids is None else ids.data_ptr(),
-        step=step,
-        noise=0 if noise is None else noise.data_ptr(),
+        step=step.number,
+        noise=0 if given is None else given.data_ptr(),
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )

@@ -18,7 +18,7 @@ from fastmalade.backends.arguments import IMAGES, checked_model, checked_precisi
 from fastmalade.backends.cuda.extension import architectures as architectures
 from fastmalade.backends.cuda.extension import load
 from fastmalade.backends.cuda.extension import unavailable_reason as unavailable_reason
-from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.backends.values import NoiseSource, Step, Steps
 
 DEFAULT_GRADIENT_BYTES = 2**30
 """Device memory that :func:`chain_gradient` may use for states where no budget is given."""
@@ -211,37 +211,24 @@ def reconstruction_error_gradient(
     return out
 
 
-def langevin_update(
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    step: int,
-    noise: Tensor | None = None,
-) -> Tensor:
+def langevin_update(x: Tensor, reconstruction: Tensor, step: Step, noise: NoiseSource) -> Tensor:
     """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
 
-    ``x`` and ``reconstruction`` float32 of one shape (B, ...) on one CUDA device; a and d finite; ``seed``,
-    ``sample_ids`` and ``step`` as for :func:`standard_normal`, whose noise is drawn, to the bit; ``noise``, of the
-    shape of ``x``, in place of it. Where d is 0 no noise is drawn. Returns float32 of the shape of ``x``.
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) on one CUDA device; drawn noise is that of
+    :func:`standard_normal` to the bit, given noise of the shape of ``x``. Returns float32 of the shape of ``x``.
     """
     extension = load()
     _check_device(x)
     x = checked_tensor("x", x, torch.float32, x.shape, x.device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, x.shape, x.device)
-    alive, source = _noise(x, None, NoiseSource(seed, sample_ids, noise))
+    alive, source = _noise(x, None, noise)
     out = torch.empty_like(x)
     batch = x.shape[0]
     with torch.cuda.device(x.device):
         extension.langevin_update(
             _index(x), _stream(), batch=batch, elements=x.numel() // batch if batch else 0, x=x.data_ptr(),
             reconstruction=reconstruction.data_ptr(), noise=source, out=out.data_ptr(),
-            step=extension.Step(number=step, step_size=step_size, noise_scale=noise_scale, low=low, high=high),
+            step=extension.Step(**step._asdict()),
         )  # fmt: skip
     del alive
     return out

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastmalade.backends.arguments import IMAGES, checked_model, checked_precision, checked_seed, checked_tensor
 from fastmalade.backends.extensions import BackendUnavailableError
-from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.backends.values import NoiseSource, Step, Steps
 
 MAX_WORKING_BYTES = 2**30
 """Working memory that one call may take on the device, in bytes."""
@@ -112,27 +112,14 @@ def chain_gradient(
     return out
 
 
-def langevin_update(
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    step: int,
-    noise: Tensor | None = None,
-) -> Tensor:
+def langevin_update(x: Tensor, reconstruction: Tensor, step: Step, noise: NoiseSource) -> Tensor:
     """One step clamp(x + a (r - x) + d z, low, high) for an r(x) computed elsewhere, in one pass over memory.
 
-    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; ``seed``, ``sample_ids`` and ``step``
-    as for :func:`standard_normal`; ``noise``, of the shape of ``x``, in place of drawn noise. Returns float32 of the
-    shape of ``x``. Raises what :func:`langevin_chain` raises.
+    ``x`` and ``reconstruction`` float32 of one shape (B, ...) and any strides; drawn noise is that of
+    :func:`standard_normal`, given noise of the shape of ``x``. Returns float32 of the shape of ``x``. Raises what
+    :func:`langevin_chain` raises.
     """
-    source = NoiseSource(seed, sample_ids, noise)
-    inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
+    inputs, launch = _update_call(x, reconstruction, step, noise)
     out = torch.empty_like(inputs[0])
     if out.numel() > 0:
         launch("langevin_update_kernel", out=out)
@@ -140,25 +127,13 @@ def langevin_update(
 
 
 def langevin_update_vjp(
-    cotangent: Tensor,
-    x: Tensor,
-    reconstruction: Tensor,
-    step_size: float,
-    noise_scale: float,
-    low: float,
-    high: float,
-    *,
-    seed: int | Tensor,
-    sample_ids: Tensor | None,
-    step: int,
-    noise: Tensor | None = None,
+    cotangent: Tensor, x: Tensor, reconstruction: Tensor, step: Step, noise: NoiseSource
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`langevin_update` with respect to ``x`` and ``reconstruction``: (1 - a) g and a g.
 
     g is ``cotangent``, of the shape of ``x``, and 0 where the clamp acted; the step is run again to find out where.
     """
-    source = NoiseSource(seed, sample_ids, noise)
-    inputs, launch = _update_call(x, reconstruction, (step_size, noise_scale, low, high), source, step)
+    inputs, launch = _update_call(x, reconstruction, step, noise)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape, x.device)
     by_x, by_r = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     if cotangent.numel() > 0:
@@ -247,11 +222,11 @@ def device_name(device: torch.device) -> str:
 
 
 def _update_call(
-    x: Tensor, reconstruction: Tensor, update: tuple[float, float, float, float], noise: NoiseSource, step: int
+    x: Tensor, reconstruction: Tensor, step: Step, noise: NoiseSource
 ) -> tuple[tuple[Tensor, Tensor], Callable[..., None]]:
     """x and r(x), checked and contiguous, and a function that launches a kernel of langevin_update.py on them.
 
-    ``update``: a, d, low and high. The function takes the kernel's name and, by name, its other tensors.
+    The function takes the kernel's name and, by name, its other tensors.
     """
     _require(x)
     from fastmalade.backends.triton import stages as triton_stages
@@ -261,7 +236,7 @@ def _update_call(
     device, shape = x.device, x.shape
     x = checked_tensor("x", x, torch.float32, shape, device)
     reconstruction = checked_tensor("reconstruction", reconstruction, torch.float32, shape, device)
-    step_size, noise_scale, low, high = update
+    number, step_size, noise_scale, low, high = step
     _check_finite("step_size", step_size)
     _check_finite("noise_scale", noise_scale)
     _check_bounds(low, high)
@@ -270,7 +245,7 @@ def _update_call(
     elements = x.numel() // x.shape[0] if x.shape[0] else 0
     kind, values = triton_stages.DeviceNoise(seeds, ids, given).of_step(0, noise_scale, x)
     quads = x.shape[0] * -(-elements // 4)
-    bits = _step(step)
+    bits = _step(number)
 
     def launch(name: str, **tensors: Tensor) -> None:
         tile = triton_tiles.tiles(device_name(device))["update"]

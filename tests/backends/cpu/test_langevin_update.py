@@ -10,7 +10,7 @@ import reference64
 import torch
 
 from fastmalade.backends.cpu import calls as cpu
-from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.backends.values import NoiseSource, Step, Steps
 
 SHAPES = [(1, 1, 1, 1), (7, 1, 28, 28), (33, 3, 5, 7), (1, 3, 224, 224), (2, 1, 91, 91)]
 A, D, SEED, STEP = 0.3, 0.2, 2**63 + 5, 4
@@ -23,7 +23,7 @@ def operands(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def update(x, r, ids, *, a=A, d=D, low=-math.inf, high=math.inf, seed=SEED, step=STEP, noise=None) -> torch.Tensor:
-    return cpu.langevin_update(x, r, a, d, low, high, seed=seed, sample_ids=ids, step=step, noise=noise)
+    return cpu.langevin_update(x, r, Step(step, a, d, low, high), NoiseSource(seed, ids, noise))
 
 
 @pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.2, 0.7), (0.2, math.inf)])

@@ -8,7 +8,7 @@ import torch
 from emulated import drawn, images
 
 from fastmalade.backends.cuda import calls as cuda
-from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.backends.values import NoiseSource, Step, Steps
 
 SHAPE, HIDDEN = (2, 8, 4), (3, 2)
 STEPS = Steps((0.3, 0.2), (0.1, 0.1), (0.1, 0.1), (0.9, 0.9))
@@ -82,11 +82,11 @@ def test_update_and_noise() -> None:
     torch.testing.assert_close(z.double(), exact, rtol=2e-6, atol=1e-6)
     words = cuda.philox_words(2**64 - 3, ids, 7, 5)
     assert (words.numpy() == reference64.philox_words(2**64 - 3, ids.tolist(), 7, 2)).all()
-    options = {"seed": 2**64 - 3, "sample_ids": ids, "step": 7}
-    result = cuda.langevin_update(x, r, 0.3, 0.2, 0.1, 0.8, **options)
+    step = Step(7, 0.3, 0.2, 0.1, 0.8)
+    result = cuda.langevin_update(x, r, step, NoiseSource(2**64 - 3, ids))
     expected = (x.double() + 0.3 * (r.double() - x.double()) + 0.2 * exact).clamp(0.1, 0.8)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
-    assert torch.equal(cuda.langevin_update(x, r, 0.3, 0.2, 0.1, 0.8, **options, noise=z), result)
+    assert torch.equal(cuda.langevin_update(x, r, step, NoiseSource(2**64 - 3, ids, z)), result)
 
 
 def test_the_choice_of_a_form() -> None:

@@ -9,7 +9,7 @@ import reference64
 import torch
 
 from fastmalade.backends.cuda import calls as cuda
-from fastmalade.backends.values import NoiseSource, Steps
+from fastmalade.backends.values import NoiseSource, Step, Steps
 
 INFINITY = float("inf")
 SHAPES = [((1, 28, 28), (10, 25)), ((3, 32, 32), (10, 25)), ((2, 12, 8), (3, 5)), ((3, 64, 64), (10, 25))]
@@ -153,7 +153,7 @@ def test_noise_has_the_words_of_the_contract_sanitized(gpu) -> None:
 def test_update_sanitized(gpu) -> None:
     x, r = (torch.rand(5, 3, 7, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
     ids = torch.arange(5, device=gpu)
-    result = cuda.langevin_update(x.to(gpu), r.to(gpu), 0.3, 0.2, 0.1, 0.8, seed=4, sample_ids=ids, step=2)
+    result = cuda.langevin_update(x.to(gpu), r.to(gpu), Step(2, 0.3, 0.2, 0.1, 0.8), NoiseSource(4, ids))
     z = cuda.standard_normal(4, ids, 2, 21).cpu().reshape(x.shape)
     expected = (x.double() + 0.3 * (r.double() - x.double()) + 0.2 * z.double()).clamp(0.1, 0.8)
     torch.testing.assert_close(result.cpu().double(), expected, rtol=0, atol=1e-6)

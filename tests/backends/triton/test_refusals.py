@@ -9,6 +9,7 @@ import fastmalade
 from fastmalade import backends
 from fastmalade.backends import BackendUnavailableError
 from fastmalade.backends.triton import calls as triton
+from fastmalade.backends.values import NoiseSource, Step
 
 CPU = torch.device("cpu")
 
@@ -51,4 +52,4 @@ def test_devices(monkeypatch) -> None:
     with pytest.raises(BackendUnavailableError, match="expected tensors on the cuda, got cpu"):
         backends.resolve("triton", device=CPU, dtype=torch.float32)
     with pytest.raises(BackendUnavailableError, match="expected tensors on a CUDA device, got cpu"):
-        triton.langevin_update(torch.rand(1, 4), torch.rand(1, 4), 0.1, 0.1, 0.0, 1.0, seed=1, sample_ids=None, step=0)
+        triton.langevin_update(torch.rand(1, 4), torch.rand(1, 4), Step(0, 0.1, 0.1, 0.0, 1.0), NoiseSource(1))

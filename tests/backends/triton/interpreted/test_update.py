@@ -12,6 +12,7 @@ from torch import Tensor
 import fastmalade
 from fastmalade import backends, reference
 from fastmalade.backends.triton import calls as backend
+from fastmalade.backends.values import NoiseSource, Step
 
 A, D, SEED, STEP = 0.3, 0.2, 2**63 + 5, 4
 SHAPES = [(1, 1, 1, 1), (3, 1, 28, 28), (5, 3, 5, 7)]
@@ -35,9 +36,9 @@ def test_value_and_gradient_within_the_rule(shape, bounds) -> None:
         value = (state + A * (reconstruction - state) + D * z.to(dtype)).clamp(*bounds)
         return value.detach(), *torch.autograd.grad(value, (state, reconstruction), cotangent.to(dtype))
 
-    options = {"seed": SEED, "sample_ids": ids, "step": STEP}
-    value = backend.langevin_update(x, r, A, D, *bounds, **options)
-    gradients = backend.langevin_update_vjp(cotangent, x, r, A, D, *bounds, **options)
+    step, noise = Step(STEP, A, D, *bounds), NoiseSource(SEED, ids)
+    value = backend.langevin_update(x, r, step, noise)
+    gradients = backend.langevin_update_vjp(cotangent, x, r, step, noise)
     for got, single, exact in zip(
         (value, *gradients), by_autograd(torch.float32), by_autograd(torch.float64), strict=True
     ):
@@ -47,38 +48,31 @@ def test_value_and_gradient_within_the_rule(shape, bounds) -> None:
 def test_the_noise_is_that_of_standard_normal_to_the_bit() -> None:
     x, r, ids = operands((3, 3, 5, 7))
     z = backend.standard_normal(SEED, ids, STEP, 105).reshape(x.shape)
-    options = {"seed": SEED, "sample_ids": ids, "step": STEP}
-    unbounded = (-math.inf, math.inf)
-    assert torch.equal(
-        backend.langevin_update(torch.zeros_like(x), torch.zeros_like(x), 0.0, 1.0, *unbounded, **options), z
-    )
-    drawn = backend.langevin_update(x, r, A, D, *unbounded, **options)
-    assert torch.equal(drawn, backend.langevin_update(x, r, A, D, *unbounded, **options, noise=z))
+    noise, unbounded, zeros = NoiseSource(SEED, ids), (-math.inf, math.inf), torch.zeros_like(x)
+    assert torch.equal(backend.langevin_update(zeros, zeros, Step(STEP, 0.0, 1.0, *unbounded), noise), z)
+    step = Step(STEP, A, D, *unbounded)
+    drawn = backend.langevin_update(x, r, step, noise)
+    assert torch.equal(drawn, backend.langevin_update(x, r, step, noise._replace(given=z)))
 
 
 def test_zero_noise_nan_and_the_closed_interval() -> None:
     x = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5, math.nan]).reshape(1, 1, 2, 3)
-    options = {"seed": 1, "sample_ids": None, "step": 0}
-    value = backend.langevin_update(x, torch.zeros_like(x), 0.0, 0.0, 0.0, 1.0, **options)
+    step = Step(0, 0.0, 0.0, 0.0, 1.0)
+    value = backend.langevin_update(x, torch.zeros_like(x), step, NoiseSource(1))
     assert value.flatten().tolist()[:5] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert math.isnan(value.flatten()[5])
-    gradient, through = backend.langevin_update_vjp(
-        torch.ones_like(x), x, torch.zeros_like(x), 0.0, 0.0, 0.0, 1.0, **options
-    )
+    gradient, through = backend.langevin_update_vjp(torch.ones_like(x), x, torch.zeros_like(x), step, NoiseSource(1))
     assert gradient.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
     assert int(through.count_nonzero()) == 0
 
 
 def test_layouts_and_empty_batches() -> None:
     x, r, ids = operands((4, 3, 6, 10))
-    options = {"seed": 1, "sample_ids": ids, "step": 0}
-    expected = backend.langevin_update(x, r, A, D, 0.0, 1.0, **options)
-    assert torch.equal(
-        backend.langevin_update(x.to(memory_format=torch.channels_last), r, A, D, 0.0, 1.0, **options), expected
-    )
-    assert torch.equal(backend.langevin_update(torch._neg_view(-x), r, A, D, 0.0, 1.0, **options), expected)
-    options["sample_ids"] = ids[:0]
-    assert backend.langevin_update(x[:0], r[:0], A, D, 0.0, 1.0, **options).shape == (0, 3, 6, 10)
+    step, noise = Step(0, A, D, 0.0, 1.0), NoiseSource(1, ids)
+    expected = backend.langevin_update(x, r, step, noise)
+    assert torch.equal(backend.langevin_update(x.to(memory_format=torch.channels_last), r, step, noise), expected)
+    assert torch.equal(backend.langevin_update(torch._neg_view(-x), r, step, noise), expected)
+    assert backend.langevin_update(x[:0], r[:0], step, NoiseSource(1, ids[:0])).shape == (0, 3, 6, 10)
 
 
 @pytest.mark.parametrize("clamp", [None, (0.1, 0.6)])
