@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,65 @@ def check_count(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_value_range(value_range: Any) -> tuple[float, float]:
+    """``value_range`` as two floats (low, high), the same for all channels.
+
+    Args:
+        value_range: a pair of numbers; arrays, tensors and sequences of one number count as that number.
+
+    Raises:
+        TypeError: not a pair, or bounds that are not numbers.
+        ValueError: bounds for each channel, not finite, or not low < high.
+    """
+    try:
+        if isinstance(value_range, (str, bytes)):
+            raise TypeError
+        bounds = [_numbers(bound) for bound in value_range]
+    except TypeError:
+        raise TypeError(f"value_range: expected two numbers (low, high), got {value_range!r}") from None
+    if len(bounds) != 2:
+        raise ValueError(f"value_range: expected two numbers (low, high) for all channels, got {len(bounds)} entries")
+    counts = [len(numbers) for numbers in bounds]
+    if counts != [1, 1]:
+        raise ValueError(
+            f"value_range: expected one low and one high for all channels, got {counts[0]} and {counts[1]} numbers; for "
+            "bounds that differ by channel purify images in [0, 1] and let the classifier normalise them itself"
+        )
+    (low,), (high,) = bounds
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value_range: expected finite (low, high) with low < high, got {(low, high)}")
+    return low, high
+
+
+def _numbers(bound: Any) -> list[float]:
+    """The numbers of one bound: of a number, a tensor, an array or a sequence; TypeError for anything else."""
+    try:
+        array = np.asarray(bound.detach().cpu().double() if isinstance(bound, Tensor) else bound)
+    except ValueError:
+        raise TypeError("sequences of different lengths") from None
+    if array.dtype.kind not in "iufO":
+        raise TypeError
+    return [float(number) for number in array.flatten()]
+
+
+def rounding_of_range(dtype: torch.dtype, low: float, high: float) -> float:
+    """By how much images of ``dtype`` may leave [low, high] and still count as in it: 4 eps max(|low|, |high|).
+
+    Normalising by a mean and a standard deviation rounds four times, resizing about as often, and each may be off by
+    eps / 2. eps is that of the dtype, for float64 that of float32: images often pass through float32 on their way.
+    """
+    return 4 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * max(abs(low), abs(high))
+
+
+def images_of(bad: Tensor) -> str:
+    """Where the True values of ``bad`` (B, C, H, W) lie, for a message: how many, in how many images, the first one."""
+    per_image = bad.flatten(1).sum(1)
+    images = per_image.nonzero().flatten().tolist()
+    count = int(per_image.sum())
+    values = "1 value" if count == 1 else f"{count} values"
+    return f"{values} in {len(images)} of {len(bad)} images, the first in image {images[0]}"
 
 
 def check_range(images: Tensor, value_range: tuple[float, float]) -> None:

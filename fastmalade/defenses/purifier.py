@@ -40,7 +40,8 @@ class Purifier(Defense):
         autoencoder: r, an :class:`fastmalade.Autoencoder` or any callable (B, C, H, W) -> (B, C, H, W) on [0, 1]. Give
             your own module an attribute ``in_channels`` if ``purify`` is to take layouts other than (B, C, H, W).
         chain: number of steps, step sizes, noise and clamp.
-        value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0, 1].
+        value_range: (low, high) of the images given and returned, one number each for all channels; mapped affinely to
+            the autoencoder's [0, 1].
         backend: "torch", "cpu", "cuda", "triton" or None to choose by environment, dtype and device at each call.
         max_bytes: budget for what a gradient through the chain keeps in memory, see :func:`fastmalade.langevin_chain`.
         precision: of the matrix products on a GPU, see :func:`fastmalade.langevin_chain`. Backend, budget and precision
@@ -48,7 +49,8 @@ class Purifier(Defense):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an empty or infinite value range, an unknown backend or precision, or a budget below 1.
+        ValueError: an empty or infinite value range or one with bounds by channel, an unknown backend or precision, or
+            a budget below 1.
     """
 
     kind: ClassVar[str] = "purifier"
