@@ -56,8 +56,8 @@ def check_value_range(value_range: Any) -> tuple[float, float]:
     counts = [len(numbers) for numbers in bounds]
     if counts != [1, 1]:
         raise ValueError(
-            f"value_range: expected one low and one high for all channels, got {counts[0]} and {counts[1]} numbers; for "
-            "bounds that differ by channel purify images in [0, 1] and let the classifier normalise them itself"
+            f"value_range: expected one low and one high for all channels, got {counts[0]} and {counts[1]} numbers; "
+            "for bounds that differ by channel purify images in [0, 1] and let the classifier normalise them itself"
         )
     (low,), (high,) = bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -94,13 +94,26 @@ def images_of(bad: Tensor) -> str:
     return f"{values} in {len(images)} of {len(bad)} images, the first in image {images[0]}"
 
 
-def check_range(images: Tensor, value_range: tuple[float, float]) -> None:
-    """Raise ValueError unless all values lie in ``value_range``; NaN does not."""
+def check_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """``images`` (B, C, H, W), as a clamped copy where values leave ``value_range`` by rounding alone.
+
+    Raises:
+        ValueError: values outside by more than :func:`rounding_of_range`, or NaN; names the first image.
+    """
     low, high = value_range
-    if images.numel() and not bool(((images >= low) & (images <= high)).all()):
+    if images.numel() == 0:
+        return images
+    smallest, largest = float(images.min()), float(images.max())
+    if smallest >= low and largest <= high:
+        return images
+    slack = rounding_of_range(images.dtype, low, high)
+    inside = (images >= low - slack) & (images <= high + slack)
+    if not bool(inside.all()):
         raise ValueError(
-            f"images: expected values in [{low}, {high}], got {float(images.min())} to {float(images.max())}"
+            f"images: expected values in [{low}, {high}], got {smallest} to {largest} "
+            f"({images_of(~inside)}, counting from 0)"
         )
+    return images.clamp(low, high)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -136,15 +149,17 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")
 
 
-def check_unit_images(images: Tensor) -> None:
-    """Raise ValueError unless ``images`` is a non-empty (n, C, H, W) floating tensor with values in [0, 1]."""
+def check_unit_images(images: Tensor) -> Tensor:
+    """``images``, a non-empty (n, C, H, W) floating tensor with values in [0, 1]; see :func:`check_range`.
+
+    Raises:
+        ValueError: anything else.
+    """
     if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(
             f"expected images (n, C, H, W), floating, n >= 1; got shape {tuple(images.shape)}, dtype {images.dtype}"
         )
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(f"expected image values in [0, 1], got [{low:g}, {high:g}]")
+    return check_range(images, (0.0, 1.0))
 
 
 def check_labels(labels: Tensor, n_images: int, num_classes: int) -> None:

@@ -78,7 +78,7 @@ def check_sample_ids(sample_ids: Any, batch: int, device: torch.device | str = "
 
 
 def _can_be_read(tensor: Tensor) -> bool:
-    """Whether the values of a tensor are there, at no cost: a plain one on the CPU that nothing traces or transforms."""
+    """Whether the values of a tensor can be read at no cost: a plain one on the CPU, not traced or transformed."""
     return (
         type(tensor) is Tensor
         and tensor.is_cpu
@@ -130,6 +130,12 @@ def _traced_ids(sample_ids: Any) -> Tensor:
     """What ``torch.compile`` can put into a graph: an array as a tensor, a sequence as the ints that it holds."""
     if isinstance(sample_ids, np.ndarray):
         return torch.from_numpy(sample_ids)
+    if isinstance(sample_ids, range):
+        first, end, step = sample_ids.start, sample_ids.stop, sample_ids.step
+        if 0 <= first <= end < 2**63 and step > 0:
+            # One graph for all ranges: the compiler does not go through one whose ends it takes as arguments.
+            return torch.arange(first, end, step)
+        sample_ids = range(operator.index(first), operator.index(end), operator.index(step))
     ids = []
     for place, value in enumerate(sample_ids):
         number = _index(value) if isinstance(value, bool) or not isinstance(value, int) else value

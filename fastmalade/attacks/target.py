@@ -58,7 +58,9 @@ class Target:
         self.defended: DefendedClassifier | None = None
         if isinstance(model, DefendedClassifier):
             if value_range is not None and check_value_range(value_range) != model.purifier.value_range:
-                raise ValueError(f"value_range: expected the purifier's {model.purifier.value_range}, got {value_range}")
+                raise ValueError(
+                    f"value_range: expected the purifier's {model.purifier.value_range}, got {value_range}"
+                )
             check_stated_gradient(model.purifier, gradient)
             # Shallow: modules are shared, and only the copy gets the attacker's gradient.
             self.defended = copy.copy(model)
