@@ -61,8 +61,14 @@ def test_images_normalised_in_their_own_precision(digits, name, dtype):
     assert left >= 2
 
 
-@pytest.mark.parametrize("kind", ["torch", "numpy", "read-only numpy", "channels last"])
-@pytest.mark.parametrize("name", ["malade", "any r(x)", "magnet"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("malade", "any r(x)", "magnet") for kind in ("torch", "numpy", "read-only numpy")),
+        ("malade", "channels last"),
+        ("magnet", "channels last"),
+    ],
+)
 def test_resized_images(digits, name, kind):
     """Bilinear weights add up to 1 and a few units in the last place; the other end is what a subtraction leaves."""
     x = F.interpolate(digits[0][:64] * 0.0 + 1.0, size=(12, 20), mode="bilinear", antialias=True)
@@ -71,8 +77,6 @@ def test_resized_images(digits, name, kind):
     assert 1.0 < float(x.max()) <= 1.0000005
     clean = x.clamp(0.0, 1.0)
     images = x if kind == "torch" else x.permute(0, 2, 3, 1).contiguous() if kind == "channels last" else x.numpy()
-    if kind == "channels last" and name == "any r(x)":
-        return  # it does not say how many channels it takes
     if kind == "read-only numpy":
         images = images.copy()
         images.setflags(write=False)

@@ -136,7 +136,7 @@ class Defense(nn.Module):
         Args:
             x: (B, C, H, W) in ``value_range``, dtype and device of the networks.
             seed: 0 <= seed < 2**64; None draws a fresh one from the operating system.
-            sample_ids: B integers that number the images for the randomness; 0..B-1 by default.
+            sample_ids: B integers that number the images for the randomness, 0 <= id < 2**64; 0..B-1 by default.
 
         Returns:
             (B, C, H, W) in ``value_range``.
@@ -187,7 +187,7 @@ class Defense(nn.Module):
 
         Raises:
             TypeError: wrong kind or dtype, or an override that this defence does not take.
-            ValueError: wrong shape, values out of range, NaN or infinity.
+            ValueError: wrong shape, NaN or infinity, values out of range by more than rounding.
             FloatingPointError: the iteration diverged.
         """
         if overrides:

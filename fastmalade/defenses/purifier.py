@@ -148,8 +148,8 @@ class Purifier(Defense):
                 values in ``value_range``; (B, C, H, W) or, where unambiguous, (B, H, W, C), (B, H, W), (H, W). The full
                 rules are those of :func:`fastmalade.inputs.prepare`. The chain runs in the dtype of the autoencoder.
             seed: 0 <= seed < 2**64; None draws a fresh one from the operating system.
-            sample_ids: B integers, 0..B-1 by default. If you split a data set, pass global ids: then the result does
-                not depend on the split.
+            sample_ids: B integers, 0 <= id < 2**64; 0..B-1 by default. If you split a data set, pass global ids: then
+                the result does not depend on the split.
             backend: in place of the purifier's, for this call.
             chain_overrides: fields of :class:`ChainConfig`, for this call.
 
@@ -158,7 +158,7 @@ class Purifier(Defense):
 
         Raises:
             TypeError: wrong kind or dtype, or an unknown override.
-            ValueError: wrong shape, values out of range, NaN or infinity.
+            ValueError: wrong shape, NaN or infinity, values out of range by more than rounding.
             FloatingPointError: the chain diverged.
             BackendUnavailableError: the backend asked for cannot run here.
         """
