@@ -100,7 +100,10 @@ def check_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     Raises:
         ValueError: values outside by more than :func:`rounding_of_range`, or NaN; names the first image.
     """
-    low, high = value_range
+    return _clamped(images, *value_range, "images: expected values in [{low}, {high}], got {smallest} to {largest}")
+
+
+def _clamped(images: Tensor, low: float, high: float, message: str) -> Tensor:
     if images.numel() == 0:
         return images
     smallest, largest = float(images.min()), float(images.max())
@@ -109,10 +112,8 @@ def check_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     slack = rounding_of_range(images.dtype, low, high)
     inside = (images >= low - slack) & (images <= high + slack)
     if not bool(inside.all()):
-        raise ValueError(
-            f"images: expected values in [{low}, {high}], got {smallest} to {largest} "
-            f"({images_of(~inside)}, counting from 0)"
-        )
+        text = message.format(low=low, high=high, smallest=smallest, largest=largest)
+        raise ValueError(f"{text} ({images_of(~inside)}, counting from 0)")
     return images.clamp(low, high)
 
 
@@ -159,7 +160,7 @@ def check_unit_images(images: Tensor) -> Tensor:
         raise ValueError(
             f"expected images (n, C, H, W), floating, n >= 1; got shape {tuple(images.shape)}, dtype {images.dtype}"
         )
-    return check_range(images, (0.0, 1.0))
+    return _clamped(images, 0.0, 1.0, "expected image values in [0, 1], got [{smallest:g}, {largest:g}]")
 
 
 def check_labels(labels: Tensor, n_images: int, num_classes: int) -> None:
