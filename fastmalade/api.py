@@ -29,7 +29,7 @@ def purify(
         model: shipped name, path of a file of ``save_pretrained``, a Purifier or another :class:`fastmalade.Defense`.
         seed: 0 <= seed < 2**64 to repeat a result; None draws a fresh one from the operating system at
             every call.
-        sample_ids: B integers that number the images for the noise, 0..B-1 by default.
+        sample_ids: B integers that number the images for the noise, 0 <= id < 2**64; 0..B-1 by default.
         backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and
             device. For a Purifier only.
         chain_overrides: fields of :class:`fastmalade.ChainConfig`, for example ``n_steps=25``. For a Purifier only:

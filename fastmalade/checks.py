@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +35,86 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
-def check_range(images: Tensor, value_range: tuple[float, float]) -> None:
-    """Raise ValueError unless all values lie in ``value_range``; NaN does not."""
-    low, high = value_range
-    if images.numel() and not bool(((images >= low) & (images <= high)).all()):
+def check_value_range(value_range: Any) -> tuple[float, float]:
+    """``value_range`` as two floats (low, high), the same for all channels.
+
+    Args:
+        value_range: a pair of numbers; arrays, tensors and sequences of one number count as that number.
+
+    Raises:
+        TypeError: not a pair, or bounds that are not numbers.
+        ValueError: bounds for each channel, not finite, or not low < high.
+    """
+    try:
+        if isinstance(value_range, (str, bytes)):
+            raise TypeError
+        bounds = [_numbers(bound) for bound in value_range]
+    except TypeError:
+        raise TypeError(f"value_range: expected two numbers (low, high), got {value_range!r}") from None
+    if len(bounds) != 2:
+        raise ValueError(f"value_range: expected two numbers (low, high) for all channels, got {len(bounds)} entries")
+    counts = [len(numbers) for numbers in bounds]
+    if counts != [1, 1]:
         raise ValueError(
-            f"images: expected values in [{low}, {high}], got {float(images.min())} to {float(images.max())}"
+            f"value_range: expected one low and one high for all channels, got {counts[0]} and {counts[1]} numbers; "
+            "for bounds that differ by channel purify images in [0, 1] and let the classifier normalise them itself"
         )
+    (low,), (high,) = bounds
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value_range: expected finite (low, high) with low < high, got {(low, high)}")
+    return low, high
+
+
+def _numbers(bound: Any) -> list[float]:
+    """The numbers of one bound: of a number, a tensor, an array or a sequence; TypeError for anything else."""
+    try:
+        array = np.asarray(bound.detach().cpu().double() if isinstance(bound, Tensor) else bound)
+    except ValueError:
+        raise TypeError("sequences of different lengths") from None
+    if array.dtype.kind not in "iufO":
+        raise TypeError
+    return [float(number) for number in array.flatten()]
+
+
+def rounding_of_range(dtype: torch.dtype, low: float, high: float) -> float:
+    """By how much images of ``dtype`` may leave [low, high] and still count as in it: 4 eps max(|low|, |high|).
+
+    Normalising by a mean and a standard deviation rounds four times, resizing about as often, and each may be off by
+    eps / 2. eps is that of the dtype, for float64 that of float32: images often pass through float32 on their way.
+    """
+    return 4 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * max(abs(low), abs(high))
+
+
+def images_of(bad: Tensor) -> str:
+    """Where the True values of ``bad`` (B, C, H, W) lie, for a message: how many, in how many images, the first one."""
+    per_image = bad.flatten(1).sum(1)
+    images = per_image.nonzero().flatten().tolist()
+    count = int(per_image.sum())
+    values = "1 value" if count == 1 else f"{count} values"
+    return f"{values} in {len(images)} of {len(bad)} images, the first in image {images[0]}"
+
+
+def check_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """``images`` (B, C, H, W), as a clamped copy where values leave ``value_range`` by rounding alone.
+
+    Raises:
+        ValueError: values outside by more than :func:`rounding_of_range`, or NaN; names the first image.
+    """
+    return _clamped(images, *value_range, "images: expected values in [{low}, {high}], got {smallest} to {largest}")
+
+
+def _clamped(images: Tensor, low: float, high: float, message: str) -> Tensor:
+    if images.numel() == 0:
+        return images
+    smallest, largest = float(images.min()), float(images.max())
+    if smallest >= low and largest <= high:
+        return images
+    slack = rounding_of_range(images.dtype, low, high)
+    inside = (images >= low - slack) & (images <= high + slack)
+    if not bool(inside.all()):
+        text = message.format(low=low, high=high, smallest=smallest, largest=largest)
+        raise ValueError(f"{text} ({images_of(~inside)}, counting from 0)")
+    return images.clamp(low, high)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -75,15 +150,17 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")
 
 
-def check_unit_images(images: Tensor) -> None:
-    """Raise ValueError unless ``images`` is a non-empty (n, C, H, W) floating tensor with values in [0, 1]."""
+def check_unit_images(images: Tensor) -> Tensor:
+    """``images``, a non-empty (n, C, H, W) floating tensor with values in [0, 1]; see :func:`check_range`.
+
+    Raises:
+        ValueError: anything else.
+    """
     if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(
             f"expected images (n, C, H, W), floating, n >= 1; got shape {tuple(images.shape)}, dtype {images.dtype}"
         )
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(f"expected image values in [0, 1], got [{low:g}, {high:g}]")
+    return _clamped(images, 0.0, 1.0, "expected image values in [0, 1], got [{smallest:g}, {largest:g}]")
 
 
 def check_labels(labels: Tensor, n_images: int, num_classes: int) -> None:

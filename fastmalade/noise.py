@@ -28,7 +28,7 @@ def standard_normal(
 
     Args:
         seed: int, 0 <= seed < 2**64.
-        sample_ids: (B,) integers; the result lies on the device of a tensor, else on the CPU.
+        sample_ids: (B,) integers, 0 <= id < 2**64; the result lies on the device of a tensor, else on the CPU.
         step: step t of the chain, 0 <= step < 2**32.
         shape: shape of one sample, usually (C, H, W).
         backend: as for :func:`fastmalade.langevin_chain`.

@@ -249,7 +249,7 @@ def test_values_out_of_range(make_images, kind, value, message, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_values_out_of_range_in_half_precision(dtype):
     x = torch.zeros(1, 1, 8, 8, dtype=dtype)
-    x[0, 0, 0, 0] = 1.01
+    x[0, 0, 0, 0] = 1 + 6 * torch.finfo(dtype).eps
     with pytest.raises(ValueError, match=r"got values from 0\.0 to 1\.0"):
         GREY.purify(x)
     # 0.7 lies above what half precision makes of it, and the bound of the range is rounded likewise.

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_defenses import small_defense
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastmalade
 from fastmalade import reference
@@ -51,7 +53,7 @@ def test_samples_steps_seeds_and_neighbours_are_uncorrelated(backend):
 
 
 def test_noise_does_not_depend_on_the_batch(backend):
-    ids = torch.tensor([5, 0, 2**40, -1, 17, 3, 9])
+    ids = torch.tensor([5, 0, 2**40, -1, 17, 3, 9]).view(torch.uint64)
     batch = fastmalade.standard_normal(7, ids, 2, (3, 5, 7), backend=backend)
     alone = torch.cat([fastmalade.standard_normal(7, ids[k : k + 1], 2, (3, 5, 7), backend=backend) for k in range(7)])
     assert torch.equal(batch, alone)
@@ -110,11 +112,14 @@ def test_sample_ids_keep_64_bits():
     for ids in (
         [0, 2**64 - 1, 2**63],
         np.array([0, 2**64 - 1, 2**63], dtype=np.uint64),
-        torch.tensor(expected),
+        (0, np.uint64(2**64 - 1), 2**63),
+        torch.tensor(expected).view(torch.uint64),
     ):
         assert check_sample_ids(ids, 3).tolist() == expected
     assert check_sample_ids(np.array([1, 2], dtype=np.uint8), 2).tolist() == [1, 2]
-    assert check_sample_ids([-1, -2], 2).tolist() == [-1, -2]
+    for dtype in (torch.uint8, torch.uint16, torch.int16, torch.uint32, torch.int32):
+        assert check_sample_ids(torch.tensor([1, 100]).to(dtype), 2).tolist() == [1, 100]
+    assert check_sample_ids(range(7, 9), 2).tolist() == [7, 8]
     assert check_sample_ids(None, 4).tolist() == [0, 1, 2, 3]
     assert check_sample_ids([], 0).tolist() == []
 
@@ -137,11 +142,58 @@ def test_read_only_sample_ids_are_taken_and_not_shared():
         (np.zeros(2), TypeError),
         ([0], ValueError),
         ([[0, 1]], ValueError),
+        ([[0, 1], [2]], ValueError),
     ],
 )
 def test_sample_ids_refused(ids, error):
     with pytest.raises(error, match=r"sample_ids: expected .*got"):
         check_sample_ids(ids, 2)
+
+
+@pytest.mark.parametrize(
+    ("ids", "value", "index"),
+    [
+        ([4, 0, -2, -1], -2, 2),
+        ((-1, 2**63, 2**64 - 1, 0), -1, 0),
+        ([0, 2**63, -5, -6], -5, 2),
+        ([0, 2**63, 2**64, 0], 2**64, 2),
+        ([0, 1, 2, 2**70], 2**70, 3),
+        (range(-1, 3), -1, 0),
+        ([np.int64(3), np.int64(-4), 0, 0], -4, 1),
+        (np.array([0, 1, 2, -(2**63)]), -(2**63), 3),
+        (np.array([5, -7, 2, -3], dtype=np.int16), -7, 1),
+        (np.arange(8)[::2] * -1, -2, 1),
+        (torch.tensor([0, 1, -1, -9]), -1, 2),
+        (torch.tensor([0, -(2**31), 1, 2], dtype=torch.int32), -(2**31), 1),
+        (torch.arange(2, -6, -2), -2, 2),
+    ],
+    ids=repr,
+)
+def test_ids_outside_their_range_are_refused_wherever_they_come(ids, value, index, purifier, make_images):
+    x = make_images(4, 1, 8, 8)
+    defended = fastmalade.DefendedClassifier(purifier, torch.nn.Flatten(), n_chains=2)
+    labels = torch.zeros(4, dtype=torch.int64)
+    for call in (
+        lambda: check_sample_ids(ids, 4),
+        lambda: purifier(x, seed=1, sample_ids=ids),
+        lambda: purifier.purify(x, sample_ids=ids),
+        lambda: purifier.purify(x.numpy(), sample_ids=ids),
+        lambda: purifier.purify(x.double(), sample_ids=ids),
+        lambda: small_defense("magnet").purify(x, sample_ids=ids),
+        lambda: defended(x, sample_ids=ids),
+        lambda: fastmalade.eot_gradient(defended, x, labels, sample_ids=ids),
+        lambda: fastmalade.standard_normal(0, ids, 0, (4,)),
+    ):
+        with pytest.raises(ValueError, match=rf"sample_ids: expected 0 <= id < 2\*\*64, got {value} at index {index}$"):
+            call()
+
+
+def test_ids_that_cannot_be_read_are_not_looked_at():
+    negative = torch.tensor([[1, -2], [3, -4]])
+    assert torch.equal(torch.vmap(lambda ids: check_sample_ids(ids, 2))(negative), negative)
+    assert check_sample_ids(torch.empty(3, dtype=torch.int64, device="meta"), 3, "meta").is_meta
+    with FakeTensorMode():
+        assert check_sample_ids(torch.arange(3), 3).shape == (3,)
 
 
 def test_arguments_of_standard_normal_are_checked():

@@ -140,7 +140,9 @@ def check_inside(x: Tensor, centre: Tensor, epsilon: float, norm: Norm, value_ra
     if x.numel() == 0:
         return
     low, high = value_range
-    if float(x.min()) < low or float(x.max()) > high:
+    # As the dtype holds them: that is what a clamp to the range gives.
+    held_low, held_high = torch.tensor(value_range, dtype=x.dtype).tolist()
+    if float(x.min()) < held_low or float(x.max()) > held_high:
         raise RuntimeError(
             f"attacked images: expected values in [{low}, {high}], got {float(x.min())} to {float(x.max())}"
         )

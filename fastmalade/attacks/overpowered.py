@@ -182,7 +182,7 @@ def train_robust(
     Source: paper 004, eq. 6 and section 4.3.
     """
     chosen = RobustSettings(**settings)
-    check_unit_images(images)
+    images = check_unit_images(images)
     check_labels(labels, len(images), int(labels.max()) + 1)
 
     def batch_loss(indices: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def train_substitute_classifier(
         raise TypeError(f"inner_attack: expected an attack or None, got {type(inner_attack).__name__}")
     _check_trainable("substitute", substitute)
     value_range = target.purifier.value_range
-    _check_images(images, value_range)
+    images = _check_images(images, value_range)
 
     asked_of = dataclasses.asdict(chosen) | {
         "inner_attack": None if inner_attack is None else inner_attack.settings(),
@@ -251,7 +251,7 @@ def train_substitute_purifier(
     if not isinstance(defense, Defense):
         raise TypeError(f"defense: expected a Defense, got {type(defense).__name__}")
     _check_trainable("substitute", substitute)
-    _check_images(images, defense.value_range)
+    images = _check_images(images, defense.value_range)
     seed = derive_seed(chosen.seed, _QUERY)
     # Training settings are checked by the training's own checkpoint: the same answers serve them all.
     queries = Queries(images, defense, {"seed": chosen.seed, "query_batch": chosen.query_batch}, checkpoint)
@@ -368,11 +368,11 @@ def _in_batches(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, la
     return torch.cat([function(x, y) for x, y in zip(images.split(size), labels.split(size), strict=True)])
 
 
-def _check_images(images: Tensor, value_range: tuple[float, float]) -> None:
+def _check_images(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4 or len(images) == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images: expected a floating tensor (n, C, H, W), n >= 1, got {got}")
-    check_range(images, value_range)
+    return check_range(images, value_range)
 
 
 def _check_trainable(name: str, model: nn.Module) -> None:

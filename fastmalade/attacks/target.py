@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmalade.checks import check_value_range
 from fastmalade.defenses.base import Defense
 from fastmalade.defenses.defended import DefendedClassifier, GradientMode, check_stated_gradient
 
@@ -56,9 +57,9 @@ class Target:
             raise ValueError(f"gradient: expected one of {', '.join(get_args(GradientMode))}, got {gradient!r}")
         self.defended: DefendedClassifier | None = None
         if isinstance(model, DefendedClassifier):
-            if value_range is not None and tuple(value_range) != model.purifier.value_range:
+            if value_range is not None and check_value_range(value_range) != model.purifier.value_range:
                 raise ValueError(
-                    f"value_range: expected the purifier's {model.purifier.value_range}, got {tuple(value_range)}"
+                    f"value_range: expected the purifier's {model.purifier.value_range}, got {value_range}"
                 )
             check_stated_gradient(model.purifier, gradient)
             # Shallow: modules are shared, and only the copy gets the attacker's gradient.
@@ -71,9 +72,7 @@ class Target:
                     f"gradient: expected 'unrolled' for a {type(model).__name__}, which is differentiated as it is, "
                     f"got {gradient!r}; 'bpda' and 'blind' need a DefendedClassifier"
                 )
-            self.value_range = (0.0, 1.0) if value_range is None else (float(value_range[0]), float(value_range[1]))
-            if not self.value_range[0] < self.value_range[1]:
-                raise ValueError(f"value_range: expected (low, high) with low < high, got {self.value_range}")
+            self.value_range = (0.0, 1.0) if value_range is None else check_value_range(value_range)
         self.model = model
 
     @property
@@ -136,6 +135,6 @@ def reconstruct(purifier: Defense, x: Tensor) -> Tensor:
 
 
 def noise_ids(image_ids: Tensor, samples: Sequence[int] | range, n_samples: int) -> Tensor:
-    """Ids of noise draws: image id * n_samples + sample, image by image; (B,) int64 to (B * len(samples),)."""
+    """Ids of noise draws: image id * n_samples + sample, image by image; int64 (B,) to uint64 (B * len(samples),)."""
     chosen = torch.as_tensor(list(samples), dtype=torch.int64, device=image_ids.device)
-    return (image_ids[:, None] * n_samples + chosen).reshape(-1)
+    return (image_ids[:, None] * n_samples + chosen).reshape(-1).view(torch.uint64)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmalade.checks import images_of
+
 CPU = torch.device("cpu")
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 """Tensors whose operations nobody has overridden."""
 
-DIVERGED = "the chain diverged: expected finite results, got NaN or infinity; check step_size and noise_scale"
 WRITTEN_TO = (
     "langevin_chain: expected the autoencoder's weights of the forward pass, got weights that were modified in place "
     "since"
@@ -104,3 +105,11 @@ def weight_shapes(channels: int, hidden1: int, hidden2: int) -> tuple[tuple[int,
         (hidden1, channels, 1, 1), (channels,),
         (channels, channels, 5, 5), (channels,),
     )  # fmt: skip
+
+
+def diverged(result: Tensor) -> FloatingPointError:
+    """The error of a chain whose ``result`` (B, C, H, W) is not finite."""
+    return FloatingPointError(
+        "the chain diverged: expected finite results, got NaN or infinity; check step_size and noise_scale "
+        f"({images_of(~result.isfinite())}, counting from 0)"
+    )

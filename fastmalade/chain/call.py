@@ -57,8 +57,9 @@ def langevin_chain(
         noise_scales: N finite floats d_t >= 0, standard deviations. Where one is 0 no noise is drawn.
         seed: 0 <= seed < 2**64; None draws a fresh one from the operating system at every call. With
             ``torch.utils.checkpoint``, which runs the forward pass twice, give a seed.
-        sample_ids: B integers that number the images for the noise; 0..B-1 by default. Results depend on
-            seed and id only, never on the batch an image came in.
+        sample_ids: B integers that number the images for the noise, 0 <= id < 2**64 and those from 2**63 on as Python
+            ints or uint64; 0..B-1 by default. Results depend on seed and id only, never on the batch an image came in.
+            The ids of a tensor on a GPU are not looked at: a negative one counts as the id with its 64 bits.
         noise: explicit (N, B, C, H, W) noise instead of ``seed`` and ``sample_ids``, in the dtype of ``x``.
         backend: "torch", "cpu", "cuda" or "triton"; by default ``FASTMALADE_BACKEND``, else chosen by dtype and device.
         clamp: (low, high) bounds, or None. The gradient of the clamp is that of ``torch.clamp``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.chain.observers import refuse_transformations
+from fastmalade.checks import check_value_range
 from fastmalade.inputs import Prepared, prepare
 from fastmalade.models.registry import NETWORKS, fill
 from fastmalade.pretrained import PretrainedError, expected_in_header, read_tensors, resolve_path, write_tensors
@@ -51,12 +51,15 @@ class Defense(nn.Module):
     do not take every image. One that has a ``kind``, ``networks`` and ``settings`` can be saved and loaded.
 
     Args:
-        value_range: (low, high) of the images given and returned; the networks work in [0, 1].
+        value_range: (low, high) of the images given and returned, one number each for all channels; the networks work
+            in [0, 1]. Where a normalisation gives every channel its own bounds, purify in [0, 1] and normalise in front
+            of the classifier.
         gradient: "unrolled": the gradient of ``forward`` is its exact derivative for the randomness that it drew.
             "bpda": the defence counts as the identity on the way back (Athalye et al. 2018).
 
     Raises:
-        ValueError: an empty or infinite value range, or an unknown gradient.
+        TypeError: a value range that is not a pair of numbers.
+        ValueError: an empty or infinite value range, or one with bounds by channel; an unknown gradient.
     """
 
     kind: ClassVar[str]
@@ -79,12 +82,10 @@ class Defense(nn.Module):
 
     def __init__(self, *, value_range: tuple[float, float] = (0.0, 1.0), gradient: StatedGradient = "unrolled") -> None:
         super().__init__()
-        low, high = (float(bound) for bound in value_range)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"value_range: expected finite (low, high) with low < high, got {tuple(value_range)}")
+        bounds = check_value_range(value_range)
         if gradient not in get_args(StatedGradient):
             raise ValueError(f"gradient: expected one of {', '.join(get_args(StatedGradient))}, got {gradient!r}")
-        self.value_range = (low, high)
+        self.value_range = bounds
         self.gradient: StatedGradient = gradient
 
     @property
@@ -136,7 +137,7 @@ class Defense(nn.Module):
         Args:
             x: (B, C, H, W) in ``value_range``, dtype and device of the networks.
             seed: 0 <= seed < 2**64; None draws a fresh one from the operating system.
-            sample_ids: B integers that number the images for the randomness; 0..B-1 by default.
+            sample_ids: B integers that number the images for the randomness, 0 <= id < 2**64; 0..B-1 by default.
 
         Returns:
             (B, C, H, W) in ``value_range``.
@@ -187,7 +188,7 @@ class Defense(nn.Module):
 
         Raises:
             TypeError: wrong kind or dtype, or an override that this defence does not take.
-            ValueError: wrong shape, values out of range, NaN or infinity.
+            ValueError: wrong shape, NaN or infinity, values out of range by more than rounding.
             FloatingPointError: the iteration diverged.
         """
         if overrides:

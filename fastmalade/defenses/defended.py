@@ -155,7 +155,8 @@ class DefendedClassifier(nn.Module):
         if self.n_chains == 1:
             return self.purifier(x, seed=seed, sample_ids=sample_ids)
         images, ids = self._chains_of(x, check_sample_ids(sample_ids, x.shape[0], x.device))
-        return self.purifier(images, seed=seed, sample_ids=ids)
+        # Ids are unsigned, and the product may have passed 2**63.
+        return self.purifier(images, seed=seed, sample_ids=ids.view(torch.uint64))
 
     def _chains_of(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Every image n_chains times, and the id of each chain."""

@@ -41,7 +41,8 @@ class Purifier(Defense):
         autoencoder: r, an :class:`fastmalade.Autoencoder` or any callable (B, C, H, W) -> (B, C, H, W) on [0, 1]. Give
             your own module an attribute ``in_channels`` if ``purify`` is to take layouts other than (B, C, H, W).
         chain: number of steps, step sizes, noise and clamp.
-        value_range: (low, high) of the images given and returned; mapped affinely to the autoencoder's [0, 1].
+        value_range: (low, high) of the images given and returned, one number each for all channels; mapped affinely to
+            the autoencoder's [0, 1].
         backend: "torch", "cpu", "cuda", "triton" or None to choose by environment, dtype and device at each call.
         max_bytes: budget for what a gradient through the chain keeps in memory, see :func:`fastmalade.langevin_chain`.
         precision: of the matrix products on a GPU, see :func:`fastmalade.langevin_chain`. Backend, budget and precision
@@ -49,7 +50,8 @@ class Purifier(Defense):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an empty or infinite value range, an unknown backend or precision, or a budget below 1.
+        ValueError: an empty or infinite value range or one with bounds by channel, an unknown backend or precision, or
+            a budget below 1.
     """
 
     kind: ClassVar[str] = "purifier"
@@ -147,8 +149,8 @@ class Purifier(Defense):
                 values in ``value_range``; (B, C, H, W) or, where unambiguous, (B, H, W, C), (B, H, W), (H, W). The full
                 rules are those of :func:`fastmalade.inputs.prepare`. The chain runs in the dtype of the autoencoder.
             seed: 0 <= seed < 2**64; None draws a fresh one from the operating system.
-            sample_ids: B integers, 0..B-1 by default. If you split a data set, pass global ids: then the result does
-                not depend on the split.
+            sample_ids: B integers, 0 <= id < 2**64; 0..B-1 by default. If you split a data set, pass global ids: then
+                the result does not depend on the split.
             backend: in place of the purifier's, for this call.
             chain_overrides: fields of :class:`ChainConfig`, for this call.
 
@@ -157,7 +159,7 @@ class Purifier(Defense):
 
         Raises:
             TypeError: wrong kind or dtype, or an unknown override.
-            ValueError: wrong shape, values out of range, NaN or infinity.
+            ValueError: wrong shape, NaN or infinity, values out of range by more than rounding.
             FloatingPointError: the chain diverged.
             BackendUnavailableError: the backend asked for cannot run here.
         """

@@ -106,7 +106,7 @@ def train_autoencoder(
     Source: paper 000, eq. 5 (DAE) and eq. 8 with the sign corrected (sDAE).
     """
     chosen = AutoencoderSettings(**settings)
-    check_unit_images(images)
+    images = check_unit_images(images)
     if labels is None and (classifier is not None or chosen.class_balanced):
         raise ValueError("expected labels, which a classifier and class_balanced both need; got None")
     if labels is not None:

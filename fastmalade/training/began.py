@@ -93,10 +93,11 @@ def train_began(
     Source: Berthelot et al. 2017, sections 3.3 and 3.4; the rate falls as in ``LoopSettings``, not by halves.
     """
     chosen = BeganSettings(**settings)
+    images = check_unit_images(images)
+    validation = None if validation is None else check_unit_images(validation)
     for name, value in (("images", images), ("validation", validation)):
         if value is None:
             continue
-        check_unit_images(value)
         if tuple(value.shape[2:]) != BeganGenerator.image_size:
             raise ValueError(f"{name}: expected shape (n, C, 64, 64), got {tuple(value.shape)}")
     with torch.random.fork_rng():

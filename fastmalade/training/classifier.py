@@ -59,7 +59,7 @@ def train_classifier(
         CheckpointError: the checkpoint is of other settings.
     """
     chosen = ClassifierSettings(name=name, **settings)  # type: ignore[arg-type]
-    check_unit_images(images)
+    images = check_unit_images(images)
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     check_labels(labels, len(images), classes)
     with torch.random.fork_rng():

@@ -89,7 +89,7 @@ def train_gan(
     Source: Gulrajani et al. 2017, algorithm 1, without its five critic steps (see ``GanSettings.critic_rate``).
     """
     chosen = GanSettings(**settings)
-    check_unit_images(images)
+    images = check_unit_images(images)
     if tuple(images.shape[2:]) != GanGenerator.image_size:
         raise ValueError(f"images: expected shape (n, C, 28, 28), got {tuple(images.shape)}")
     with torch.random.fork_rng():

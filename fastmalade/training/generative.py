@@ -86,7 +86,7 @@ def train_vae(
     Source: paper 004, section 4.1.
     """
     chosen = VaeSettings(**settings)
-    check_unit_images(images)
+    images = check_unit_images(images)
     with torch.random.fork_rng():
         torch.manual_seed(chosen.seed)
         model = Vae(chosen.latent_dim, chosen.hidden, tuple(images.shape[1:]))
@@ -147,7 +147,7 @@ def train_denoiser(
     Source: paper 003, eq. 5.
     """
     chosen = DenoiserSettings(**settings)
-    check_unit_images(images)
+    images = check_unit_images(images)
     with torch.random.fork_rng():
         torch.manual_seed(chosen.seed)
         model = SkipDenoiser(images.shape[1], chosen.width, chosen.depth)

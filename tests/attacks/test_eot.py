@@ -24,7 +24,7 @@ def by_hand(defended, x, labels, samples, seed, ids, gradient="unrolled"):
             if gradient == "blind":
                 logits = defended.classifier(leaf)
             else:
-                logits = model(leaf, seed=seed, sample_ids=[image_id * samples + k])
+                logits = model(leaf, seed=seed, sample_ids=[(image_id * samples + k) % 2**64])
             loss = F.cross_entropy(logits, labels[i : i + 1])
             draws.append(torch.autograd.grad(loss, leaf)[0])
             losses.append(loss.detach())
@@ -32,10 +32,10 @@ def by_hand(defended, x, labels, samples, seed, ids, gradient="unrolled"):
     return torch.stack(gradients)[:, :, 0], torch.stack(losses).reshape(len(x), samples)
 
 
+@pytest.mark.parametrize("ids", [[5, 0, 77], [2**61 + 3, 2**63, 2**64 - 1]], ids=["small", "large"])
 @pytest.mark.parametrize("gradient", ["unrolled", "bpda", "blind"])
-def test_the_mean_of_single_draws(defended, few, gradient):
+def test_the_mean_of_single_draws(defended, few, gradient, ids):
     x, y = few[0][:3], few[1][:3]
-    ids = [5, 0, 77]
     found = eot_gradient(defended, x, y, samples=5, gradient=gradient, seed=9, sample_ids=ids, spread=True)
     draws, losses = by_hand(defended, x, y, 5, 9, ids, gradient)
     torch.testing.assert_close(found.gradient, draws.mean(1), rtol=1e-4, atol=1e-7)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fastmalade.backends.arguments import (
-    DIVERGED,
     IMAGES,
     PLAIN_TYPES,
     WRITTEN_TO,
     checked_model,
     checked_seed,
     checked_tensor,
+    diverged,
     is_plain,
     like,
 )
@@ -92,7 +92,7 @@ def inspected_chain(x: Tensor, model: Any, steps: Steps, noise: NoiseSource, ins
         torch.get_num_threads(),
     )  # fmt: skip
     if outcome == "diverged":
-        raise FloatingPointError(DIVERGED)
+        raise diverged(out)
     return None if outcome == "outside" else out
 
 
