@@ -12,6 +12,7 @@ from fastmalade.attacks.base import Attack
 from fastmalade.attacks.eot import EotGradient, eot_gradient
 from fastmalade.attacks.gradient_attacks import FGSM, MIM, PGD, IterativeAttack, RandomFGSM
 from fastmalade.attacks.libraries import AutoAttackReport, SeededCalls, art_classifier, autoattack_rand, foolbox_model
+from fastmalade.attacks.masking import GradientWarning
 from fastmalade.attacks.purifier_attacks import CounterAttackA, CounterAttackB, ReconstructionPGD
 from fastmalade.attacks.state import AttackCheckpointError, AttackResult
 
@@ -38,6 +39,7 @@ __all__ = [
     "CounterAttackA",
     "CounterAttackB",
     "EotGradient",
+    "GradientWarning",
     "IterativeAttack",
     "RandomFGSM",
     "ReconstructionPGD",

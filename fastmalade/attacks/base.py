@@ -26,6 +26,7 @@ from fastmalade.attacks.eot import (
     mean_gradient,
 )
 from fastmalade.attacks.geometry import Norm
+from fastmalade.attacks.masking import masking_warnings, warn
 from fastmalade.attacks.state import AttackResult, RunState, checked_path, identity_of
 from fastmalade.attacks.target import Loss, Model, Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images, check_number, check_range
@@ -169,8 +170,11 @@ class Attack(ABC):
         Raises:
             TypeError, ValueError: a wrong argument, or images outside the value range.
             AttackCheckpointError: the checkpoint belongs to another run, or is damaged.
-            FloatingPointError: a gradient that is not finite.
-            RuntimeError: the result is not in the ball, which would be a defect of the attack.
+            RuntimeError: logits that do not depend on the images in autograd's eyes; or the result is not in the ball,
+                which would be a defect of the attack.
+
+        Warns:
+            GradientWarning: images count as robust whose gradients were zero or not finite.
         """
         target = Target(model, self.gradient, value_range)
         self._check_target(target)
@@ -195,6 +199,9 @@ class Attack(ABC):
 
             run.all(advanced)
         state = run.state
+        # A ball of one point needs no gradient.
+        warnings = () if self.epsilon == 0.0 else _masking(state, self.eot)
+        warn(warnings, stacklevel=2)
         geometry.check_inside(state.adversarial, images, self.epsilon, self.norm, target.value_range)
         return AttackResult(
             adversarial=state.adversarial,
@@ -209,6 +216,9 @@ class Attack(ABC):
             gradients=state.gradients,
             seconds=state.seconds,
             settings=self.settings(),
+            zero_gradients=state.zero_gradients,
+            non_finite_gradients=state.non_finite_gradients,
+            warnings=warnings,
         )
 
 
@@ -335,6 +345,8 @@ class _Run:
                 state.spread[state.restart, state.step, where] = found.spread
             state.queries[where] += attack.eot
             state.gradients[where] += attack.eot
+            state.zero_gradients[where] += found.zero
+            state.non_finite_gradients[where] += found.non_finite
             state.queries[part] += confirmations
             state.batch = batch
             state.step += 1
@@ -377,6 +389,11 @@ class _Run:
         if self._save is not None and (save or now - self._saved_at >= SAVE_SECONDS):
             self._save(self.state)
             self._saved_at = time.perf_counter()
+
+
+def _masking(state: RunState, eot: int) -> tuple[str, ...]:
+    steps = state.gradients // eot
+    return masking_warnings(state.success, steps, state.zero_gradients, state.non_finite_gradients)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

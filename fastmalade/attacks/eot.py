@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastmalade.attacks.masking import input_gradient
 from fastmalade.attacks.target import Loss, Model, Target, noise_ids, per_image_loss
 from fastmalade.checks import check_count, check_labelled_images
 from fastmalade.defenses.defended import GradientMode
@@ -51,12 +52,16 @@ class EotGradient:
         probabilities: (B, K), mean softmax of the logits: the vote of all draws at these images.
         spread: (B,) cosine between the mean gradients of the first and the second half of the draws, or None if not
             asked for. Near 1: the draws were enough. Near 0: the mean is noise.
+        zero, non_finite: bool (B,): the mean gradient was zero everywhere, or NaN or infinite somewhere; the latter is
+            put to zero.
     """
 
     gradient: Tensor
     loss: Tensor
     probabilities: Tensor
     spread: Tensor | None
+    zero: Tensor
+    non_finite: Tensor
 
 
 def eot_gradient(
@@ -99,7 +104,7 @@ def eot_gradient(
     ids = check_sample_ids(sample_ids, len(x), x.device)
     number = fresh_seed() if seed is None else check_seed(seed)
     with evaluation_mode(model):
-        return mean_gradient(
+        found = mean_gradient(
             cross_entropy_objective(target, loss),
             x,
             labels,
@@ -109,6 +114,12 @@ def eot_gradient(
             rows=target.chains_per_call(x, max_bytes),
             spread=spread,
         )
+    if bool(found.non_finite.any()):
+        broken = int(found.non_finite.sum())
+        raise FloatingPointError(
+            f"gradient: expected finite values, got NaN or infinity for {broken} of {len(x)} images"
+        )
+    return found
 
 
 def cross_entropy_objective(target: Target, loss: Loss) -> Objective:
@@ -143,7 +154,7 @@ def mean_gradient(
         repeated = labels[part].repeat_interleave(count)
         with torch.enable_grad():
             values, logits = objective(leaf, repeated, seed, noise_ids(ids[part], draws, samples))
-            (gradients,) = torch.autograd.grad(values.sum(), leaf)
+            gradients = input_gradient(values, leaf)
         gradients = gradients.unflatten(0, (-1, count))
         cut = min(max(samples // 2 - draws.start, 0), count)
         halves[0][part] += gradients[:, :cut].sum(1)
@@ -155,15 +166,14 @@ def mean_gradient(
         votes[part] += probabilities
     total = (halves[0] + halves[1]) / samples
     broken = ~torch.isfinite(total.flatten(1)).all(1)
-    if bool(broken.any()):
-        raise FloatingPointError(
-            f"gradient: expected finite values, got NaN or infinity for {int(broken.sum())} of {len(x)} images"
-        )
+    zero = (total == 0).flatten(1).all(1)
     return EotGradient(
-        total,
+        torch.where(broken.reshape(-1, *[1] * (x.ndim - 1)), 0.0, total),
         losses / samples,
         x.new_zeros(0, 0) if votes is None else votes / samples,
         _cosine(*halves) if spread else None,
+        zero,
+        broken,
     )
 
 

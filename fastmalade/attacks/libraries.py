@@ -6,6 +6,7 @@ The libraries are optional (``pip install 'fastmalade[attacks]'``) and imported 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -103,21 +104,32 @@ def art_classifier(
         input_shape: (C, H, W).
         n_classes: K.
         seed: as for :func:`foolbox_model`.
-        loss: loss module of (logits, labels); cross entropy by default.
+        loss: loss module of (logits, labels); by default cross entropy, summed. ART differentiates the loss of a whole
+            batch, so a loss that is a mean gives each image 1 / B of its gradient, in batches of whatever size ART
+            chooses: attacks that read its length (and a step that rounds to nothing in float32) depend on B.
 
     Raises:
         TypeError: not a DefendedClassifier.
         ModuleNotFoundError: ART is not installed.
+
+    Warns:
+        UserWarning: a loss whose reduction is "mean".
     """
     model = _prepared(defended, seed)
     check_count("n_classes", n_classes, 2)
     _require("art", "adversarial-robustness-toolbox")
     from art.estimators.classification import PyTorchClassifier
 
+    if getattr(loss, "reduction", None) == "mean":
+        warnings.warn(
+            "loss: expected a sum over images, got a mean, which scales the gradient of each image by 1 / batch size; "
+            "use reduction='sum'",
+            stacklevel=2,
+        )
     device, dtype = _placed(defended)
     return PyTorchClassifier(
         _InModelDtype(model, dtype),
-        loss=nn.CrossEntropyLoss() if loss is None else loss,
+        loss=nn.CrossEntropyLoss(reduction="sum") if loss is None else loss,
         input_shape=tuple(input_shape),
         nb_classes=n_classes,
         clip_values=defended.purifier.value_range,

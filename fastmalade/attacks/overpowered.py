@@ -193,7 +193,9 @@ def train_robust(
         )
         with torch.no_grad():
             near = generator(torch.cat([pairs.first, pairs.second]))
-        first, second = classifier(near).softmax(1).chunk(2)
+        # Without dropout, which would tell two equal images apart; the search has looked at this classifier, too.
+        with evaluation_mode(classifier):
+            first, second = classifier(near).softmax(1).chunk(2)
         apart = (first - second).square().sum(1).mean()
         return chosen.mix * apart + (1 - chosen.mix) * F.cross_entropy(classifier(images[indices]), labels[indices])
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastmalade.files import write_bytes
 
-_FORMAT = 1
+_FORMAT = 2  # 1 did not count gradients without information
 _BATCH = "batch."
 
 
@@ -44,6 +44,10 @@ class AttackResult:
             for.
         queries: int64 (n,): forward passes of the model per image, every noise draw counted, judging included.
         gradients: int64 (n,): input gradients of the model per image, every noise draw counted.
+        zero_gradients, non_finite_gradients: int64 (n,): steps of each image at which the mean gradient was zero
+            everywhere, or NaN or infinite somewhere (then the image stayed where it was).
+        warnings: sentences about images that count as robust because of such gradients; each was also issued as a
+            :class:`fastmalade.attacks.GradientWarning`.
         seconds: wall time, over all resumed parts.
         settings: the settings of the attack.
     """
@@ -60,6 +64,9 @@ class AttackResult:
     gradients: Tensor
     seconds: float
     settings: dict[str, Any]
+    zero_gradients: Tensor
+    non_finite_gradients: Tensor
+    warnings: tuple[str, ...]
 
     @property
     def robust_accuracy(self) -> float:
@@ -91,6 +98,8 @@ class RunState:
     spread: Tensor
     queries: Tensor
     gradients: Tensor
+    zero_gradients: Tensor
+    non_finite_gradients: Tensor
     batch: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     start: int = 0
     restart: int = 0
@@ -114,6 +123,8 @@ class RunState:
             spread=unknown().double() if spread else torch.zeros(0, dtype=torch.float64),
             queries=counts,
             gradients=counts.clone(),
+            zero_gradients=counts.clone(),
+            non_finite_gradients=counts.clone(),
         )
 
     def save(self, path: Path, identity: Mapping[str, str]) -> None:

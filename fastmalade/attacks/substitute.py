@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmalade.attacks.base import Attack
+from fastmalade.attacks.masking import input_gradient
 from fastmalade.attacks.queries import Queries
 from fastmalade.checks import check_count, check_number, check_range
 from fastmalade.defenses.base import Defense
@@ -193,7 +194,7 @@ def augmented(
         logits = substitute(x)
         own = logits.gather(1, labels[:, None])[:, 0]
         others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
-        (gradient,) = torch.autograd.grad((own - others).sum(), x)
+        gradient = input_gradient(own - others, x)
     return (images + step * gradient.sign()).clamp(*value_range)
 
 

@@ -257,8 +257,13 @@ def _check_images(
         first = weights[0] if weights else next(autoencoder.parameters(), None)
         own_dtype = isinstance(autoencoder, Autoencoder)
         if first is not None and (first.device != x.device or (own_dtype and first.dtype != x.dtype)):
+            cast = (
+                ""
+                if first.dtype == x.dtype
+                else (f"; convert it with x.to({first.dtype}), for instance where a layer under torch.autocast made it")
+            )
             raise TypeError(
-                f"x: expected the autoencoder's {first.dtype} on {first.device}, got {x.dtype} on {x.device}"
+                f"x: expected the autoencoder's {first.dtype} on {first.device}, got {x.dtype} on {x.device}{cast}"
             )
     elif not callable(autoencoder):
         raise TypeError(f"autoencoder: expected a callable r(x), got {type(autoencoder).__name__}")

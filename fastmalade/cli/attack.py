@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +62,7 @@ def attack(
     """
     message = "interrupted; with --checkpoint-dir the same command goes on"
     with exit_codes(message, also=(ValueError, FloatingPointError)):
+        from fastmalade.attacks import GradientWarning
         from fastmalade.attacks.cost import gradient_cost
         from fastmalade.defenses.defended import DefendedClassifier
         from fastmalade.defenses.purifier import Purifier
@@ -87,7 +89,9 @@ def attack(
         defended = DefendedClassifier(
             Purifier.from_pretrained(model), in_channels_last(load_classifier(classifier))
         ).eval()
-        rows = list(whitebox_rows(defended, x, y, runs, batch_size=batch_size, checkpoint_dir=checkpoint_dir))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradientWarning)  # printed below the table
+            rows = list(whitebox_rows(defended, x, y, runs, batch_size=batch_size, checkpoint_dir=checkpoint_dir))
         some = slice(0, batch_size)
         costs = {
             name: gradient_cost(defended, x[some], y[some], gradient=run.gradient, samples=run.eot)
@@ -96,6 +100,9 @@ def attack(
         }
         title = f"{model} + {classifier}, {len(x)} {split} images, {norm} {epsilon:g}, EOT {eot}, seed {seed}"
         Console(width=120).print(whitebox_table(rows, title, costs=costs))
+        for row in rows:
+            for message in row.warnings:
+                typer.echo(f"warning: {row.attack}: {message}")
         if output is not None:
             payload = {
                 "model": model,

@@ -39,6 +39,7 @@ class WhiteboxRow:
         gradients_per_image: input gradients, every noise draw counted; None for the worst.
         seconds: wall time; None for the worst.
         judged: the judging rule in words; None for the worst.
+        warnings: of the attack's result; empty where there are none.
     """
 
     attack: str
@@ -49,6 +50,7 @@ class WhiteboxRow:
     gradients_per_image: float | None
     seconds: float | None
     judged: str | None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON values; the row of the worst has only its name and counts."""
@@ -170,4 +172,5 @@ def _row(name: str, result: AttackResult) -> WhiteboxRow:
         gradients_per_image=float(result.gradients.double().mean()),
         seconds=round(result.seconds, 2),
         judged=result.judged,
+        warnings=result.warnings,
     )

@@ -167,3 +167,18 @@ def test_without_art_the_import_says_what_to_install():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'fastmalade[attacks]'" in result.stdout
+
+
+def test_a_mean_loss_is_warned_of(purifier, linear, few):
+    from fastmalade.attacks import art_classifier
+
+    x, y = few
+    shape = {"input_shape": (1, 28, 28), "n_classes": 10, "seed": 8}
+    defended = DefendedClassifier(purifier, linear)
+    labels = F.one_hot(y, 10).numpy()
+    summed = art_classifier(defended, **shape).loss_gradient(x.numpy(), labels)
+    alone = art_classifier(defended, **shape).loss_gradient(x.numpy()[:1], labels[:1])
+    np.testing.assert_allclose(summed[:1], alone, rtol=1e-4, atol=1e-6)  # whatever the batch
+    with pytest.warns(UserWarning, match="expected a sum over images, got a mean"):
+        mean = art_classifier(defended, **shape, loss=nn.CrossEntropyLoss())
+    np.testing.assert_allclose(len(x) * mean.loss_gradient(x.numpy(), labels), summed, rtol=1e-4, atol=1e-6)

@@ -105,3 +105,33 @@ def test_bad_arguments(settings, message):
         find_pairs(_Line(), _threshold(1.0), **settings)
     with pytest.raises(ValueError, match="mix: expected a number in"):
         train_robust(_threshold(1.0), _Line(), torch.zeros(2, 1, 1, 1), torch.zeros(2).long(), mix=1.0)
+
+
+class _Dropping(nn.Module):
+    """Logits of the first pixel, behind dropout; notes in which mode it ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout, self.modes = nn.Linear(1, 2), nn.Dropout(0.5), []
+
+    def forward(self, x):
+        self.modes.append(self.training)
+        return self.linear(self.dropout(x.flatten(1)[:, :1]))
+
+
+def test_pairs_are_compared_without_dropout():
+    classifier = _Dropping().train()
+    train_robust(
+        classifier,
+        _Line(),
+        torch.rand(8, 1, 1, 1),
+        torch.zeros(8).long(),
+        pairs=2,
+        inner_steps=1,
+        batch_size=4,
+        progress=False,
+    )
+    # Of each batch the last two: the pairs without dropout, the images with it.
+    per_batch = len(classifier.modes) // 2
+    for first in (0, per_batch):
+        assert classifier.modes[first : first + per_batch][-2:] == [False, True]

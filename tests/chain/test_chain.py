@@ -246,3 +246,20 @@ def test_schedules_may_be_tensors(make_autoencoder, make_images):
     expected = langevin_chain(x, model, [0.5, 0.25], [0.5, 0.0], seed=1)
     got = langevin_chain(x, model, torch.tensor([0.5, 0.25]), np.array([0.5, 0.0]), seed=1)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_of_another_dtype_say_what_to_do(make_autoencoder, make_images, dtype):
+    with pytest.raises(TypeError, match=r"got torch\..* on cpu; convert it with x.to\(torch.float32\).*autocast"):
+        fastmalade.langevin_chain(make_images(1, 1, 8, 8).to(dtype), make_autoencoder(), [0.1], [0.0])
+
+
+def test_a_layer_under_autocast_before_the_chain(make_autoencoder, make_images):
+    model, x = make_autoencoder().requires_grad_(False), make_images(2, 1, 8, 8)
+    layer = torch.nn.Conv2d(1, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = layer(x)
+        assert lowered.dtype == torch.bfloat16
+        with pytest.raises(TypeError, match="autocast"):
+            fastmalade.langevin_chain(lowered, model, [0.1], [0.0])
+        assert fastmalade.langevin_chain(lowered.to(torch.float32), model, [0.1], [0.0]).dtype == torch.float32
