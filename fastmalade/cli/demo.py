@@ -52,7 +52,7 @@ class Scale:
     eot: int = 4
     batches: tuple[int, ...] = (1, 16, 256)
     seconds_per_batch: float = 2.0
-    takes: str = "about three minutes"
+    takes: str = "about two and a half minutes"
 
 
 QUICK = Scale(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +43,29 @@ class Capture(Protocol):
         """Keep the memory of tensors from being reused until the current stream has done its work so far."""
 
 
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise GraphCaptureError(
+            "the model cannot be captured into a CUDA graph: expected a forward pass that only launches "
+            f"kernels, got {type(error).__name__}: {error}. Usual causes: a value read on the host (.item(), "
+            "a condition on a tensor, .cpu()), a copy from memory that is not pinned, an operation that "
+            "synchronises, or a stream of the model's own"
+        ) from error
+
+
+@contextmanager
+def _errors_on_synchronisation() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 class CudaCapture:
     """CUDA graphs of torch."""
 
@@ -57,19 +81,15 @@ class CudaCapture:
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):
                     function()
+                # A capture that fails leaves torch's allocator and generator of the device unusable: what waits for the
+                # device is found here, where it does no harm. The mode holds for all threads meanwhile.
+                with _refused(), _errors_on_synchronisation():
+                    function()
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            try:
-                # Other threads may allocate and launch meanwhile without disturbing this capture.
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                    result = function()
-            except Exception as error:
-                raise GraphCaptureError(
-                    "the model cannot be captured into a CUDA graph: expected a forward pass that only launches "
-                    f"kernels, got {type(error).__name__}: {error}. Usual causes: a value read on the host (.item(), "
-                    "a condition on a tensor, .cpu()), a copy from memory that is not pinned, an operation that "
-                    "synchronises, or a stream of the model's own"
-                ) from error
+            # Other threads may allocate and launch meanwhile without disturbing this capture.
+            with _refused(), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                result = function()
         return graph, result
 
     def replay(self, graph: torch.cuda.CUDAGraph) -> None:

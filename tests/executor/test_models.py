@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -175,3 +177,42 @@ def test_backends_inside_a_graph(monkeypatch) -> None:
             chains.graph_backend("cpu", cpu, torch.float32)
         assert chains.graph_backend(None, cpu, torch.float32) == "torch"
     assert chains.graph_backend(None, cuda, torch.float64) == "torch"
+
+
+PRECISIONS = """
+import torch
+from torch import nn
+from fastmalade.executor.fingerprint import fingerprint
+
+model, b = nn.Conv2d(1, 1, 1), torch.backends
+seen = [fingerprint(model)]
+if not hasattr(b, "fp32_precision"):
+    print("older torch")
+    raise SystemExit
+torch.set_float32_matmul_precision("high")  # the older interface first
+seen.append(fingerprint(model))
+for owner in (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.cudnn, b):
+    for value in ("tf32", "ieee"):
+        if owner.fp32_precision != value:
+            owner.fp32_precision = value
+            seen.append(fingerprint(model))
+assert all(a != b for a, b in zip(seen, seen[1:])), seen
+print("changed", len(seen))
+"""
+
+
+def test_precisions_set_by_torchs_newer_interface() -> None:
+    """In a process of its own: once the newer interface was used the older one raises."""
+    done = subprocess.run([sys.executable, "-c", PRECISIONS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("changed", "older torch"))
+
+
+def test_purify_after_tf32_by_the_newer_interface() -> None:
+    program = (
+        "import torch, fastmalade; torch.backends.cuda.matmul.fp32_precision = 'tf32'; "
+        "fastmalade.purify(torch.rand(1, 1, 28, 28)); from fastmalade.executor.fingerprint import fingerprint; "
+        "fingerprint(torch.nn.Linear(1, 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
