@@ -290,7 +290,10 @@ def _captured(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def main() -> int:
-    """Writes ceilings and rows after every case, so that an interruption keeps what there is."""
+    """Writes ceilings and rows after every case, so that an interruption keeps what there is.
+
+    Exit status 1 where a case of our own kernels failed, or none of them ran.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seconds", type=float, default=240.0)
@@ -313,7 +316,13 @@ def main() -> int:
 
     measure(cases(), contender, torch.cuda.synchronize, deadline, report=keep)
     print(as_table(rows))
-    return 0
+    return exit_status(rows)
+
+
+def exit_status(rows: list[dict[str, Any]]) -> int:
+    """0 where our own kernels were timed and none of them failed, else 1; of a peer a failure is a result."""
+    own = [row["status"] for row in rows if row["contender"] in CUDA]
+    return 0 if "ok" in own and not any(status.startswith("failed") for status in own) else 1
 
 
 if __name__ == "__main__":

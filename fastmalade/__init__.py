@@ -28,6 +28,7 @@ from fastmalade.noise import standard_normal
 from fastmalade.pretrained import PretrainedError, shipped_models
 
 if TYPE_CHECKING:
+    from fastmalade.adapters.onnx import export_onnx
     from fastmalade.attacks import eot_gradient
     from fastmalade.chain.reconstruction import autoencoder_vjp, reconstruction_error_gradient
     from fastmalade.data import load_mnist
@@ -45,6 +46,7 @@ _LAZY = {
     "autoencoder_vjp": "fastmalade.chain.reconstruction",
     "check_gradient": "fastmalade.gradcheck.check",
     "eot_gradient": "fastmalade.attacks",
+    "export_onnx": "fastmalade.adapters.onnx",
     "load_mnist": "fastmalade.data",
     "reconstruction_error_gradient": "fastmalade.chain.reconstruction",
     "train_autoencoder": "fastmalade.training",
@@ -63,6 +65,7 @@ __all__ = [
     "autoencoder_vjp",
     "check_gradient",
     "eot_gradient",
+    "export_onnx",
     "langevin_chain",
     "langevin_trajectory",
     "load_classifier",

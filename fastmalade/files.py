@@ -184,3 +184,15 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # it lives, and belongs to another user
         return True
     return True
+
+
+def user_cache() -> Path:
+    """The folder of this package for files that can be made again, where the system keeps those of a user.
+
+    Without platformdirs, as in a checkout that was not installed, it is where that puts it on Linux.
+    """
+    try:
+        from platformdirs import user_cache_dir
+    except ModuleNotFoundError:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmalade"
+    return Path(user_cache_dir("fastmalade"))

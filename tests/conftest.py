@@ -56,6 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="part of the complete set: make emulate"))
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With FASTMALADE_REQUIRE_CUDA=1, on a machine that is there for them, a skipped test of the GPU is a failure."""
+    result = yield
+    report = result.get_result()
+    required = os.environ.get("FASTMALADE_REQUIRE_CUDA", "0") not in {"", "0"}
+    if required and report.skipped and item.get_closest_marker("gpu"):
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"FASTMALADE_REQUIRE_CUDA=1: {why}"
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays until the end: collections of garbage, of which some tests force many, skip it."""
     gc.collect()

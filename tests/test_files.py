@@ -263,3 +263,20 @@ def test_an_error_without_a_number_is_given_the_name(tmp_path):
     expected = f"^{tmp_path / 'out'}: cannot be written .1000 requested and 320 written.$"
     with pytest.raises(OSError, match=expected), files.replacing(tmp_path / "out"):
         raise OSError("1000 requested and 320 written")
+
+
+def test_the_cache_without_platformdirs(monkeypatch, tmp_path):
+    expected = files.user_cache()
+    assert expected.name == "fastmalade"
+    monkeypatch.setitem(sys.modules, "platformdirs", None)  # an import of it then fails
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.user_cache() == tmp_path / "fastmalade"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert files.user_cache() == Path.home() / ".cache" / "fastmalade"
+    program = (
+        "import sys; sys.modules['platformdirs'] = None; import fastmalade; "
+        "from fastmalade.data import mnist; from fastmalade.backends.triton import tiles; print(tiles.cache_file())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("triton-tiles.json")

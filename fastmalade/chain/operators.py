@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fastmalade import backends, reference
 from fastmalade.backends.values import NoiseSource, Steps
-from fastmalade.chain.batched import is_batched, one_by_one
+from fastmalade.chain.batched import backward_of_many, is_batched, one_by_one
 from fastmalade.chain.gradient import ChainGradient
 from fastmalade.noise import draw
 from fastmalade.seeds import check_sample_ids, fresh_seed, signed64
@@ -399,23 +399,4 @@ torch.library.register_autograd(
     "fastmalade::langevin_chain_backward", _no_second_derivative, setup_context=_no_context, lib=LIBRARY
 )
 
-
-@torch.library.register_vmap("fastmalade::langevin_chain_backward", lib=LIBRARY)
-def _backward_of_many(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    """One product after the other for cotangents that ``vmap`` or ``is_grads_batched`` has put together."""
-
-    def of(index: int, argument: Any, dim: Any) -> Any:
-        if isinstance(argument, (list, tuple)):
-            dims = dim if isinstance(dim, (list, tuple)) else [dim] * len(argument)
-            return [of(index, value, d) for value, d in zip(argument, dims, strict=True)]
-        return argument if dim is None else argument.select(dim, index)
-
-    found = [
-        torch.ops.fastmalade.langevin_chain_backward(
-            *(of(index, argument, dim) for argument, dim in zip(arguments, in_dims, strict=True))
-        )
-        for index in range(info.batch_size)
-    ]
-    gradients, of_noise, of_weights = zip(*found, strict=True)
-    stacked = [torch.stack(parts) for parts in zip(*of_weights, strict=True)]
-    return (torch.stack(gradients), torch.stack(of_noise), stacked), (0, 0, [0] * len(stacked))
+torch.library.register_vmap("fastmalade::langevin_chain_backward", backward_of_many, lib=LIBRARY)

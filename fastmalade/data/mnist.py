@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
 from fastmalade.data.idx import IdxError, read_idx
+from fastmalade.files import user_cache
 
 Split = Literal["train", "validation", "test"]
 
@@ -43,7 +43,7 @@ def find_data_dir(explicit: str | os.PathLike[str] | None = None) -> Path:
     elif os.environ.get("FASTMALADE_DATA"):
         folder, source = Path(os.environ["FASTMALADE_DATA"]), "FASTMALADE_DATA"
     else:
-        folder, source = Path(platformdirs.user_cache_dir("fastmalade")) / "mnist", "the per-user cache"
+        folder, source = user_cache() / "mnist", "the per-user cache"
     missing = [name for names in _FILES.values() for name in names if _find_file(folder, name) is None]
     if missing:
         raise DataNotFoundError(

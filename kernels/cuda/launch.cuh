@@ -43,7 +43,7 @@ inline void check(cudaError_t error, const char* what) {
 // threads would take it back from each other between the saying and the launch.
 inline void allow_most(const char* name, const void* function, cudaFuncAttribute what) {
     static std::mutex mutex;
-    static std::set<std::tuple<int, const void*, cudaFuncAttribute>> allowed;
+    static std::set<std::tuple<int, const void*, cudaFuncAttribute> > allowed;
     int device = 0;
     check(cudaGetDevice(&device), name);
     const std::lock_guard<std::mutex> lock(mutex);

@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+from fastmalade.files import user_cache
 
 VARIABLE = "FASTMALADE_TRITON_CONFIG"
 BLOCK_K = 16
@@ -76,7 +76,7 @@ DEFAULTS: dict[str, Tile] = {
 
 def cache_file() -> Path:
     """Where tuned tiles are kept."""
-    return Path(platformdirs.user_cache_dir("fastmalade")) / "triton-tiles.json"
+    return user_cache() / "triton-tiles.json"
 
 
 def tiles(device_name: str) -> dict[str, Tile]:
