@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, Judge, Judging, judge
+from fastmalade.attacks.masking import WatchedGradients
 from fastmalade.attacks.target import Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images
 from fastmalade.defenses.defended import DefendedClassifier
@@ -83,7 +84,9 @@ def foolbox_model(defended: DefendedClassifier, *, seed: int | None = None) -> A
     _require("foolbox", "foolbox")
     import foolbox
 
-    return foolbox.PyTorchModel(model, bounds=defended.purifier.value_range, device=_placed(defended)[0])
+    return foolbox.PyTorchModel(
+        WatchedGradients(model).eval(), bounds=defended.purifier.value_range, device=_placed(defended)[0]
+    )
 
 
 def art_classifier(
@@ -128,7 +131,7 @@ def art_classifier(
         )
     device, dtype = _placed(defended)
     return PyTorchClassifier(
-        _InModelDtype(model, dtype),
+        _InModelDtype(WatchedGradients(model), dtype),
         loss=nn.CrossEntropyLoss(reduction="sum") if loss is None else loss,
         input_shape=tuple(input_shape),
         nb_classes=n_classes,
@@ -231,7 +234,7 @@ def autoattack_rand(
     devices = [images.device] if images.is_cuda else []
     with evaluation_mode(defended), torch.random.fork_rng(devices=devices):
         library = AutoAttack(
-            model,
+            WatchedGradients(model).eval(),
             norm=_AUTOATTACK_NORMS[norm],
             eps=epsilon,
             version="rand",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class GradientWarning(UserWarning):
@@ -61,3 +61,34 @@ def warn(messages: tuple[str, ...], stacklevel: int) -> None:
     """Issue each message as a :class:`GradientWarning`."""
     for message in messages:
         warnings.warn(message, GradientWarning, stacklevel=stacklevel + 1)
+
+
+class WatchedGradients(nn.Module):
+    """A model as it is, for a library that differentiates it: warns once where a gradient leaves half a batch unmoved.
+
+    Args:
+        model: (B, C, H, W) -> logits (B, K), which the library calls and differentiates with respect to the images.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.has_warned = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        if x.requires_grad and not self.has_warned:
+            x.register_hook(self._seen)
+        logits: Tensor = self.model(x)
+        return logits
+
+    def _seen(self, gradient: Tensor) -> None:
+        rows = gradient.detach().flatten(1)
+        for what, masked in (("zero", (rows == 0).all(1)), ("NaN or infinite", ~rows.isfinite().all(1))):
+            if not self.has_warned and 2 * int(masked.sum()) >= len(rows) > 0:
+                self.has_warned = True
+                message = (
+                    f"{int(masked.sum())} of {len(rows)} images got a gradient that is {what}: an attack that follows "
+                    "it does not move them, and that they withstand it is no evidence of robustness"
+                )
+                warn((message,), stacklevel=2)

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fastmalade.attacks.masking import WatchedGradients
+
 AttackName = Literal["fgsm", "pgd"]
 
 # The random starts of one chunk follow from (seed, chunk index), so the chunk size is part of what a seed means.
@@ -66,13 +68,16 @@ def attacked(
     Raises:
         ModuleNotFoundError: foolbox is not installed.
         ValueError: an unknown attack, or a negative epsilon.
+
+    Warns:
+        GradientWarning: at least half the images of a batch got a gradient that was zero or not finite.
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon: expected a number >= 0, got {epsilon}")
     runner = foolbox_attack(attack, steps=steps, step_size=step_size)
     from foolbox import PyTorchModel
 
-    target = PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+    target = PyTorchModel(WatchedGradients(model).eval(), bounds=(0, 1), device=images.device)
     result = torch.empty_like(images)
     with torch.random.fork_rng():
         for index, start in enumerate(range(0, len(images), ATTACK_CHUNK)):

@@ -174,3 +174,23 @@ def test_the_command_says_so(tmp_path, classifier):
     assert "warning: pgd:blind:" in done.output
     rows = {row["attack"]: row for row in json.loads((tmp_path / "a.json").read_text())["rows"]}
     assert "count as robust" in rows["pgd:blind"]["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["rounding", "a zero backward", "a sign"])
+def test_libraries_that_differentiate_our_models(data, classifier, name):
+    foolbox = pytest.importorskip("foolbox")
+    from fastmalade.evaluation.foolbox_attacks import attacked
+
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            return classifier(ZERO[name](x))
+
+    x, y = data
+    with pytest.warns(GradientWarning, match="of 12 images got a gradient that is zero"):
+        attacked(Masked().eval(), x, y, "fgsm", 0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradientWarning)
+        attacked(classifier, x, y, "pgd", 0.2, steps=3)
+    defended = DefendedClassifier(Purifier(ZERO[name], fastmalade.ChainConfig(1, 1.0, 0.0)), classifier)
+    with pytest.warns(GradientWarning, match="got a gradient that is zero"):
+        foolbox.attacks.LinfFastGradientAttack()(fastmalade.attacks.foolbox_model(defended), x, y, epsilons=0.2)
