@@ -106,10 +106,11 @@ std::vector<cpu::GradientAction> check_actions(const std::vector<int64_t>& numbe
 }
 
 // cotangent, gradient: (batch, C, H, W); actions, checkpoints and records: a plan of
-// fastmalade/backends/gradient_plan.py
+// fastmalade/backends/gradient_plan.py; weight_gradient: (all weights,), or 0 where it is not wanted
 void chain_gradient(const Model& model, const std::string& isa, const std::string& form, const Steps& steps,
                     uint64_t seed, uintptr_t sample_ids, uintptr_t noise, uintptr_t cotangent, uintptr_t gradient,
-                    const std::vector<int64_t>& actions, int64_t checkpoints, int64_t records, int threads) {
+                    uintptr_t weight_gradient, const std::vector<int64_t>& actions, int64_t checkpoints,
+                    int64_t records, int threads) {
     const cpu::Kernels& kernels = find_kernels(isa);
     const cpu::Form chosen = find_form(form);
     check_least("threads", threads, 1);
@@ -125,8 +126,10 @@ void chain_gradient(const Model& model, const std::string& isa, const std::strin
     back.n_actions = (int64_t)program.size();
     back.checkpoints = checkpoints;
     back.records = records;
-    without_interpreter_lock(
-        [&] { cpu::chain_gradient(kernels, model.shape, model.weights, arguments, back, chosen, threads); });
+    float* const of_weights = pointer<float>("weight_gradient", weight_gradient, false);
+    without_interpreter_lock([&] {
+        cpu::chain_gradient(kernels, model.shape, model.weights, arguments, back, of_weights, chosen, threads);
+    });
 }
 
 // out: (batch, C, H, W); cotangent: the same, or 0 for 2 (x - r(x))
@@ -156,7 +159,7 @@ std::unique_ptr<RecordedCall> recorded_chain(const Model& model, const std::stri
     check_least("threads", threads, 1);
     if (most_bytes >= 0) {
         if (steps->count() == 0) return nullptr;
-        const int64_t record = cpu::gradient_bytes(kernels, model.shape).record;  // of a group of images and a step
+        const int64_t record = cpu::gradient_bytes(kernels, model.shape, false).record;  // of a group of images and a step
         if (model.batch > most_bytes * kernels.lanes / record / steps->count()) return nullptr;
     }
     const NoiseSource source(seed, sample_ids, noise, model.batch);
@@ -181,12 +184,17 @@ bool chain_reverse(const RecordedCall& call, uintptr_t cotangent, uintptr_t grad
     return true;
 }
 
-py::dict gradient_bytes(const std::string& isa, const std::vector<int64_t>& sizes) {
-    const cpu::GradientMemory bytes = cpu::gradient_bytes(find_kernels(isa), check_shape(sizes));
+// Of one thread, but for `state` and `record`, of which it may keep several. weight_sums: 0 without `weights`
+py::dict gradient_bytes(const std::string& isa, const std::vector<int64_t>& sizes, bool weights) {
+    const cpu::Kernels& kernels = find_kernels(isa);
+    const AutoencoderShape shape = check_shape(sizes);
+    const cpu::GradientMemory bytes = cpu::gradient_bytes(kernels, shape, weights);
+    const int64_t images = cpu::kWeightTasks * kernels.lanes;
     py::dict facts;
     facts["fixed"] = bytes.fixed;
     facts["state"] = bytes.state;
     facts["record"] = bytes.record;
+    facts["weight_sums"] = weights ? images * cpu::weight_sum_bytes(kernels, shape) : 0;
     return facts;
 }
 
@@ -360,7 +368,8 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("out"), py::arg("threads"));
     m.def("chain_gradient", &chain_gradient, py::arg("model"), py::arg("isa"), py::arg("form"), py::arg("steps"),
           py::arg("seed"), py::arg("sample_ids"), py::arg("noise"), py::arg("cotangent"), py::arg("gradient"),
-          py::arg("actions"), py::arg("checkpoints"), py::arg("records"), py::arg("threads"));
+          py::arg("weight_gradient"), py::arg("actions"), py::arg("checkpoints"), py::arg("records"),
+          py::arg("threads"));
     py::class_<RecordedCall>(m, "RecordedCall", "A chain with the activations of all steps kept")
         .def_property_readonly("nbytes", [](const RecordedCall& call) { return call.kept.bytes(); })
         .def("weights_written_to", &RecordedCall::weights_written_to);
@@ -371,7 +380,7 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("threads"));
     m.def("autoencoder_gradient", &autoencoder_gradient, py::arg("model"), py::arg("isa"), py::arg("form"),
           py::arg("cotangent"), py::arg("scale"), py::arg("own"), py::arg("out"), py::arg("threads"));
-    m.def("gradient_bytes", &gradient_bytes, py::arg("isa"), py::arg("shape"));
+    m.def("gradient_bytes", &gradient_bytes, py::arg("isa"), py::arg("shape"), py::arg("weights"));
     m.def("standard_normal", &standard_normal, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),
           py::arg("batch"), py::arg("step"), py::arg("elements"), py::arg("z"), py::arg("threads"));
     m.def("philox_words", &philox_words, py::kw_only(), py::arg("isa"), py::arg("seed"), py::arg("sample_ids"),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from fastmalade.attacks import geometry
+from fastmalade import geometry
 from fastmalade.attacks.eot import (
     DEFAULT_MAX_BYTES,
     Judge,
@@ -25,12 +25,12 @@ from fastmalade.attacks.eot import (
     judge,
     mean_gradient,
 )
-from fastmalade.attacks.geometry import Norm
 from fastmalade.attacks.masking import masking_warnings, warn
 from fastmalade.attacks.state import AttackResult, RunState, checked_path, identity_of
 from fastmalade.attacks.target import Loss, Model, Target
 from fastmalade.checks import check_choice, check_count, check_labelled_images, check_number, check_range
 from fastmalade.defenses.defended import GradientMode
+from fastmalade.geometry import Norm
 from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
 from fastmalade.seeds import check_sample_ids, check_seed, derive_seed

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastmalade.attacks import geometry
+from fastmalade import geometry
 from fastmalade.attacks.base import Attack
 from fastmalade.checks import check_count, check_number
 
@@ -17,7 +17,7 @@ from fastmalade.checks import check_count, check_number
 class FGSM(Attack):
     """Fast gradient sign method: x' = x + epsilon * direction of steepest ascent (000 eq. 1, 001 eq. 1).
 
-    The direction is the sign of the gradient for Linf, see :func:`fastmalade.attacks.geometry.steepest` for others.
+    The direction is the sign of the gradient for Linf, see :func:`fastmalade.geometry.steepest` for others.
     """
 
     name: ClassVar[str] = "FGSM"

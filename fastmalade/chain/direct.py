@@ -17,8 +17,7 @@ from fastmalade.backends.values import Execution, NoiseSource, Steps
 from fastmalade.chain import operators
 from fastmalade.chain.batched import is_batched, one_by_one
 from fastmalade.chain.observers import is_unobserved, transforms_active
-from fastmalade.chain.operators import DOUBLE_BACKWARD
-from fastmalade.chain.weight_gradient import weights_part
+from fastmalade.chain.weight_gradient import OnlyOnce, found_together, weights_part
 
 # Activations of all steps are kept from the forward pass where they are few and no budget is set: getting fresh memory
 # for more of them would take longer than running the steps again.
@@ -94,7 +93,7 @@ class _Chain(torch.autograd.Function):
         ctx.save_for_backward(x, sample_ids, given)
         keeps = max_bytes is None and x.requires_grad
         found = cpu.recorded_chain_of(x, model, steps, noise, KEPT_BYTES) if keeps else None
-        ctx.call, ctx.has_part = call, part is not None
+        ctx.call, ctx.part = call, None if part is None else part.grad_fn
         if found is not None:
             result, ctx.kept = found
             return result
@@ -106,16 +105,19 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         # The part of the weights (weight_gradient.py) takes the cotangent as it is, and takes it from there.
-        part = cotangent if ctx.has_part else None
+        part = None if ctx.part is None else cotangent
         x, _sample_ids, _given = ctx.saved_tensors
         if not x.requires_grad:
             return None, None, None, part, None
         if is_batched(cotangent):
             (gradient,) = one_by_one(lambda each: [_product(ctx, each, x)], cotangent)
         else:
-            gradient = _product(ctx, cotangent, x)
+            both = None
+            if part is not None and not transforms_active():
+                both = found_together(ctx.part, lambda: _both_products(ctx, cotangent, x), cotangent)
+            gradient = _product(ctx, cotangent, x) if both is None else both
         if torch.is_grad_enabled():
-            gradient = _OnlyOnce.apply(gradient, x, cotangent)
+            gradient = OnlyOnce.apply(gradient, x, cotangent)
         return gradient, None, None, part, None
 
 
@@ -131,18 +133,13 @@ def _product(ctx: Any, cotangent: Tensor, x: Tensor) -> Tensor:
     return cpu.chain_gradient(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
 
 
+def _both_products(ctx: Any, cotangent: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    model, steps, noise, max_bytes = ctx.call
+    if ctx.versions != model.versions() if ctx.kept is None else ctx.kept.weights_written_to():
+        raise RuntimeError(WRITTEN_TO)
+    return cpu.chain_and_weight_gradients(cotangent, x, model.tensors, steps, noise, max_bytes=max_bytes)
+
+
 # torch.autograd.Function.apply also unwraps what transformations of torch.func have left; no transformation sees these
 # calls.
 _apply = super(torch.autograd.Function, _Chain).apply
-
-
-class _OnlyOnce(torch.autograd.Function):
-    """Identity whose backward raises: the chain is differentiable once."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        raise RuntimeError(DOUBLE_BACKWARD)

@@ -234,8 +234,9 @@ def run_chain_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Vector-Jacobian product of :func:`run_chain` for the noise that it drew.
 
-    The native backends have it whole; for weights and noise, and on the "torch" backend, the steps are run again on
-    the same backend with the same noise and differentiated by :func:`reference.autoencoder_vjp`. A clamp lets the
+    The native backends have it whole for the images, "cpu" also for the weights. For the rest, and on the "torch"
+    backend, the steps are run again on the same backend with the same noise and differentiated by
+    :func:`reference.autoencoder_vjp`. A clamp lets the
     gradient through on the closed interval and stops it outside, as ``torch.clamp`` does.
 
     Args:
@@ -259,6 +260,11 @@ def run_chain_backward(
             cotangent, _standard_strides(x), weights, steps, source, max_bytes=max_bytes, **option
         )
         return gradient, x.new_empty(0), []
+    if backend == "cpu" and not noise_gradient:
+        gradient, flat = backends.cpu.calls.chain_and_weight_gradients(
+            cotangent, _standard_strides(x), weights, steps, source, max_bytes=max_bytes
+        )
+        return gradient, x.new_empty(0), split_like(flat, weights)
 
     def drawn(step: int) -> Tensor:
         return noise_of_step(x, source, backend, step)
@@ -272,6 +278,12 @@ def run_chain_backward(
         return evaluate(state, weights, part, NoiseSource(source.seed, sample_ids, given), backend, precision)
 
     return ChainGradient(x, weights, steps, run, drawn, weight_gradients, noise_gradient).evaluate(cotangent, max_bytes)
+
+
+def split_like(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers one after the other as tensors of the shapes of ``weights``, each with memory of its own."""
+    parts = flat.split([weight.numel() for weight in weights])
+    return [part.clone().view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
 def _precision_option(precision: str, backend: str) -> dict[str, str]:

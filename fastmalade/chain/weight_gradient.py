@@ -2,8 +2,8 @@
 
 Autograd tells a node which of its inputs require a gradient, never which of them this backward pass asks for. With the
 weights as inputs of the chain's own node, ``torch.autograd.grad(y, x)`` through a model that is not frozen would
-compute their gradient and throw it away: on one image a hundred times the work. A node of their own is left out of such
-a pass.
+compute their gradient and throw it away. A node of their own is left out of such a pass. Where both are wanted, one way
+back over the chain gives both: the chain's node asks the engine whether this one will run, and leaves it its part.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,13 +54,16 @@ class _WeightsPart(torch.autograd.Function):
     def forward(ctx: Any, call: tuple[Any, ...], joined: Tensor) -> Tensor:
         x, weights, *ctx.call = call
         noise = call[3]
-        ctx.weights, ctx.versions = weights, list(map(_version, weights))
+        ctx.weights, ctx.versions, ctx.found = weights, list(map(_version, weights)), None
         ctx.save_for_backward(x, noise.sample_ids, noise.given)
         return _nothing(x.shape, x.dtype, x.device).detach()
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         x, sample_ids, given = ctx.saved_tensors
+        found, ctx.found = ctx.found, None
+        if found is not None and found[0] is cotangent:
+            return None, OnlyOnce.apply(found[1], *ctx.weights) if torch.is_grad_enabled() else found[1]
         steps, noise, backend, max_bytes, precision = ctx.call
         if list(map(_version, ctx.weights)) != ctx.versions:
             raise RuntimeError(WRITTEN_TO)
@@ -76,9 +80,39 @@ class _WeightsPart(torch.autograd.Function):
         return None, gradient
 
 
+def found_together(part: Any, product: Callable[[], tuple[Tensor, Tensor]], cotangent: Tensor) -> Tensor | None:
+    """The images' part of a gradient where this backward pass also asks for the weights', whose part is left for it.
+
+    Args:
+        part: the node of :func:`weights_part`, inside the backward pass of the chain that it belongs to.
+        product: both parts, the weights' as one vector.
+        cotangent: what ``product`` is taken of, and what the node will be given.
+
+    Returns:
+        (B, C, H, W); None where the pass does not ask for the weights' part.
+    """
+    if not torch._C._will_engine_execute_node(part):
+        return None
+    gradient, of_weights = product()
+    part.found = (cotangent, of_weights)
+    return gradient
+
+
 @functools.lru_cache(maxsize=64)
 def _nothing(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((), -0.0, dtype=dtype, device=device).expand(shape)
+
+
+class OnlyOnce(torch.autograd.Function):
+    """Identity whose backward raises: the chain is differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        raise RuntimeError(operators.DOUBLE_BACKWARD)
 
 
 class _Joined(torch.autograd.Function):

@@ -185,7 +185,7 @@ class Purifier(Defense):
             result = result.clamp(*self.value_range)
         return prepared.restore(result)
 
-    def gradient_plan(self, images: Tensor, *, max_bytes: int | None = None) -> GradientPlan:
+    def gradient_plan(self, images: Tensor, *, max_bytes: int | None = None, weights: bool = False) -> GradientPlan:
         """What a gradient through this chain would keep in memory and what it would run again; print it to see.
 
         The plan is for the backward pass alone. Where no budget was set, a small batch keeps its activations from the
@@ -194,6 +194,7 @@ class Purifier(Defense):
         Args:
             images: a batch (B, C, H, W) of the size to come, on any device including "meta"; values are not read.
             max_bytes: budget, by default the purifier's own.
+            weights: of a gradient with respect to the parameters, which on the backend "cpu" keeps more.
 
         Raises:
             TypeError: the autoencoder is not a Table 8 ``Autoencoder``; the sizes of other steps are not known.
@@ -214,7 +215,7 @@ class Purifier(Defense):
             )
         if name == "cpu":
             return backends.cpu.calls.gradient_plan(
-                images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget
+                images.shape, autoencoder.hidden_channels, self.chain.n_steps, budget, weights=weights
             )
         batch = torch.empty(images.shape, dtype=dtype, device="meta")
         return make_plan(self.chain.n_steps, batch_sizes(batch, autoencoder.weights()), budget)

@@ -1,4 +1,4 @@
-"""Modes of networks: evaluation mode for a while."""
+"""Modes of networks for a while: evaluation, and parameters as constants."""
 
 from __future__ import annotations
 
@@ -25,3 +25,20 @@ def evaluation_mode(*models: Any) -> Iterator[None]:
     finally:
         for module, training in zip(modules, before, strict=True):
             module.training = training
+
+
+@contextmanager
+def gradients_off(*models: Any) -> Iterator[None]:
+    """Take the parameters of modules as constants for a while: a gradient of the images alone takes half the time.
+
+    Args:
+        models: modules; anything else is passed over.
+    """
+    parameters = [p for model in models if isinstance(model, nn.Module) for p in model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

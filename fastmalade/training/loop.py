@@ -88,6 +88,8 @@ def run_epochs(
     label: str,
     extra: dict[str, Any] | None = None,
     optimizer: torch.optim.Adam | None = None,
+    begin_step: Callable[[float], None] | None = None,
+    clip_norm: float | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place.
 
@@ -103,6 +105,9 @@ def run_epochs(
         extra: facts that a checkpoint must agree with, besides the settings.
         optimizer: instead of Adam with its defaults; a parameter group may have a ``rate_factor`` that multiplies the
             learning rate of the settings.
+        begin_step: called before each batch with how far training is, from 0 to 1, for schedules of other things than
+            the learning rate.
+        clip_norm: longest gradient of all parameters together; a longer one is scaled to it. None: no limit.
 
     Raises:
         CheckpointError: the checkpoint is of other settings, or damaged.
@@ -121,7 +126,17 @@ def run_epochs(
         bar.update(task, completed=len(report.history) * steps_per_epoch)
         for epoch in range(len(report.history), settings.epochs):
             start = time.perf_counter()
-            scores = _one_epoch(model, optimizer, settings, epoch, n_images, batch_loss, lambda: bar.advance(task))
+            scores = _one_epoch(
+                model,
+                optimizer,
+                settings,
+                epoch,
+                n_images,
+                batch_loss,
+                lambda: bar.advance(task),
+                begin_step,
+                clip_norm,
+            )
             model.eval()
             with torch.no_grad():
                 scores |= validate()
@@ -145,6 +160,8 @@ def _one_epoch(
     n_images: int,
     batch_loss: Callable[[Tensor], Tensor],
     advance: Callable[[], None],
+    begin_step: Callable[[float], None] | None,
+    clip_norm: float | None,
 ) -> dict[str, float]:
     steps = math.ceil(n_images / settings.batch_size)
     total = torch.zeros((), dtype=torch.float64)
@@ -159,9 +176,13 @@ def _one_epoch(
             rate = settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * position)))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate_factor", 1.0)
+            if begin_step is not None:
+                begin_step(position)
             optimizer.zero_grad(set_to_none=True)
             loss = batch_loss(indices)
             loss.backward()
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
             optimizer.step()
             total += loss.detach().double() * len(indices)
             advance()

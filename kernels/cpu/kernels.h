@@ -70,12 +70,14 @@ struct FormKernels {
     // out = r(x). x, out: (batch, C, H, W)
     void (*autoencoder_forward)(const AutoencoderShape& shape, const float* packed, const float* x, float* out,
                                 int64_t first, int64_t count, float* scratch);
-    GradientMemory (*gradient_memory)(const AutoencoderShape& shape);
+    // weights: where the gradient with respect to them is wanted too
+    GradientMemory (*gradient_memory)(const AutoencoderShape& shape, bool weights);
     // Vector-Jacobian product of the chain with respect to x, for the noise of the forward pass. Ignores arguments.out.
-    // scratch: (fixed + checkpoints * state + records * record,)
+    // scratch: (fixed + checkpoints * state + records * record,). weight_sums: null, or (count, weight_sum_floats):
+    // what each image has to add to the gradient with respect to the weights, with the same bits in every form.
     void (*chain_gradient)(const AutoencoderShape& shape, const float* packed, const float* transposes,
                            const ChainArguments& arguments, const GradientArguments& gradient, int64_t first,
-                           int64_t count, float* scratch);
+                           int64_t count, float* scratch, float* weight_sums);
     // The chain with the activations of all steps kept, and the gradient from them. records: (N * record,), 64-byte
     // aligned; scratch: (fixed,)
     void (*recorded_chain)(const AutoencoderShape& shape, const float* packed, const ChainArguments& arguments,
@@ -114,6 +116,11 @@ struct Kernels {
     // Shapes that give the same number can share a packed model.
     int64_t (*packing)(const AutoencoderShape& shape);
     FormKernels forms[form_count];
+    int64_t (*weight_sum_floats)(const AutoencoderShape& shape);
+    // The gradient with respect to the weights from the sums of a batch: all ten arrays, one after the other, as
+    // AutoencoderWeights lays them out. sums: (weight_sum_floats,)
+    void (*weight_gradient)(const AutoencoderShape& shape, const AutoencoderWeights& weights, const double* sums,
+                            float* out);
     // One sample: words (4 * counters,) of counters 0 .. counters-1, as non-negative integers.
     void (*philox_words)(uint64_t seed, uint64_t sample_id, uint32_t step, int64_t counters, int64_t* words);
     // One sample: z (elements,)

@@ -10,7 +10,7 @@ import torch
 from scipy.special import log_softmax
 from torch.nn import functional as F
 
-from fastmalade import DefendedClassifier, Purifier, load_classifier
+from fastmalade import DefendedClassifier, Purifier, geometry, load_classifier
 from fastmalade.attacks import (
     FGSM,
     MIM,
@@ -19,7 +19,6 @@ from fastmalade.attacks import (
     CounterAttackB,
     RandomFGSM,
     ReconstructionPGD,
-    geometry,
 )
 from fastmalade.seeds import derive_seed
 

@@ -112,14 +112,49 @@ def chain_gradient(
     :func:`gradient_plan`; the rest and the errors as for the chain. The noise is drawn again from its counters. Returns
     float32 (B, C, H, W).
     """
+    return _chain_gradient(cotangent, x, weights, steps, noise, None, max_bytes, form)
+
+
+def chain_and_weight_gradients(
+    cotangent: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    steps: Steps,
+    noise: NoiseSource,
+    *,
+    max_bytes: int | None = None,
+    form: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """:func:`chain_gradient`, the same bits, and the gradient with respect to the ten weights.
+
+    Returns float32 (B, C, H, W) and all ten gradients one after the other, in the order of the weights. An image's
+    share of these has the same bits in every batch; shares are added in double precision in the order of the batch, and
+    the sum is rounded once. So threads, forms and budgets change no bit, and another order of the images the last ones.
+    """
+    total = torch.empty(sum(weight.numel() for weight in weights), dtype=torch.float32)
+    return _chain_gradient(cotangent, x, weights, steps, noise, total, max_bytes, form), total
+
+
+def _chain_gradient(
+    cotangent: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    steps: Steps,
+    noise: NoiseSource,
+    of_weights: Tensor | None,
+    max_bytes: int | None,
+    form: str,
+) -> Tensor:
     x, model, _alive = _model(x, weights)
     cotangent = checked_tensor("cotangent", cotangent, torch.float32, x.shape)
-    plan = gradient_plan(x.shape, (weights[0].shape[0], weights[2].shape[0]), steps.n_steps, max_bytes)
+    hidden = (weights[0].shape[0], weights[2].shape[0])
+    plan = gradient_plan(x.shape, hidden, steps.n_steps, max_bytes, weights=of_weights is not None)
     gradient = like(x)
     seed, ids, given, _kept = _source(x, steps, noise)
     load().chain_gradient(
         model, isa_in_use(), form, native_steps(steps), seed, ids, given, cotangent.data_ptr(), gradient.data_ptr(),
-        plan.numbers(), plan.checkpoints, plan.records, torch.get_num_threads(),
+        0 if of_weights is None else of_weights.data_ptr(), plan.numbers(), plan.checkpoints, plan.records,
+        torch.get_num_threads(),
     )  # fmt: skip
     return gradient
 
@@ -179,18 +214,27 @@ def recorded_chain_of(
 
 
 def gradient_plan(
-    x_shape: Sequence[int], hidden_channels: Sequence[int], n_steps: int, max_bytes: int | None = None
+    x_shape: Sequence[int],
+    hidden_channels: Sequence[int],
+    n_steps: int,
+    max_bytes: int | None = None,
+    *,
+    weights: bool = False,
 ) -> GradientPlan:
-    """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory."""
+    """What :func:`chain_gradient` keeps and runs again for images (B, C, H, W) under a budget of working memory.
+
+    With ``weights`` that of :func:`chain_and_weight_gradients`.
+    """
     batch, channels, height, width = x_shape
     workers = max(1, min(torch.get_num_threads(), batch))
-    sizes = _sizes(isa_in_use(), (channels, height, width, *hidden_channels), workers)
+    sizes = _sizes(isa_in_use(), (channels, height, width, *hidden_channels), workers, weights)
     return make_plan(n_steps, sizes, max_bytes, default_bytes=DEFAULT_THREAD_BYTES * workers)
 
 
 @functools.lru_cache(maxsize=256)
-def _sizes(isa: str, shape: tuple[int, ...], workers: int) -> Sizes:
-    return Sizes(**load().gradient_bytes(isa, list(shape)), workers=workers)
+def _sizes(isa: str, shape: tuple[int, ...], workers: int, weights: bool) -> Sizes:
+    found = load().gradient_bytes(isa, list(shape), weights)
+    return Sizes(found["fixed"] + found["weight_sums"], found["state"], found["record"], workers)
 
 
 def autoencoder_vjp(cotangent: Tensor, x: Tensor, weights: Sequence[Tensor], *, form: str = "auto") -> Tensor:

@@ -2,10 +2,12 @@
 #include "cpu/host/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <vector>
 
 #include "cpu/host/memory.h"
 #include "cpu/host/model_cache.h"
@@ -72,10 +74,11 @@ struct Task {
     float* scratch;
 };
 
-// Calls run(task) for every task of the partition. scratch_floats(form) is what a task of that form takes.
+// Calls run(task) for `count` tasks of the partition from number `begin` on. scratch_floats(form) is what a task of that
+// form takes.
 template <class ScratchFloats, class Run>
-void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, const BatchPartition& partition,
-                   int workers, ScratchFloats scratch_floats, Run run) {
+void run_tasks_of(const Kernels& kernels, PackedModel& model, bool transposes, const BatchPartition& partition,
+                  int64_t begin, int64_t task_count, int workers, ScratchFloats scratch_floats, Run run) {
     PackedModel::Arrays arrays[form_count] = {};
     int64_t floats = 0;
     for (const FormIndex form : {throughput, quad, latency}) {
@@ -83,8 +86,9 @@ void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, 
         arrays[form] = model.form(form, transposes);
         floats = std::max<int64_t>(floats, scratch_floats(kernels.forms[form]));
     }
-    parallel_for(partition.all_tasks(), workers, [&](TaskSource& tasks) {
-        for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
+    parallel_for(task_count, workers, [&](TaskSource& tasks) {
+        for (int64_t next = tasks.next(); next >= 0; next = tasks.next()) {
+            const int64_t task = begin + next;
             // Taken by the thread that uses it, and anew for each task: a signal handler that ran meanwhile may have
             // made a call of its own.
             float* const scratch = thread_memory().take(floats);
@@ -103,6 +107,13 @@ void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, 
     });
 }
 
+// All tasks of a partition.
+template <class ScratchFloats, class Run>
+void run_partition(const Kernels& kernels, PackedModel& model, bool transposes, const BatchPartition& partition,
+                   int workers, ScratchFloats scratch_floats, Run run) {
+    run_tasks_of(kernels, model, transposes, partition, 0, partition.all_tasks(), workers, scratch_floats, run);
+}
+
 // The same for a batch. It is cut for the threads that the call can get: those it merely asks for may never join.
 template <class ScratchFloats, class Run>
 void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
@@ -112,6 +123,20 @@ void run_batch(const Kernels& kernels, const AutoencoderShape& shape, const Auto
     const std::shared_ptr<PackedModel> model = cached_model(kernels, shape, weights);
     run_partition(kernels, *model, transposes, choose_partition(kernels, batch, form, workers), workers, scratch_floats,
                   run);
+}
+
+// total += sums of every image, in the order of the images. sums: (images, floats)
+void add_in_order(const float* sums, int64_t images, int64_t floats, double* total, int workers) {
+    constexpr int64_t piece = 4096;
+    parallel_for((floats + piece - 1) / piece, workers, [&](TaskSource& tasks) {
+        for (int64_t task = tasks.next(); task >= 0; task = tasks.next()) {
+            const int64_t end = std::min(floats, (task + 1) * piece);
+            for (int64_t image = 0; image < images; ++image) {
+                const float* own = sums + image * floats;
+                for (int64_t n = task * piece; n < end; ++n) total[n] += (double)own[n];
+            }
+        }
+    });
 }
 
 }  // namespace
@@ -133,17 +158,36 @@ void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, 
 }
 
 void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
-                    const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads) {
-    run_batch(
-        kernels, shape, weights, true, arguments.batch, form, threads,
-        [&](const FormKernels& chosen) {
-            const GradientMemory memory = chosen.gradient_memory(shape);
-            return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
-        },
-        [&](const Task& t) {
-            t.form.chain_gradient(shape, t.model.layers, t.model.transposes, arguments, gradient, t.first, t.count,
-                                  t.scratch);
-        });
+                    const ChainArguments& arguments, const GradientArguments& gradient, float* weight_gradient,
+                    Form form, int threads) {
+    const bool of_weights = weight_gradient != nullptr;
+    const int workers = usable_threads(threads);
+    const BatchPartition partition = choose_partition(kernels, std::max<int64_t>(arguments.batch, 0), form, workers);
+    const int64_t tasks = partition.all_tasks();
+    const int64_t at_once = of_weights ? std::min(tasks, (int64_t)kWeightTasks * workers) : tasks;
+    const int64_t floats = of_weights ? kernels.weight_sum_floats(shape) : 0;
+    const std::shared_ptr<PackedModel> model = tasks > 0 ? cached_model(kernels, shape, weights) : nullptr;
+    const Buffer sums = allocate(at_once * kernels.lanes * floats);
+    std::vector<double> total((size_t)floats, 0.0);
+    int64_t first = 0;  // image of the tasks that run at once
+    for (int64_t begin = 0; begin < tasks; begin += at_once) {
+        std::atomic<int64_t> images{0};
+        run_tasks_of(
+            kernels, *model, true, partition, begin, std::min(at_once, tasks - begin), workers,
+            [&](const FormKernels& chosen) {
+                const GradientMemory memory = chosen.gradient_memory(shape, of_weights);
+                return memory.fixed + gradient.checkpoints * memory.state + gradient.records * memory.record;
+            },
+            [&](const Task& t) {
+                float* const own = of_weights ? sums.get() + (t.first - first) * floats : nullptr;
+                t.form.chain_gradient(shape, t.model.layers, t.model.transposes, arguments, gradient, t.first, t.count,
+                                      t.scratch, own);
+                images += t.count;
+            });
+        add_in_order(sums.get(), images, floats, total.data(), workers);
+        first += images;
+    }
+    if (of_weights) kernels.weight_gradient(shape, weights, total.data(), weight_gradient);
 }
 
 KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_shape, int64_t images, int64_t steps,
@@ -156,7 +200,7 @@ KeptChain::KeptChain(const Kernels& the_kernels, const AutoencoderShape& the_sha
       task_floats_([&] {
           std::array<int64_t, form_count> floats;
           for (int form = 0; form < form_count; ++form) {
-              floats[(size_t)form] = n_steps * kernels.forms[form].gradient_memory(shape).record;
+              floats[(size_t)form] = n_steps * kernels.forms[form].gradient_memory(shape, false).record;
           }
           return floats;
       }()),
@@ -181,7 +225,7 @@ void recorded_chain(KeptChain& kept, const AutoencoderWeights& weights, const Ch
     kept.model = cached_model(kept.kernels, kept.shape, weights);
     run_partition(
         kept.kernels, *kept.model, false, kept.partition, usable_threads(threads),
-        [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
+        [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape, false).fixed; },
         [&](const Task& t) {
             t.form.recorded_chain(kept.shape, t.model.layers, arguments, t.first, t.count, t.scratch,
                                   kept.records(t.number));
@@ -193,7 +237,7 @@ void chain_reverse(const KeptChain& kept, const ChainArguments& arguments, const
     if (!kept.model) return;
     run_partition(
         kept.kernels, *kept.model, true, kept.partition, usable_threads(threads),
-        [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape).fixed; },
+        [&](const FormKernels& chosen) { return chosen.gradient_memory(kept.shape, false).fixed; },
         [&](const Task& t) {
             t.form.chain_reverse(kept.shape, t.model.transposes, arguments, cotangent, gradient, t.first, t.count,
                                  t.scratch, kept.records(t.number));
@@ -205,7 +249,7 @@ void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape,
     run_batch(
         kernels, shape, weights, true, arguments.batch, form, threads,
         [&](const FormKernels& chosen) {
-            const GradientMemory memory = chosen.gradient_memory(shape);
+            const GradientMemory memory = chosen.gradient_memory(shape, false);
             return memory.fixed + memory.record;
         },
         [&](const Task& t) {
@@ -214,10 +258,10 @@ void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape,
         });
 }
 
-GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape) {
+GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape, bool weights) {
     GradientMemory most{0, 0, 0};
     for (const FormKernels& form : kernels.forms) {
-        const GradientMemory floats = form.gradient_memory(shape);
+        const GradientMemory floats = form.gradient_memory(shape, weights);
         const int64_t size = (int64_t)sizeof(float);
         most.fixed = std::max(most.fixed, size * floats.fixed);
         most.state = std::max(most.state, size * floats.state);
@@ -316,6 +360,10 @@ double multiply_add_rate(const Kernels& kernels, double seconds) {
     result = sink;
     (void)result;
     return best;
+}
+
+int64_t weight_sum_bytes(const Kernels& kernels, const AutoencoderShape& shape) {
+    return kernels.weight_sum_floats(shape) * (int64_t)sizeof(float);
 }
 
 int64_t scratch_bytes(const Kernels& kernels, const AutoencoderShape& shape) {

@@ -33,9 +33,15 @@ void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, 
                          int64_t batch, const float* x, float* out, Form form, int threads);
 
 // The chain's vector-Jacobian product with respect to x, the noise of the forward pass drawn again. arguments.out and
-// .trajectory are not used.
+// .trajectory are not used. weight_gradient: null, or where the gradient with respect to the weights goes, all ten arrays
+// one after the other. Each image's part has the same bits in every batch; they are added in double precision in the
+// order of the batch, whatever the threads.
 void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
-                    const ChainArguments& arguments, const GradientArguments& gradient, Form form, int threads);
+                    const ChainArguments& arguments, const GradientArguments& gradient, float* weight_gradient,
+                    Form form, int threads);
+
+// Groups of images for each thread whose parts of the weights' gradient are kept until they are added.
+constexpr int kWeightTasks = 4;
 
 // Activations of all steps of one call, for a gradient that does not run the chain again.
 class KeptChain {
@@ -72,7 +78,10 @@ void autoencoder_gradient(const Kernels& kernels, const AutoencoderShape& shape,
                           const JacobianArguments& arguments, Form form, int threads);
 
 // Bytes of working memory of one thread during a gradient, in whichever form takes more.
-GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape);
+GradientMemory gradient_bytes(const Kernels& kernels, const AutoencoderShape& shape, bool weights);
+
+// Bytes of one image's part of the weights' gradient, which the engine keeps for kWeightTasks groups of each thread.
+int64_t weight_sum_bytes(const Kernels& kernels, const AutoencoderShape& shape);
 
 // z: (batch, elements), the noise of one step. sample_ids: (batch,)
 void standard_normal(const Kernels& kernels, uint64_t seed, const int64_t* sample_ids, int64_t batch, uint32_t step,

@@ -5,49 +5,56 @@
 
 #include "cpu/isa/images.h"
 #include "cpu/isa/transposes.h"
+#include "cpu/isa/weight_gradient.h"
 
 namespace fastmalade::cpu::FASTMALADE_ISA {
 namespace {
 
-// Working memory of a gradient: the forward pass's, the transposes', then checkpoints and records.
+// Working memory of a gradient: the forward pass's, the transposes', then checkpoints and records, and for the weights
+// the operands of a layer. A record is the activations of a step, and for the weights the state before it.
 template <class Form>
 struct GradientScratch {
     ForwardScratch<Form> forward;
     TransposeScratch<Form> transposes;
     Record<Form> record;
-    int64_t state_floats, checkpoints, records;  // where the last two begin
+    int64_t state_floats, operands, checkpoints, records;  // where the last three begin
 
-    GradientScratch(const AutoencoderShape& s, int64_t kept_states)
+    GradientScratch(const AutoencoderShape& s, int64_t kept_states, bool weights)
         : forward(s), transposes(s), record(s), state_floats((s.pixels() * Form::images + 15) / 16 * 16) {
-        checkpoints = forward.floats + transposes.floats;
+        operands = forward.floats + transposes.floats;
+        checkpoints = operands + (weights ? WeightScratch(s, Form::images).floats : 0);
         records = checkpoints + kept_states * state_floats;
     }
 };
 
 template <class Form>
-GradientMemory gradient_memory(const AutoencoderShape& s) {
-    const GradientScratch<Form> part(s, 0);
-    return GradientMemory{part.records, part.state_floats, part.record.floats};
+GradientMemory gradient_memory(const AutoencoderShape& s, bool weights) {
+    const GradientScratch<Form> part(s, 0, weights);
+    return GradientMemory{part.records, part.state_floats, part.record.floats + (weights ? part.state_floats : 0)};
 }
 
 // One group of images, forward and back. Records are given by address: they lie in the scratch memory or elsewhere.
 template <class Form>
 class Gradient {
 public:
+    // weight_sums: (count, weight_sum_floats), to which the steps' shares are added, or null
     Gradient(const AutoencoderShape& s, const float* packed, const float* transposes, int64_t first, int64_t count,
-             int64_t kept_states, float* scratch)
+             int64_t kept_states, float* scratch, float* weight_sums)
         : s_(s),
           transposes_(transposes),
           layout_(s),
-          part_(s, kept_states),
+          part_(s, kept_states, weight_sums != nullptr),
           images_(s, packed, first, count, scratch),
-          scratch_(scratch) {}
+          scratch_(scratch),
+          weight_sums_(weight_sums) {}
 
     const Images<Form>& images() const { return images_; }
     float* state() const { return scratch_ + part_.forward.state; }
     float* cotangent() const { return transpose_scratch() + part_.transposes.cotangent; }
     float* checkpoint(int64_t n) const { return scratch_ + part_.checkpoints + n * part_.state_floats; }
-    float* record(int64_t n) const { return scratch_ + part_.records + n * part_.record.floats; }
+    float* record(int64_t n) const {
+        return scratch_ + part_.records + n * (record_floats() + (weight_sums_ ? part_.state_floats : 0));
+    }
     const float* reconstruction(const float* record) const { return record + part_.record.reconstruction; }
     int64_t state_floats() const { return s_.pixels() * Form::images; }
     int64_t record_floats() const { return part_.record.floats; }
@@ -62,6 +69,7 @@ public:
 
     void record_step(const ChainArguments& c, int64_t t, float* record) const {
         clear_margins(record);
+        if (weight_sums_) copy_state(state(), record + record_floats());
         images_.template step<true>(c, t, part_.forward, activations(record), kept_end(record));
         if constexpr (Form::planar) keep_planes(record);
     }
@@ -79,6 +87,10 @@ public:
     void reverse_step(const ChainArguments& c, int64_t t, const float* record) const {
         const float a = c.step_sizes[t], unbounded = __builtin_inff();
         reverse(Back{a, 1.0f - a, c.lows[t] > -unbounded || c.highs[t] < unbounded}, record);
+        if (weight_sums_) {
+            const WeightStep<Form> step(s_, images_.count, scratch_ + part_.operands, weight_sums_);
+            step.add(record + record_floats(), part_.record, record, part_.transposes, transpose_scratch());
+        }
     }
 
 private:
@@ -137,12 +149,14 @@ private:
     const GradientScratch<Form> part_;
     const Images<Form> images_;
     float* scratch_;
+    float* weight_sums_;
 };
 
 template <class Form>
 void chain_gradient(const AutoencoderShape& s, const float* packed, const float* transposes, const ChainArguments& c,
-                    const GradientArguments& g, int64_t first, int64_t count, float* scratch) {
-    const Gradient<Form> group(s, packed, transposes, first, count, g.checkpoints, scratch);
+                    const GradientArguments& g, int64_t first, int64_t count, float* scratch, float* weight_sums) {
+    const Gradient<Form> group(s, packed, transposes, first, count, g.checkpoints, scratch, weight_sums);
+    for (int64_t n = 0; weight_sums && n < count * weight_sum_floats(s); ++n) weight_sums[n] = 0.0f;
     group.images().read(g.cotangent, group.cotangent());
     for (int64_t n = 0; n < g.n_actions; ++n) {
         const GradientAction& action = g.actions[n];
@@ -172,7 +186,7 @@ void chain_gradient(const AutoencoderShape& s, const float* packed, const float*
 template <class Form>
 void recorded_chain(const AutoencoderShape& s, const float* packed, const ChainArguments& c, int64_t first,
                     int64_t count, float* scratch, float* records) {
-    const Gradient<Form> group(s, packed, nullptr, first, count, 0, scratch);
+    const Gradient<Form> group(s, packed, nullptr, first, count, 0, scratch, nullptr);
     group.images().read(c.x, group.state());
     for (int64_t t = 0; t < c.n_steps; ++t) group.record_step(c, t, records + t * group.record_floats());
     group.images().write(group.state(), c.out);
@@ -182,7 +196,7 @@ void recorded_chain(const AutoencoderShape& s, const float* packed, const ChainA
 template <class Form>
 void chain_reverse(const AutoencoderShape& s, const float* transposes, const ChainArguments& c, const float* cotangent,
                    float* gradient, int64_t first, int64_t count, float* scratch, const float* records) {
-    const Gradient<Form> group(s, nullptr, transposes, first, count, 0, scratch);
+    const Gradient<Form> group(s, nullptr, transposes, first, count, 0, scratch, nullptr);
     group.images().read(cotangent, group.cotangent());
     for (int64_t t = c.n_steps - 1; t >= 0; --t) group.reverse_step(c, t, records + t * group.record_floats());
     group.images().write(group.cotangent(), gradient);
@@ -191,7 +205,7 @@ void chain_reverse(const AutoencoderShape& s, const float* transposes, const Cha
 template <class Form>
 void autoencoder_gradient(const AutoencoderShape& s, const float* packed, const float* transposes,
                           const JacobianArguments& j, int64_t first, int64_t count, float* scratch) {
-    const Gradient<Form> group(s, packed, transposes, first, count, 0, scratch);
+    const Gradient<Form> group(s, packed, transposes, first, count, 0, scratch, nullptr);
     float* record = group.record(0);
     group.images().read(j.x, group.state());
     group.record_reconstruction(record);

@@ -135,6 +135,8 @@ constexpr Kernels all_kernels() {
     table.forms[throughput] = form_kernels<Throughput>();
     table.forms[quad] = form_kernels<Quad>();
     table.forms[latency] = form_kernels<Latency>();
+    table.weight_sum_floats = weight_sum_floats;
+    table.weight_gradient = weight_gradient;
     table.philox_words = philox_words;
     table.standard_normal = standard_normal;
     table.tanh = tanh_of_array;

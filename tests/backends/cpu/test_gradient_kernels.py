@@ -203,7 +203,8 @@ def test_the_binding_checks_its_arguments(native, change, message) -> None:
         "isa": "baseline", "form": "auto",
         "steps": native.native_steps(Steps((0.1, 0.1), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0))),
         "seed": 0, "sample_ids": 0, "noise": 0,
-        "cotangent": x.data_ptr(), "gradient": out.data_ptr(), "checkpoints": 1, "records": 1, "threads": 1,
+        "cotangent": x.data_ptr(), "gradient": out.data_ptr(), "weight_gradient": 0,
+        "checkpoints": 1, "records": 1, "threads": 1,
         "actions": [0, 0, 0, 2, 0, 1, 3, 1, 1, 4, 1, 1, 0, 0, 0, 3, 0, 1, 4, 0, 1],
     }  # fmt: skip
     native.load().chain_gradient(**arguments)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmalade.attacks import geometry
+from fastmalade import geometry
 
 NORMS = ["linf", "l2", "l1"]
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
