@@ -188,5 +188,9 @@ def in_channels_last(model: nn.Module) -> nn.Module:
     """Store convolution weights channels-last, in place: the same function in the layout that is fastest on CPUs."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            # Not by memory_format: weights of one input channel are contiguous in both formats and would stay as they
+            # are, and a convolution chooses the format of its output by their strides.
+            _, channels, rows, columns = parameter.shape
+            strides = (rows * columns * channels, 1, columns * channels, channels)
+            parameter.data = torch.empty_strided(parameter.shape, strides).copy_(parameter.data)
     return model

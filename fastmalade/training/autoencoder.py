@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmalade.chain.call import langevin_chain
 from fastmalade.checks import check_labels, check_unit_images
 from fastmalade.models import Autoencoder
+from fastmalade.models.modes import evaluation_mode, gradients_off
 from fastmalade.training.loop import LoopSettings, TrainingReport, run_epochs
 
 
@@ -22,6 +26,7 @@ class AutoencoderSettings(LoopSettings):
 
     Attributes:
         sigma2: variance of the noise added to the images: 0.3 (000) or 0.15 (001) on MNIST, 0.01 on CIFAR-10.
+        supervision: weight lambda of the supervised term, see :func:`autoencoder_loss`; not read without a classifier.
         class_balanced: weight each image by n / (K n_y), so that every class counts the same (000, section 4.1).
         hidden_channels: (h1, h2) of the autoencoder.
     """
@@ -29,6 +34,7 @@ class AutoencoderSettings(LoopSettings):
     epochs: int = 50
     learning_rate: float = 1e-2
     sigma2: float = 0.15
+    supervision: float = 1.0
     class_balanced: bool = False
     hidden_channels: tuple[int, int] = (10, 25)
 
@@ -36,6 +42,8 @@ class AutoencoderSettings(LoopSettings):
         super().__post_init__()
         if not (math.isfinite(self.sigma2) and self.sigma2 > 0):
             raise ValueError(f"sigma2: expected a positive number, got {self.sigma2!r}")
+        if not (math.isfinite(self.supervision) and self.supervision >= 0):
+            raise ValueError(f"supervision: expected a number of at least 0, got {self.supervision!r}")
 
 
 def autoencoder_loss(
@@ -45,8 +53,13 @@ def autoencoder_loss(
     sigma2: float,
     logits: Tensor | None = None,
     labels: Tensor | None = None,
+    supervision: float = 1.0,
 ) -> Tensor:
-    """Objective per image: ||r(x+nu) - x||^2 summed over pixels, plus 2 sigma^2 CE(logits, y) when supervised.
+    """Objective per image: ||r(x+nu) - x||^2 summed over pixels, plus lambda 2 sigma^2 CE(logits, y) when supervised.
+
+    Paper 000 prints lambda = 1 with a squared norm, a sum over pixels: the second term is then a thousandth of the
+    first on MNIST. Read as the mean squared error that code usually computes, the first term is smaller by the number
+    of pixels: in units of this function lambda is that number, 784 on MNIST. Which one the authors used is not known.
 
     Args:
         reconstruction: r(x + nu), (B, C, H, W).
@@ -54,6 +67,7 @@ def autoencoder_loss(
         sigma2: variance of nu.
         logits: classifier(r(x + nu)), (B, K); None for the unsupervised DAE.
         labels: (B,) int64, needed with ``logits``.
+        supervision: lambda, at least 0.
 
     Returns:
         (B,) losses.
@@ -66,7 +80,7 @@ def autoencoder_loss(
     if logits is not None:
         if labels is None:
             raise ValueError("expected labels with logits, got None")
-        loss = loss + 2.0 * sigma2 * F.cross_entropy(logits, labels, reduction="none")
+        loss = loss + supervision * 2.0 * sigma2 * F.cross_entropy(logits, labels, reduction="none")
     return loss
 
 
@@ -79,6 +93,7 @@ def train_autoencoder(
     validation: tuple[Tensor, Tensor] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    device: torch.device | str = "cpu",
     **settings: Any,
 ) -> tuple[Autoencoder, TrainingReport]:
     """Train a DAE, or, given a classifier, a supervised DAE.
@@ -93,10 +108,11 @@ def train_autoencoder(
         validation: images and labels scored after each epoch, with the same noise each time.
         checkpoint: file written after each epoch; if it exists, training goes on from it.
         progress: show a progress bar on standard error.
+        device: where training runs; batches are moved there. The classifier is taken there and back.
         settings: fields of :class:`AutoencoderSettings`.
 
     Returns:
-        The autoencoder in eval mode with frozen parameters, and a report: ``validation_error`` (reconstruction error
+        The autoencoder on ``device``, in eval mode with frozen parameters, and a report: ``validation_error`` (error
         per image) and, when supervised, ``validation_accuracy`` of the classifier on the reconstructions.
 
     Raises:
@@ -116,6 +132,7 @@ def train_autoencoder(
         generator = torch.Generator().manual_seed(chosen.seed)
         model = Autoencoder(images.shape[1], chosen.hidden_channels, generator=generator)
     model.check_shape(tuple(images.shape))
+    model.to(device)
     if initial is not None:
         if initial.config() != model.config():
             raise ValueError(f"initial: expected an autoencoder {model.config()}, got {initial.config()}")
@@ -123,17 +140,25 @@ def train_autoencoder(
     weights = _class_weights(labels) if chosen.class_balanced and labels is not None else None
     sigma = math.sqrt(chosen.sigma2)
 
-    def loss_of(clean: Tensor, noise: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        reconstruction = model(clean + sigma * noise)
-        logits = None if classifier is None else classifier(reconstruction)
-        loss = autoencoder_loss(reconstruction, clean, sigma2=chosen.sigma2, logits=logits, labels=targets)
-        return loss, reconstruction, logits
+    def reconstruct(noisy: Tensor) -> Tensor:
+        # One step of step size 1 without noise is r, and its kernels have the gradient of the weights too.
+        return langevin_chain(noisy, model, [1.0], [0.0], seed=0)
 
     def batch_loss(indices: Tensor) -> Tensor:
-        clean = images[indices]
-        targets = None if labels is None else labels[indices]
-        loss, _, _ = loss_of(clean, torch.randn_like(clean), targets)
-        return (loss if weights is None else loss * weights[indices]).mean()
+        clean = images[indices].to(device)
+        reconstruction = reconstruct(clean + sigma * torch.randn_like(clean))
+        targets = logits = None
+        if classifier is not None and labels is not None and chosen.supervision > 0:
+            targets, logits = labels[indices].to(device), classifier(reconstruction)
+        loss = autoencoder_loss(
+            reconstruction,
+            clean,
+            sigma2=chosen.sigma2,
+            logits=logits,
+            labels=targets,
+            supervision=chosen.supervision,
+        )
+        return (loss if weights is None else loss * weights[indices].to(device)).mean()
 
     def validate() -> dict[str, float]:
         if validation is None:
@@ -142,16 +167,17 @@ def train_autoencoder(
         error, correct = 0.0, 0
         for clean, targets in zip(validation[0].split(500), validation[1].split(500), strict=True):
             noise = torch.randn(clean.shape, generator=generator)
-            _, reconstruction, logits = loss_of(clean, noise, targets)
-            error += float((reconstruction - clean).square().sum())
-            correct += 0 if logits is None else int((logits.argmax(1) == targets).sum())
+            reconstruction = reconstruct((clean + sigma * noise).to(device))
+            error += float((reconstruction.cpu() - clean).square().sum())
+            if classifier is not None:
+                correct += int((classifier(reconstruction).argmax(1).cpu() == targets).sum())
         scores = {"validation_error": error / len(validation[0])}
         if classifier is not None:
             scores["validation_accuracy"] = correct / len(validation[0])
         return scores
 
     label = "DAE" if classifier is None else "sDAE"
-    with _frozen(classifier):
+    with _frozen(classifier, device):
         report = run_epochs(
             model,
             chosen,
@@ -166,24 +192,18 @@ def train_autoencoder(
     return model.requires_grad_(False), report
 
 
-class _frozen:  # noqa: N801 - reads as a statement: with _frozen(classifier)
-    """The classifier in eval mode without gradients for its parameters; everything is restored afterwards."""
-
-    def __init__(self, module: nn.Module | None) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        if self.module is not None:
-            self.modes = [(m, m.training) for m in self.module.modules()]
-            self.flags = [(p, p.requires_grad) for p in self.module.parameters()]
-            self.module.eval().requires_grad_(False)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.module is not None:
-            for module, training in self.modes:
-                module.training = training
-            for parameter, flag in self.flags:
-                parameter.requires_grad_(flag)
+@contextmanager
+def _frozen(classifier: nn.Module | None, device: torch.device | str) -> Iterator[None]:
+    """The classifier on the device, in eval mode, its parameters constants; everything is restored afterwards."""
+    homes = [] if classifier is None else [(tensor, tensor.device) for tensor in classifier.parameters()]
+    with evaluation_mode(classifier), gradients_off(classifier):
+        for tensor, _ in homes:
+            tensor.data = tensor.data.to(device)
+        try:
+            yield
+        finally:
+            for tensor, home in homes:
+                tensor.data = tensor.data.to(home)
 
 
 def _class_weights(labels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import TextColumn
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from fastmalade.files import write_bytes
 from fastmalade.progress import progress_bar
 
 _CHECKPOINT_FORMAT = 1
+_LOG_SECONDS = 60.0
 
 
 class CheckpointError(ValueError):
@@ -90,8 +92,12 @@ def run_epochs(
     optimizer: torch.optim.Adam | None = None,
     begin_step: Callable[[float], None] | None = None,
     clip_norm: float | None = None,
+    finished: Callable[[list[dict[str, float]]], bool] | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place.
+
+    With a checkpoint, the scores of every epoch, and once a minute how far it is, also go to a file beside it with
+    ``.log`` after its name; where standard error is no terminal, they go there too instead of a bar.
 
     Args:
         model: module whose parameters that require grad are trained by Adam.
@@ -108,6 +114,7 @@ def run_epochs(
         begin_step: called before each batch with how far training is, from 0 to 1, for schedules of other things than
             the learning rate.
         clip_norm: longest gradient of all parameters together; a longer one is scaled to it. None: no limit.
+        finished: asked after each epoch, with the history so far, whether training may stop early.
 
     Raises:
         CheckpointError: the checkpoint is of other settings, or damaged.
@@ -124,19 +131,17 @@ def run_epochs(
     with progress_bar(TextColumn("{task.fields[score]}"), enabled=progress) as bar:
         task = bar.add_task(label, total=settings.epochs * steps_per_epoch, score="")
         bar.update(task, completed=len(report.history) * steps_per_epoch)
-        for epoch in range(len(report.history), settings.epochs):
+        log = _Log(bar.console if progress else None, None if path is None else path.with_name(path.name + ".log"))
+        while len(report.history) < settings.epochs and not (finished is not None and finished(report.history)):
+            epoch = len(report.history)
             start = time.perf_counter()
-            scores = _one_epoch(
-                model,
-                optimizer,
-                settings,
-                epoch,
-                n_images,
-                batch_loss,
-                lambda: bar.advance(task),
-                begin_step,
-                clip_norm,
-            )
+            name = f"{label}: epoch {epoch + 1}/{settings.epochs}"
+
+            def advance(step: int, loss: float, name: str = name) -> None:
+                bar.advance(task)
+                log.now_and_then(f"{name}, step {step}/{steps_per_epoch}: mean loss {loss:.4g}")
+
+            scores = _one_epoch(model, optimizer, settings, epoch, n_images, batch_loss, advance, begin_step, clip_norm)
             model.eval()
             with torch.no_grad():
                 scores |= validate()
@@ -144,12 +149,32 @@ def run_epochs(
             report.seconds += time.perf_counter() - start
             shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k not in ("epoch", "learning_rate"))
             bar.update(task, score=shown)
-            if progress:
-                bar.console.print(f"{label}: epoch {epoch + 1}/{settings.epochs}: {shown}", highlight=False)
+            log.say(f"{name}: {shown}")
             if path is not None:
                 _save(path, model, optimizer, report)
     model.eval()
     return report
+
+
+class _Log:
+    """Lines for the terminal and, with the time, for a file."""
+
+    def __init__(self, console: Console | None, file: Path | None) -> None:
+        self.console, self.file, self.last = console, file, time.monotonic()
+
+    def now_and_then(self, text: str) -> None:
+        """A line if the last one is a minute old; not for a terminal, which has the bar."""
+        if time.monotonic() - self.last >= _LOG_SECONDS:
+            self.say(text, self.console is not None and not self.console.is_terminal)
+
+    def say(self, text: str, shown: bool = True) -> None:
+        self.last = time.monotonic()
+        if self.console is not None and shown:
+            self.console.print(text, highlight=False, soft_wrap=True)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 def _one_epoch(
@@ -159,7 +184,7 @@ def _one_epoch(
     epoch: int,
     n_images: int,
     batch_loss: Callable[[Tensor], Tensor],
-    advance: Callable[[], None],
+    advance: Callable[[int, float], None],
     begin_step: Callable[[float], None] | None,
     clip_norm: float | None,
 ) -> dict[str, float]:
@@ -185,7 +210,7 @@ def _one_epoch(
                 torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
             optimizer.step()
             total += loss.detach().double() * len(indices)
-            advance()
+            advance(step + 1, float(total) / min(n_images, (step + 1) * settings.batch_size))
     mean = float(total) / n_images
     if not math.isfinite(mean):
         raise FloatingPointError(f"epoch {epoch + 1}: expected a finite training loss, got {mean}")
