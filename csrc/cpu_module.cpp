@@ -159,7 +159,8 @@ std::unique_ptr<RecordedCall> recorded_chain(const Model& model, const std::stri
     check_least("threads", threads, 1);
     if (most_bytes >= 0) {
         if (steps->count() == 0) return nullptr;
-        const int64_t record = cpu::gradient_bytes(kernels, model.shape, false).record;  // of a group of images and a step
+        const int64_t record =
+            cpu::gradient_bytes(kernels, model.shape, false).record;  // of a group of images and a step
         if (model.batch > most_bytes * kernels.lanes / record / steps->count()) return nullptr;
     }
     const NoiseSource source(seed, sample_ids, noise, model.batch);

@@ -117,7 +117,10 @@ void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights
                                    {GradientAction::load, 1, 1},    {GradientAction::record, 1, 1},
                                    {GradientAction::reverse, 1, 1}, {GradientAction::load, 0, 0},
                                    {GradientAction::record, 0, 1},  {GradientAction::reverse, 0, 1}};
-    std::vector<float> first;
+    std::vector<float> first, first_of_weights;
+    const int64_t layer1 = s.channels * 25 * s.hidden1 + s.hidden1, layer2 = s.hidden1 * 25 * s.hidden2 + s.hidden2;
+    const int64_t layer3 = s.hidden2 * 81 * s.hidden1 + s.hidden1, layer4 = s.hidden1 * s.channels + s.channels;
+    const int64_t all_weights = layer1 + layer2 + layer3 + layer4 + s.channels * 25 * s.channels + s.channels;
     for (const cpu::Form form : forms()) {
         std::vector<float> gradient(cotangent.size(), std::numeric_limits<float>::quiet_NaN());
         for (const cpu::GradientArguments& g :
@@ -127,6 +130,15 @@ void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights
             cpu::chain_gradient(kernels(), s, weights, chain, g, nullptr, form, 2);
             if (first.empty()) first = gradient;
             expect(same_bits(first, gradient), "the gradient depends on the form or on what is kept");
+            for (const int threads : thread_counts()) {
+                std::vector<float> of_weights((size_t)all_weights, std::numeric_limits<float>::quiet_NaN());
+                cpu::chain_gradient(kernels(), s, weights, chain, g, of_weights.data(), form, threads);
+                if (first_of_weights.empty()) first_of_weights = of_weights;
+                expect(same_bits(first, gradient), "the images' gradient depends on whether the weights' is wanted");
+                expect(same_bits(first_of_weights, of_weights),
+                       "the weights' gradient depends on the form, on threads or on what is kept");
+                for (const float value : of_weights) expect(std::isfinite(value), "a weight's gradient is missing");
+            }
         }
         for (const float* given : {cotangent.data(), (const float*)nullptr}) {
             cpu::autoencoder_gradient(kernels(), s, weights,
@@ -137,6 +149,7 @@ void check_gradient(const AutoencoderShape& s, const AutoencoderWeights& weights
         }
     }
     print_bits(first);
+    print_bits(first_of_weights);
 }
 
 void check_chain(const AutoencoderShape& s, int64_t batch, bool given_noise) {

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import TextColumn
 from torch import Tensor, nn
 
-from fastmalade.files import write_bytes
+from fastmalade.files import append_line, write_bytes
 from fastmalade.progress import progress_bar
 
 _CHECKPOINT_FORMAT = 1
@@ -173,8 +173,7 @@ class _Log:
             self.console.print(text, highlight=False, soft_wrap=True)
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            append_line(self.file, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
 
 def _one_epoch(

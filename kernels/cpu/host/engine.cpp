@@ -74,8 +74,8 @@ struct Task {
     float* scratch;
 };
 
-// Calls run(task) for `count` tasks of the partition from number `begin` on. scratch_floats(form) is what a task of that
-// form takes.
+// Calls run(task) for `count` tasks of the partition from number `begin` on. scratch_floats(form) is what a task of
+// that form takes.
 template <class ScratchFloats, class Run>
 void run_tasks_of(const Kernels& kernels, PackedModel& model, bool transposes, const BatchPartition& partition,
                   int64_t begin, int64_t task_count, int workers, ScratchFloats scratch_floats, Run run) {

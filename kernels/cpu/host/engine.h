@@ -33,9 +33,9 @@ void autoencoder_forward(const Kernels& kernels, const AutoencoderShape& shape, 
                          int64_t batch, const float* x, float* out, Form form, int threads);
 
 // The chain's vector-Jacobian product with respect to x, the noise of the forward pass drawn again. arguments.out and
-// .trajectory are not used. weight_gradient: null, or where the gradient with respect to the weights goes, all ten arrays
-// one after the other. Each image's part has the same bits in every batch; they are added in double precision in the
-// order of the batch, whatever the threads.
+// .trajectory are not used. weight_gradient: null, or where the gradient with respect to the weights goes, all ten
+// arrays one after the other. Each image's part has the same bits in every batch; they are added in double precision in
+// the order of the batch, whatever the threads.
 void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const AutoencoderWeights& weights,
                     const ChainArguments& arguments, const GradientArguments& gradient, float* weight_gradient,
                     Form form, int threads);

@@ -92,12 +92,9 @@ FASTMALADE_NOINLINE void correlate_block(const Correlation& c, int64_t unit, int
         for (int64_t kx = 0; kx < c.column_taps; ++kx) {
             const Span columns(kx, c.before_columns, c.stride, c.columns, c.plane_columns);
             float* to = c.sums + channel * channel_sums + (ky * c.column_taps + kx) * c.width + unit * kLanes;
-            Vec sum[CHANNELS][UNITS];
-#pragma GCC unroll 5
-            for (int i = 0; i < CHANNELS; ++i) {
-#pragma GCC unroll 2
-                for (int u = 0; u < UNITS; ++u) sum[i][u] = load(to + i * channel_sums + u * kLanes);
-            }
+            // From zero, not from the sums so far: a step's share is added to those as a whole, which loses fewer
+            // digits.
+            Vec sum[CHANNELS][UNITS] = {};
             for (int64_t q = rows.first; q <= rows.last; ++q) {
                 const float* vector = c.vectors + (q * c.columns + columns.first) * c.width + unit * kLanes;
                 const int64_t row = rows.start + (q - rows.first) * c.stride;
@@ -117,7 +114,10 @@ FASTMALADE_NOINLINE void correlate_block(const Correlation& c, int64_t unit, int
 #pragma GCC unroll 5
             for (int i = 0; i < CHANNELS; ++i) {
 #pragma GCC unroll 2
-                for (int u = 0; u < UNITS; ++u) store(to + i * channel_sums + u * kLanes, sum[i][u]);
+                for (int u = 0; u < UNITS; ++u) {
+                    float* total = to + i * channel_sums + u * kLanes;
+                    store(total, load(total) + sum[i][u]);
+                }
             }
         }
     }
@@ -147,9 +147,9 @@ inline void correlate(const Correlation& c) {
 // sums[lane] += vectors[position][lane] over all positions
 inline void add_vectors(const float* vectors, int64_t positions, int64_t width, float* sums) {
     for (int64_t lane = 0; lane < width; lane += kLanes) {
-        Vec sum = load(sums + lane);
+        Vec sum = {};
         for (int64_t n = 0; n < positions; ++n) sum = sum + load(vectors + n * width + lane);
-        store(sums + lane, sum);
+        store(sums + lane, load(sums + lane) + sum);
     }
 }
 
@@ -158,10 +158,10 @@ inline void add_rows(const float* plane, int64_t channels, int64_t plane_floats,
                      int64_t width, float* sums) {
     for (int64_t c = 0; c < channels; ++c) {
         for (int64_t x = 0; x < width; x += kLanes) {
-            Vec sum = load(sums + c * width + x);
+            Vec sum = {};
             const float* from = plane + c * plane_floats + x;
             for (int64_t y = 0; y < rows; ++y) sum = sum + load(from + y * row_floats);
-            store(sums + c * width + x, sum);
+            store(sums + c * width + x, load(sums + c * width + x) + sum);
         }
     }
 }
@@ -174,7 +174,8 @@ FASTMALADE_INLINE void add_taps(Vec sum[5], Vec value, const float* g, int64_t r
 }
 
 // even: [C][H/2][W/2]; g: [C][H + 4][W + 4]
-inline void conv3_sums(const AutoencoderShape& s, const WeightSums& at, const float* even, const float* g, float* sums) {
+inline void conv3_sums(const AutoencoderShape& s, const WeightSums& at, const float* even, const float* g,
+                       float* sums) {
     const int64_t row_floats = s.width + 4, plane = (s.height + 4) * row_floats;
     const int64_t half_h = s.height / 2, half_w = s.width / 2;
     for (int64_t o = 0; o < s.channels; ++o) {
@@ -184,22 +185,28 @@ inline void conv3_sums(const AutoencoderShape& s, const WeightSums& at, const fl
             float* to = sums + (constant ? at.conv3_constant + o * 5 * at.taps
                                          : at.conv3_even + (o * s.channels + i) * 5 * at.taps);
             for (int64_t first = 0; first < at.taps; first += kLanes) {
-                Vec sum[5];
-                for (int ky = 0; ky < 5; ++ky) sum[ky] = load(to + ky * at.taps + first);
+                Vec sum[5] = {};
                 const float* from = g + o * plane + first;
-                if (constant) {
-                    for (int64_t y = 0; y < s.height; ++y) {
+                // Row by row: one sum over so many pixels would lose digits that torch's own does not.
+                const int64_t rows = constant ? s.height : half_h;
+                for (int64_t y = 0; y < rows; ++y) {
+                    Vec row[5] = {};
+                    if (constant) {
                         for (int64_t x = y % 2 == 0 ? 1 : 0; x < s.width; x += y % 2 == 0 ? 2 : 1) {
-                            add_taps(sum, broadcast(1.0f), from + y * row_floats + x, row_floats);
+                            add_taps(row, broadcast(1.0f), from + y * row_floats + x, row_floats);
+                        }
+                    } else {
+                        const float* pixels = even + (i * half_h + y) * half_w;
+                        for (int64_t x = 0; x < half_w; ++x) {
+                            add_taps(row, broadcast(pixels[x]), from + 2 * y * row_floats + 2 * x, row_floats);
                         }
                     }
-                } else {
-                    for (int64_t n = 0; n < half_h * half_w; ++n) {
-                        const float* pixel = from + n / half_w * 2 * row_floats + n % half_w * 2;
-                        add_taps(sum, broadcast(even[i * half_h * half_w + n]), pixel, row_floats);
-                    }
+                    for (int ky = 0; ky < 5; ++ky) sum[ky] = sum[ky] + row[ky];
                 }
-                for (int ky = 0; ky < 5; ++ky) store(to + ky * at.taps + first, sum[ky]);
+                for (int ky = 0; ky < 5; ++ky) {
+                    float* total = to + ky * at.taps + first;
+                    store(total, load(total) + sum[ky]);
+                }
             }
         }
     }
@@ -331,9 +338,8 @@ private:
         return source(p, [this, p](int64_t n) { return PlainImage{p + n * s_.pixels(), s_.height, s_.width}; });
     }
     auto even_pixels(const float* p) const {
-        return source(p, [this, p](int64_t n) {
-            return PlainImage{p + n * s_.pixels() / 4, s_.height / 2, s_.width / 2};
-        });
+        return source(
+            p, [this, p](int64_t n) { return PlainImage{p + n * s_.pixels() / 4, s_.height / 2, s_.width / 2}; });
     }
     auto last_gradient(const float* p) const {
         return source(p, [this, p](int64_t n) {

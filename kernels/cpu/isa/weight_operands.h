@@ -135,7 +135,8 @@ inline void gather_planes(ImagesInLanes lanes, const Operand& o, const Border& b
                 for (int64_t l = 0; l < kLanes; ++l) square[l] = l < left ? load(from + (x + l) * kLanes) : Vec{};
                 transpose(square);
                 // Whole vectors: what lies beyond the row is zero, as its border, or is written after it.
-                for (int64_t image = 0; image < o.images; ++image) store(row + image * o.image_stride + x, square[image]);
+                for (int64_t image = 0; image < o.images; ++image)
+                    store(row + image * o.image_stride + x, square[image]);
             }
         }
     }
