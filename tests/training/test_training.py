@@ -46,6 +46,28 @@ def test_supervised_objective_by_hand(rng):
         autoencoder_loss(reconstruction, clean, sigma2=0.3, logits=logits)
 
 
+def test_the_weight_of_the_supervised_term(rng, few):
+    clean, logits = torch.from_numpy(rng.random((3, 1, 4, 4))), torch.from_numpy(rng.normal(size=(3, 5)))
+    options = {"sigma2": 0.3, "logits": logits, "labels": torch.tensor([4, 0, 2])}
+    terms = [autoencoder_loss(clean * 0.5, clean, **options, supervision=weight) for weight in (0.0, 1.0, 16.0)]
+    torch.testing.assert_close(terms[2] - terms[0], 16.0 * (terms[1] - terms[0]))
+    # With the number of pixels as weight: a per-pixel mean and 2 sigma^2 CE, up to a common factor.
+    mean = (clean * 0.5 - clean).square().flatten(1).mean(1)
+    entropy = torch.nn.functional.cross_entropy(logits, options["labels"], reduction="none")
+    torch.testing.assert_close(terms[2] / 16.0, mean + 2 * 0.3 * entropy)
+    classifier = build_classifier("D")
+    plain, _ = train_autoencoder(*few, **QUICK, class_balanced=True)
+    balanced, report = train_autoencoder(
+        *few, **QUICK, class_balanced=True, classifier=classifier, supervision=0.0, validation=few
+    )
+    assert torch.equal(parameters(plain), parameters(balanced))  # MALA in everything but the scores
+    assert "validation_accuracy" in report.final
+    stronger, _ = train_autoencoder(*few, **QUICK, class_balanced=True, classifier=classifier, supervision=784.0)
+    assert not torch.equal(parameters(plain), parameters(stronger))
+    with pytest.raises(ValueError, match="supervision: expected a number of at least 0, got -1"):
+        train_autoencoder(*few, **QUICK, supervision=-1)
+
+
 @pytest.mark.slow
 def test_dae_learns_to_denoise(digits):
     images, labels = digits[0][:600], digits[1][:600]
@@ -103,7 +125,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(few, tmp_path, monkeypatch
     assert epochs_run == [0, 1, "resumed", 2]
     assert len(report.history) == 3
     assert torch.equal(parameters(whole), parameters(resumed))
-    assert [p.name for p in checkpoint.parent.iterdir()] == ["run.pt"]
+    assert sorted(p.name for p in checkpoint.parent.iterdir()) == ["run.pt", "run.pt.log"]
+    log = checkpoint.with_name("run.pt.log").read_text().splitlines()
+    assert [line.split("epoch ")[1].split(":")[0] for line in log] == ["1/3", "2/3", "3/3"]
 
 
 def test_a_checkpoint_of_other_settings_or_another_file_is_refused(few, tmp_path):
