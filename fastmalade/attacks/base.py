@@ -135,7 +135,7 @@ class Attack(ABC):
         return images.clone()
 
     @abstractmethod
-    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Next iterate before projection, and what to remember; ``ascent`` raises the attacker's objective."""
 
     def __call__(
@@ -325,7 +325,7 @@ class _Run:
             spread=attack.spread,
         )
         ascent = -found.gradient if attack.targeted else found.gradient
-        proposed, memory = attack._step(x, ascent, state.batch["memory"][active])
+        proposed, memory = attack._step(x, ascent, state.batch["memory"][active], state.step)
         moved = geometry.into_ball(proposed, images[active], attack.epsilon, attack.norm, self.target.value_range)
         stopped = torch.zeros(len(active), dtype=torch.bool, device=x.device)
         confirmations = torch.zeros_like(state.queries[part])

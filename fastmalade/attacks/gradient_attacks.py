@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fastmalade import geometry
 from fastmalade.attacks.base import Attack
-from fastmalade.checks import check_count, check_number
+from fastmalade.checks import check_choice, check_count, check_number
+
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class FGSM(Attack):
 
     name: ClassVar[str] = "FGSM"
 
-    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         return x + self.epsilon * geometry.steepest(ascent, self.norm), memory
 
 
@@ -55,7 +58,7 @@ class RandomFGSM(Attack):
         direction = geometry.steepest(geometry.normals(seed, ids, 0, images), self.norm)
         return (images + self.alpha * direction).clamp(*value_range)
 
-    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         return x + (self.epsilon - self.alpha) * geometry.steepest(ascent, self.norm), memory
 
 
@@ -66,6 +69,8 @@ class IterativeAttack(Attack):
     Args:
         steps: gradient steps, at least 1.
         step_size: length of a step in the norm; by default 2.5 epsilon / steps, which lets a path cross the ball.
+        schedule: "constant" steps, or "cosine": half a cosine from ``step_size`` down to a hundredth of it. Steps that
+            do not fall keep jumping across a maximum.
         restarts: runs from different starts; per image the last iterate that fools most queries is kept.
         random_start: start from a point drawn uniformly from the ball; needed for more than one restart to differ in
             more than noise.
@@ -73,12 +78,14 @@ class IterativeAttack(Attack):
 
     steps: int = 40
     step_size: float | None = None
+    schedule: Schedule = "constant"
     restarts: int = 1
     random_start: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("steps", self.steps, 1)
+        check_choice("schedule", self.schedule, get_args(Schedule))
         check_count("restarts", self.restarts, 1)
         if not isinstance(self.random_start, bool):
             raise TypeError(f"random_start: expected a bool, got {type(self.random_start).__name__}")
@@ -100,9 +107,15 @@ class IterativeAttack(Attack):
             return images.clone()
         return images + geometry.random_point(seed, ids, images, self.epsilon, self.norm)
 
-    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def size_of_step(self, step: int) -> float:
+        """Length of step number ``step``, 0 <= step < ``steps``."""
         assert self.step_size is not None
-        return x + self.step_size * geometry.steepest(ascent, self.norm), memory
+        if self.schedule == "constant":
+            return self.step_size
+        return self.step_size * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * step / self.steps)))
+
+    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        return x + self.size_of_step(step) * geometry.steepest(ascent, self.norm), memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +152,7 @@ class MIM(IterativeAttack):
         super().__post_init__()
         object.__setattr__(self, "decay", check_number("decay", self.decay))
 
-    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, ascent: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         total = ascent.flatten(1).abs().sum(1).clamp_min(torch.finfo(ascent.dtype).tiny)
         momentum = self.decay * memory + ascent / total.reshape(-1, *([1] * (ascent.ndim - 1)))
-        assert self.step_size is not None
-        return x + self.step_size * geometry.steepest(momentum, self.norm), momentum
+        return x + self.size_of_step(step) * geometry.steepest(momentum, self.norm), momentum

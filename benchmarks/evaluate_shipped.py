@@ -1,0 +1,214 @@
+"""Robustness of the shipped MNIST pairs of purifier and classifier, by what the attacker knows; read by cards and docs.
+
+    python benchmarks/evaluate_shipped.py [--pairs A B] [--columns a b] [--images 1000] [--runs runs] [--data DIR]
+
+Columns: clean and transferred images (10,000; a single query each); then, on the first --images test digits, attacks
+that know everything: BPDA with EOT, the exact gradient, the same with the noise of the defence known in advance and
+with the noise switched off, at eps 0.4 and in L2, Square and AutoAttack-rand from their library. Counts are of images
+that most of nine fresh queries still get right. Attacks keep their state in --runs, and a column that is in
+benchmarks/results/robustness.json already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmalade import DefendedClassifier, Purifier
+from fastmalade.attacks import PGD, Attack, autoattack_rand
+from fastmalade.cli.memory import keep_freed_memory
+from fastmalade.data import find_data_dir, load_mnist
+from fastmalade.evaluation import accuracy, attacked_images, wilson_interval
+from fastmalade.files import write_json
+from fastmalade.models import in_channels_last
+from fastmalade.models.registry import load_classifier
+
+RESULTS = Path(__file__).parent / "results" / "robustness.json"
+BATCH = 100
+TRANSFERRED = (("pgd", 0.2), ("pgd", 0.3), ("pgd", 0.4), ("fgsm", 0.3))
+STRONG = PGD(
+    epsilon=0.3, steps=100, step_size=0.03, schedule="cosine", eot=16, restarts=5, early_stop=True, gradient="unrolled"
+)
+AUTOATTACK_IMAGES, SQUARE_IMAGES = 200, 200
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A purifier (or none) before a classifier, both by their shipped names."""
+
+    purifier: str | None
+    classifier: str
+
+    @property
+    def name(self) -> str:
+        """In the file of results."""
+        return self.classifier if self.purifier is None else f"{self.purifier} + {self.classifier}"
+
+
+PAIRS = (
+    Pair("malade-joint-mnist", "mnist-c-joint"),
+    Pair("malade-robust-mnist", "mnist-c"),
+    Pair("malade-mnist", "mnist-c"),
+    Pair(None, "mnist-c-madry"),
+    Pair("malade-mnist", "mnist-c-madry"),
+    Pair("malade-robust-mnist", "mnist-c-madry"),
+    Pair(None, "mnist-c"),
+)
+ATTACKS: dict[str, Attack] = {
+    "exact": STRONG,
+    "bpda": dataclasses.replace(STRONG, gradient="bpda", restarts=1),
+    "exact eps 0.4": dataclasses.replace(STRONG, epsilon=0.4, step_size=0.04, restarts=1),
+    "exact l2 4": dataclasses.replace(STRONG, epsilon=4.0, norm="l2", step_size=0.4, restarts=1),
+    "known noise": dataclasses.replace(STRONG, eot=1, restarts=1, early_stop=False),
+    "no noise": dataclasses.replace(STRONG, eot=1, restarts=1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="*", help="names, as in the results; those whose files exist by default")
+    parser.add_argument("--columns", nargs="*", help="clean, transferred, autoattack, square or names of attacks")
+    parser.add_argument("--images", type=int, default=1000, help="test digits under attacks that know the defence")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=Path, default=None)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    images, labels = load_mnist("test", find_data_dir(arguments.data))
+    for pair in PAIRS:
+        if arguments.pairs and pair.name not in arguments.pairs:
+            continue
+        try:
+            run = Run(pair, images, labels, arguments.images, arguments.runs)
+        except FileNotFoundError as missing:
+            print(f"{pair.name}: {missing}", flush=True)
+            continue
+        for column, measure in run.columns().items():
+            if arguments.columns and column not in arguments.columns:
+                continue
+            if column in results().get(pair.name, {}):
+                continue
+            begun = time.perf_counter()
+            found = measure() | {"seconds": round(time.perf_counter() - begun, 1)}
+            known = results()
+            write_json(RESULTS, known | {pair.name: known.get(pair.name, {}) | {column: found}})
+            print(f"{pair.name}: {column}: {json.dumps(found)}", flush=True)
+
+
+def results() -> dict[str, Any]:
+    """What is in the file so far."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+class Run:
+    """The measurements of one pair."""
+
+    def __init__(self, pair: Pair, images: Tensor, labels: Tensor, attacked: int, runs: Path) -> None:
+        self.pair, self.images, self.labels, self.attacked, self.runs = pair, images, labels, attacked, runs
+        self.classifier = in_channels_last(load_classifier(pair.classifier))
+        self.purifier = None if pair.purifier is None else Purifier.from_pretrained(pair.purifier)
+
+    def columns(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """What can be measured, by name."""
+        found: dict[str, Callable[[], dict[str, Any]]] = {"clean": self.clean, "transferred": self.transferred}
+        random = self.purifier is not None and self.purifier.is_random
+        for name, attack in ATTACKS.items():
+            if random or name not in ("bpda", "known noise", "no noise"):
+                found[name] = lambda name=name, attack=attack: self.attack(name, attack)  # type: ignore[misc]
+        return found | ({"autoattack": self.autoattack, "square": self.square} if random else {})
+
+    def clean(self) -> dict[str, Any]:
+        """Single queries of clean images."""
+        return counted(self.correct(self.images), len(self.images))
+
+    def transferred(self) -> dict[str, Any]:
+        """Single queries of images that were attacked against the bare classifier."""
+        found = {}
+        for attack, epsilon in TRANSFERRED:
+            made = attacked_images(
+                self.classifier, self.images, self.labels, attack, epsilon, seed=0, cache_dir=self.runs  # type: ignore[arg-type]
+            )  # fmt: skip
+            found[f"{attack} {epsilon:g}"] = counted(self.correct(made), len(made))
+        return found
+
+    def correct(self, images: Tensor) -> int:
+        """Images that one query gets right."""
+        with torch.no_grad():
+            shown = images if self.purifier is None else self.purifier(images, seed=0)
+        return accuracy(self.classifier, shown, self.labels)
+
+    def attack(self, name: str, attack: Attack) -> dict[str, Any]:
+        """An attack that knows the pair; ``name`` says what else it knows, or what is switched off."""
+        images, labels = self.images[: self.attacked], self.labels[: self.attacked]
+        target: nn.Module = self.classifier
+        if self.purifier is None:
+            attack = dataclasses.replace(attack, eot=1, judge_chains=1)
+        else:
+            chain = self.purifier.chain.replace(noise_scale=0.0) if name == "no noise" else self.purifier.chain
+            seed = 0 if name == "known noise" else None
+            target = DefendedClassifier(Purifier(self.purifier.autoencoder, chain), self.classifier, seed=seed)
+            if name in ("known noise", "no noise"):
+                attack = dataclasses.replace(attack, judge_chains=1)
+        file = f"{self.pair.name}-{name}-{self.attacked}.safetensors".replace(" ", "-")
+        progress = said(f"{self.pair.name} {name}")
+        result = attack(target, images, labels, batch_size=BATCH, checkpoint=self.runs / file, progress=progress)
+        found = counted(int((~result.success).sum()), len(images))
+        per_query = round(1.0 - float(result.success_rate.mean()), 5)
+        return found | {"accuracy_per_query": per_query, "judged": result.judged, "settings": result.settings,
+                        "gradients_per_image": round(float(result.gradients.double().mean()), 1),
+                        "warnings": list(result.warnings)}  # fmt: skip
+
+    def autoattack(self) -> dict[str, Any]:
+        """AutoAttack-rand, with the settings of its authors."""
+        assert self.purifier is not None
+        images, labels = self.images[:AUTOATTACK_IMAGES], self.labels[:AUTOATTACK_IMAGES]
+        target = DefendedClassifier(self.purifier, self.classifier)
+        report = autoattack_rand(target, images, labels, epsilon=0.3, batch_size=BATCH)
+        found = counted(int((~report.success).sum()), len(images))
+        return found | {"library_accuracy": report.library_accuracy, "judged": report.judged}
+
+    def square(self) -> dict[str, Any]:
+        """Square (Andriushchenko et al. 2020) from ART, 1,000 queries an image, judged by fresh noise."""
+        from art.attacks.evasion import SquareAttack
+
+        from fastmalade.attacks import art_classifier
+
+        images, labels = self.images[:SQUARE_IMAGES], self.labels[:SQUARE_IMAGES]
+        assert self.purifier is not None
+        target = DefendedClassifier(self.purifier, self.classifier)
+        model = art_classifier(target, input_shape=tuple(images.shape[1:]), n_classes=10, seed=0)
+        attack = SquareAttack(model, eps=0.3, max_iter=1000, batch_size=BATCH, verbose=False)
+        made = torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+        judged = PGD(epsilon=0.0, steps=1)(target, made, labels, batch_size=BATCH, progress=False)
+        return counted(int((~judged.success).sum()), len(images)) | {"judged": judged.judged, "queries": 1000}
+
+
+def said(name: str) -> Callable[[int, int], None]:
+    """Progress as a line a minute: these runs take hours, mostly without a terminal."""
+    last = [time.monotonic()]
+
+    def say(done: int, total: int) -> None:
+        if time.monotonic() - last[0] >= 60.0:
+            last[0] = time.monotonic()
+            print(f"{name}: step {done} of {total}", flush=True)
+
+    return say
+
+
+def counted(correct: int, n: int) -> dict[str, Any]:
+    """A count with its 95% interval."""
+    low, high = wilson_interval(correct, n)
+    return {"correct": correct, "n": n, "low95": round(low, 4), "high95": round(high, 4)}
+
+
+if __name__ == "__main__":
+    main()
