@@ -189,3 +189,49 @@ def test_the_long_way_has_the_same_gradients(make_autoencoder, make_images, monk
     monkeypatch.setattr(direct, "run", lambda *arguments, **options: None)
     assert all(torch.equal(a, b) for a, b in zip(short, gradients(), strict=True))
     assert len(weight_gradient._known) >= 1
+
+
+def test_one_way_back_serves_images_and_weights(make_autoencoder, make_images, monkeypatch):
+    from fastmalade.backends.cpu import calls as cpu
+
+    _, free = both(make_autoencoder, 1)
+    ran = []
+    for name in ("chain_gradient", "chain_and_weight_gradients"):
+        exact = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *a, name=name, exact=exact, **o: (ran.append(name), exact(*a, **o))[1])
+    x = make_images(3, 1, 8, 8).requires_grad_(True)
+    weights = list(free.autoencoder.weights())
+    result = free(x, seed=5).square().sum()
+    together = torch.autograd.grad(result, [x, *weights], retain_graph=True)
+    assert ran == ["chain_and_weight_gradients"]
+    again = torch.autograd.grad(result, [x, *weights], retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))
+    ran.clear()
+    (alone,) = torch.autograd.grad(result, x, retain_graph=True)
+    assert ran == []  # from the activations that the forward pass kept
+    assert torch.equal(alone, together[0])
+    some = torch.autograd.grad(result, weights[2:4], retain_graph=True)
+    assert torch.equal(some[0], together[3])
+    assert torch.equal(some[1], together[4])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_finite_differences(make_autoencoder, make_images, shape):
+    _, free = both(make_autoencoder, shape[1])
+    x, cotangent = make_images(*shape), make_images(*shape, seed=2)
+    gradients = torch.autograd.grad(free(x, seed=5), list(free.autoencoder.weights()), cotangent)
+    exact = copy.deepcopy(free).double().requires_grad_(False)
+    noise = torch.stack(
+        [fastmalade.standard_normal(5, torch.arange(len(x)), t, shape[1:]) for t in range(CHAIN.n_steps)]
+    ).double()
+    generator = torch.Generator().manual_seed(3)
+    for n, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+        values = []
+        for shift in (1e-6, -1e-6):
+            changed = copy.deepcopy(exact)
+            changed.autoencoder.weights()[n].add_(shift * direction)
+            values.append(float((changed(x.double(), noise=noise) * cotangent).sum()))
+        slope = (values[0] - values[1]) / 2e-6
+        length = float(gradient.double().norm() * direction.norm())
+        assert slope == pytest.approx(float((gradient.double() * direction).sum()), abs=1e-5 * length + 1e-6), n
