@@ -14,7 +14,6 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from torch import nn
 from fastmalade import Purifier, __version__
 from fastmalade.data import find_data_dir, load_mnist
 from fastmalade.evaluation import accuracy, attacked_images, wilson_interval
-from fastmalade.evaluation.tuning import TuningResult, tune_chain
+from fastmalade.evaluation.tuning import ChainSearch, TuningResult, tune_chain
 from fastmalade.models import Autoencoder, in_channels_last
 from fastmalade.models.registry import load_classifier, save_classifier
 from fastmalade.training import TrainingReport, train_autoencoder, train_classifier
@@ -118,7 +117,7 @@ def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingR
     facts["tuning"] = {
         "images": f"first {TUNING_IMAGES} of the validation split",
         "validation_accuracies": best.accuracies,
-        "settings_judged_on_all_images": len(tried),
+        "settings_judged_on_all_images": sum(result.stage == "full" for result in tried),
         "seconds": round(time.perf_counter() - start, 1),
     }
     purifier = Purifier(model, best.chain)
@@ -131,9 +130,7 @@ def _purifier_stage(name: str, title: str, model: Autoencoder, report: TrainingR
     write_card(name, title, facts)
 
 
-def search_chain(
-    model: Autoencoder, classifier: nn.Module, runs: Path, data: Path, **options: Any
-) -> list[TuningResult]:
+def search_chain(model: Autoencoder, classifier: nn.Module, runs: Path, data: Path) -> list[TuningResult]:
     """Chain settings for a model, best first, judged on clean and attacked validation images."""
     images, labels = (part[:TUNING_IMAGES] for part in load_mnist("validation", data))
     conditions = {"clean": (images, labels)}
@@ -146,7 +143,7 @@ def search_chain(
         shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.accuracies.items())
         print(f"  {done}/{total} score {result.score:.4f}: {shown}  {result.chain}", flush=True)
 
-    return tune_chain(model, classifier, conditions, seed=SEED, progress=show, **options)
+    return tune_chain(model, classifier, conditions, ChainSearch(seed=SEED), progress=show)
 
 
 def proportion(correct: int, n: int) -> dict[str, float]:

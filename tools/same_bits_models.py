@@ -292,8 +292,8 @@ def trainings(cases: Cases) -> None:
     stand_in = defined("substitute_purifier")(defense, width=2)
     cases.add("substitute purifier", _trained, stand_in, defined("train_substitute_purifier"), defense, x, **both)
     conditions = {"clean": (x, y), "noisy": (x.clamp(0.2, 0.8), y)}
-    options: dict[str, Any] = {"n_steps": 2, "n_random": 3, "n_local": 2, "seed": 1}
-    cases.add("tuning", defined("tune_chain"), defended().purifier.autoencoder, classifier, conditions, **options)
+    search = defined("ChainSearch")(n_steps=(2,), n_random=3, n_local=2, seed=1)
+    cases.add("tuning", defined("tune_chain"), defended().purifier.autoencoder, classifier, conditions, search)
     fresh = torch.Generator().manual_seed(3)
     cases.add("initial", fastmalade.Autoencoder, 2, (3, 5), generator=fresh)
 

@@ -41,6 +41,40 @@ def test_train_both_and_resume(tmp_path, invoke, digit_files):
     assert (facts["supervised"], facts["sigma2"], facts["n_images"]) == (True, 0.1, 180)
 
 
+def test_train_under_attack(tmp_path, invoke, digit_files):
+    torch.set_num_threads(1)
+    robust, quick = tmp_path / "d.safetensors", ["--epochs", 1, "--attack-steps", 2, "--limit", 60, *digit_files]
+    result = invoke(
+        "train", "classifier", robust, "--name", "D", "--adversarial", "alp", "--epsilon", 0.1, "--norm", "l2", *quick
+    )
+    assert result.exit_code == 0, result.output
+    facts = read_header(robust)["training"]
+    assert (facts["adversarial"], facts["epsilon"], facts["norm"], facts["attack_steps"]) == ("alp", 0.1, "l2", 2)
+    assert "validation_attacked_accuracy" in result.stdout
+    again = invoke("train", "classifier", robust, "--name", "D", "--initial", robust, "--epochs", 1, *digit_files)
+    assert again.exit_code == 0, again.output
+    assert read_header(robust)["training"]["warm_start"] is True
+
+    output, behind = tmp_path / "r.safetensors", tmp_path / "f.safetensors"
+    arguments = ["train", "purifier", output, "--classifier", robust, "--epsilon", 0.2, *quick]
+    result = invoke(*arguments, "--classifier-output", behind, "--checkpoint", tmp_path / "run.pt")
+    assert result.exit_code == 0, result.output
+    facts = read_header(output)["training"]
+    assert (facts["train_classifier"], facts["epsilon"], facts["n_images"]) == (True, 0.2, 60)
+    assert Purifier.from_pretrained(output).chain == Purifier.from_pretrained("malade-mnist").chain
+    moved, still = (next(load_classifier(file).parameters()) for file in (behind, robust))
+    assert not torch.equal(moved, still)
+    assert (tmp_path / "run.pt.log").read_text().count("epoch 1/1") == 1
+    for more, message in (
+        (["--clean-share", 2], "clean_share: expected a number from 0 to 1"),
+        (["--purifier", "magnet-mnist"], "expected"),
+        (["--classifier", "nonsense"], "expected a file or one of the shipped names"),
+    ):
+        result = invoke(*arguments, *more)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
