@@ -167,7 +167,7 @@ void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const
     const int64_t at_once = of_weights ? std::min(tasks, (int64_t)kWeightTasks * workers) : tasks;
     const int64_t floats = of_weights ? kernels.weight_sum_floats(shape) : 0;
     const std::shared_ptr<PackedModel> model = tasks > 0 ? cached_model(kernels, shape, weights) : nullptr;
-    const Buffer sums = allocate(at_once * kernels.lanes * floats);
+    const RecycledMemory sums(at_once * kernels.lanes * floats);
     std::vector<double> total((size_t)floats, 0.0);
     int64_t first = 0;  // image of the tasks that run at once
     for (int64_t begin = 0; begin < tasks; begin += at_once) {

@@ -164,45 +164,62 @@ inline void turned(const Taps taps, Taps half_turn) {
     }
 }
 
+// cos and sin of 2 pi k (j - 2) / N: of tap j at frequency k.
+template <int N>
+struct TapTurns {
+    static constexpr int last = N / 2;
+    double cosine[last + 1][5], sine[last + 1][5];
+    constexpr TapTurns() : cosine(), sine() {
+        for (int k = 0; k <= last; ++k) {
+            for (int j = 0; j < 5; ++j) {
+                cosine[k][j] = cosine_of_turn(k * (j - 2), N);
+                sine[k][j] = sine_of_turn(k * (j - 2), N);
+            }
+        }
+    }
+};
+
 // Spectrum of the 5 x 5 taps of one phase and one pair of channels, from offset -2 to 2, in the numbering of Bins.
 // An output is the correlation of the window with the taps, so its transform is X times conj(transform of the taps);
-// the scale makes up for the inverse's missing 1 / N^2 and for the conjugate half that is not stored.
+// the scale makes up for the inverse's missing 1 / N^2 and for the conjugate half that is not stored. Rows first, then
+// columns: weights that are being trained are packed anew at every step.
 template <int N>
 void taps_spectrum(const double taps[5][5], float numbers[N * N]) {
     using B = Bins<N>;
-    double cosine[N];
-    double sine[N];
-    for (int m = 0; m < N; ++m) {
-        cosine[m] = cosine_of_turn(m, N);
-        sine[m] = sine_of_turn(m, N);
-    }
-    const auto number = [&](int ky, int kx, double scale, float* re, float* im) {
-        double p = 0.0, q = 0.0;
-        for (int y = 0; y < 5; ++y) {
-            for (int x = 0; x < 5; ++x) {
-                const int m = (ky * (y - 2) + kx * (x - 2) + 4 * N * N) % N;
-                p += taps[y][x] * cosine[m];
-                q += taps[y][x] * sine[m];
-            }
-        }
-        *re = (float)(scale * p);
-        if (im) *im = (float)(scale * q);
-    };
-    const double once = 1.0 / (N * N), twice = 2.0 / (N * N);
+    static constexpr TapTurns<N> turns;
+    constexpr double once = 1.0 / (N * N), twice = 2.0 / (N * N);
     constexpr int last = N / 2;
     for (int kx = 0; kx <= last; ++kx) {
+        double re[5], im[5];  // of each row
+        for (int y = 0; y < 5; ++y) {
+            re[y] = im[y] = 0.0;
+            for (int x = 0; x < 5; ++x) {
+                re[y] += taps[y][x] * turns.cosine[kx][x];
+                im[y] += taps[y][x] * turns.sine[kx][x];
+            }
+        }
         const bool real_column = kx == 0 || 2 * kx == N;
         for (int ky = 0; ky <= last; ++ky) {
+            double cc = 0.0, ss = 0.0, sc = 0.0, cs = 0.0;
+            for (int y = 0; y < 5; ++y) {
+                cc += turns.cosine[ky][y] * re[y];
+                ss += turns.sine[ky][y] * im[y];
+                sc += turns.sine[ky][y] * re[y];
+                cs += turns.cosine[ky][y] * im[y];
+            }
             const bool real_row = ky == 0 || 2 * ky == N;
             if (real_column && real_row) {
-                number(ky, kx, once, numbers + B::real_index(kx, ky), nullptr);
+                numbers[B::real_index(kx, ky)] = (float)(once * (cc - ss));
             } else if (real_column || real_row) {
                 float* to = numbers + (real_column ? B::in_real_column(kx, ky) : B::lone(kx, ky));
-                number(ky, kx, twice, to, to + 1);
+                to[0] = (float)(twice * (cc - ss));
+                to[1] = (float)(twice * (sc + cs));
             } else {
-                float* to = numbers + B::twin(kx, ky);
-                number(ky, kx, twice, to, to + 1);
-                number(ky, -kx, twice, to + 2, to + 3);
+                float* to = numbers + B::twin(kx, ky);  // of kx, then of -kx
+                to[0] = (float)(twice * (cc - ss));
+                to[1] = (float)(twice * (sc + cs));
+                to[2] = (float)(twice * (cc + ss));
+                to[3] = (float)(twice * (sc - cs));
             }
         }
     }
