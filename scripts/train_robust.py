@@ -53,8 +53,8 @@ PAIRS = {
     "mnist-c-madry": "mnist-c-madry",
 }
 LIMITS = """
-Trained on MNIST alone, for perturbations of up to 0.3 in Linf; outside that ball nothing is promised. The table above has
-the accuracy under attacks that know everything but the noise; docs/training.md has all of them.
+Trained on MNIST alone, for perturbations of up to 0.3 in Linf; outside that ball nothing is promised. The table above
+has the accuracy under attacks that know everything but the noise; docs/training.md has all of them.
 """
 
 

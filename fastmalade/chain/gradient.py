@@ -105,3 +105,9 @@ def batch_sizes(x: Tensor, weights: Sequence[Tensor]) -> Sizes:
     size = x.element_size()
     # Going back over one step holds two gradients of a layer's output, at most as many numbers as all activations.
     return Sizes(fixed=(activations + 2 * pixels) * size, state=pixels * size, record=(activations + pixels) * size)
+
+
+def split_like(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers one after the other as tensors of the shapes of ``weights``, each with memory of its own."""
+    parts = flat.split([weight.numel() for weight in weights])
+    return [part.clone().view(weight.shape) for part, weight in zip(parts, weights, strict=True)]

@@ -28,7 +28,7 @@ from torch import Tensor
 from fastmalade import backends, reference
 from fastmalade.backends.values import NoiseSource, Steps
 from fastmalade.chain.batched import backward_of_many, is_batched, one_by_one
-from fastmalade.chain.gradient import ChainGradient
+from fastmalade.chain.gradient import ChainGradient, split_like
 from fastmalade.noise import draw
 from fastmalade.seeds import check_sample_ids, fresh_seed, signed64
 
@@ -200,18 +200,9 @@ def chain_gradient(
     """The operator ``langevin_chain_backward`` of values, for the images alone."""
     ids = check_sample_ids(None, x.shape[0], x.device) if noise.sample_ids is None else noise.sample_ids
     found: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.fastmalade.langevin_chain_backward(
-        cotangent,
-        x,
-        weights,
-        *attributes(steps),
-        seed_bits(noise.seed),
-        ids,
-        noise.given,
-        backend,
-        max_bytes,
-        False,
-        False,
-    )
+        cotangent, x, weights, *attributes(steps), seed_bits(noise.seed), ids, noise.given, backend, max_bytes,
+        False, False,
+    )  # fmt: skip
     return found[0]
 
 
@@ -278,12 +269,6 @@ def run_chain_backward(
         return evaluate(state, weights, part, NoiseSource(source.seed, sample_ids, given), backend, precision)
 
     return ChainGradient(x, weights, steps, run, drawn, weight_gradients, noise_gradient).evaluate(cotangent, max_bytes)
-
-
-def split_like(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Numbers one after the other as tensors of the shapes of ``weights``, each with memory of its own."""
-    parts = flat.split([weight.numel() for weight in weights])
-    return [part.clone().view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
 def _precision_option(precision: str, backend: str) -> dict[str, str]:

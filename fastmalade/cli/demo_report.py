@@ -72,18 +72,20 @@ def machine() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "isa": isa, "reason": reason, "torch": torch.__version__}
 
 
-def summary(transferred: TransferRow, whitebox: Sequence[WhiteboxRow], grid: Grid) -> str:
+def summary(
+    transferred: TransferRow, whitebox: Sequence[WhiteboxRow], robust: Sequence[WhiteboxRow], grid: Grid
+) -> str:
     """One sentence that says what was shown.
 
     Args:
         transferred: of the strongest attack on the bare classifier.
-        whitebox: rows of the attacks through the defence.
+        whitebox, robust: rows of the attacks through MALADE and through the purifier trained under attack.
         grid: times.
     """
     bare, purified = (100 * transferred.correct[name] / transferred.n for name in ("bare", "MALADE"))
-    worst = min(whitebox, key=lambda row: row.majority_correct)
+    least_right = (min(rows, key=lambda row: row.majority_correct) for rows in (whitebox, robust))
+    left, left_robust = (100 * row.majority_correct / row.n for row in least_right)
     ratios = [ratio for batch in grid.batches if (ratio := grid.ratio("native", batch)) is not None]
-    left = 100 * worst.majority_correct / worst.n
     speed = ""
     if ratios:
         least, most = f"{min(ratios):.0f}", f"{max(ratios):.0f}"
@@ -91,7 +93,8 @@ def summary(transferred: TransferRow, whitebox: Sequence[WhiteboxRow], grid: Gri
         speed = f"; MALADE's native chain is {times} times as fast as PyTorch eager"
     return (
         f"Shown: under {transferred.attack} at eps {transferred.epsilon:g} the classifier gets {bare:.0f}% of the "
-        f"digits right bare and {purified:.0f}% behind MALADE; an attack that knows MALADE leaves {left:.0f}%{speed}."
+        f"digits right bare and {purified:.0f}% behind MALADE; an attack that knows the purifier leaves {left:.0f}% "
+        f"behind MALADE and {left_robust:.0f}% behind the one trained under attack{speed}."
     )
 
 

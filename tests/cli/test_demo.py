@@ -63,7 +63,7 @@ def test_results_file(demo_run):
     assert attacks == [("none", 0.0), *((name, eps) for name in ("fgsm", "pgd") for eps in (0.1, 0.2, 0.3))]
     for row in results["transfer"]:
         assert row["n"] == IMAGES
-        for column in ("bare", "MALA", "MALADE"):
+        for column in ("bare", "MALA", "MALADE", "robust"):
             low, high = row[column]["interval"]
             assert 0 <= low <= row[column]["accuracy"] <= high <= 1
             assert row[column]["accuracy"] == row[column]["correct"] / IMAGES
@@ -71,7 +71,8 @@ def test_results_file(demo_run):
     assert clean["bare"]["accuracy"] > 0.9
     assert worst["bare"]["accuracy"] < worst["MALADE"]["accuracy"]
     names = ["none", "pgd:blind", "pgd:bpda", "pgd:unrolled", "worst per image"]
-    assert [(row["attack"], row["n"]) for row in results["whitebox"]] == [(name, WHITEBOX) for name in names]
+    for block in ("whitebox", "whitebox_robust"):
+        assert [(row["attack"], row["n"]) for row in results[block]] == [(name, WHITEBOX) for name in names]
     assert [row["batch"] for row in results["timing"]] == [1, 16]
     assert all(row["eager_us_per_image"] > 0 for row in results["timing"])
     assert results["machine"]["threads"] == torch.get_num_threads()
@@ -170,9 +171,11 @@ def test_times_as_json(grid):
 def test_the_last_sentence(grid):
     transferred = TransferRow("pgd", 0.3, 200, {"bare": 2, "MALA": 150, "MALADE": 160})
     rows = [WhiteboxRow(name, 10, None, correct, None, None, None, None) for name, correct in (("a", 9), ("b", 4))]
-    assert summary(transferred, rows, grid) == (
+    robust = [WhiteboxRow("a", 10, None, 7, None, None, None, None)]
+    assert summary(transferred, rows, robust, grid) == (
         "Shown: under pgd at eps 0.3 the classifier gets 1% of the digits right bare and 80% behind MALADE; an attack "
-        "that knows MALADE leaves 40%; MALADE's native chain is 4 times as fast as PyTorch eager."
+        "that knows the purifier leaves 40% behind MALADE and 70% behind the one trained under attack; MALADE's native "
+        "chain is 4 times as fast as PyTorch eager."
     )
 
 

@@ -83,9 +83,10 @@ def test_gradients_are_averaged_over_the_draws(few):
 
 @pytest.mark.slow
 def test_a_classifier_becomes_robust(digits):
+    torch.set_num_threads(1)  # small networks: threads would wait for each other
     images, labels = digits[0][:800], digits[1][:800]
     held_out = digits[0][800:], digits[1][800:]
-    common = {"epochs": 30, "batch_size": 50, "progress": False, "validation": held_out, "num_classes": 10}
+    common = {"epochs": 14, "batch_size": 50, "progress": False, "validation": held_out, "num_classes": 10}
     plain, _ = train_classifier("D", images, labels, **common)
     settings = {"adversarial": "pgd", "epsilon": 0.1, "attack_steps": 5}
     robust, report = train_classifier("D", images, labels, **common, **settings)
@@ -208,13 +209,14 @@ def test_training_stops_early(few, small):
 
 @pytest.mark.slow
 def test_a_purifier_becomes_robust_under_the_exact_gradient(digits):
+    torch.set_num_threads(1)
     images, labels = digits[0][:800], digits[1][:800]
     held_out = digits[0][800:900], digits[1][800:900]
     classifier, _ = train_classifier("D", images, labels, epochs=10, batch_size=50, progress=False, num_classes=10)
     purifier = Purifier.from_pretrained("malade-mnist")
     attack = PGD(epsilon=0.2, steps=10, step_size=0.04, eot=2)
-    options = {"epochs": 6, "batch_size": 50, "epsilon": 0.2, "attack_steps": 4, "ramp": 0.2, "progress": False}
-    trained, behind, _ = train_purifier(purifier, classifier, images, labels, **options)
+    options = {"epochs": 4, "batch_size": 50, "learning_rate": 3e-3, "epsilon": 0.2, "attack_steps": 4, "ramp": 0.2}
+    trained, behind, _ = train_purifier(purifier, classifier, images, labels, progress=False, **options)
     left = [
         1.0 - float(attack(DefendedClassifier(*pair), *held_out).success_rate.mean())
         for pair in ((purifier, classifier), (trained, behind))

@@ -1,1 +1,1 @@
-"""The native CPU backend: ``calls`` takes tensors, ``extension`` finds the compiled module."""
+"""The native CPU backend: ``calls`` and ``noise`` take tensors, ``extension`` finds the compiled module."""
