@@ -245,8 +245,8 @@ def run_chain_backward(
     steps = _steps(step_sizes, noise_scales, lows, highs)
     source = NoiseSource(seed_value(seed), sample_ids, noise)
     module = backends.native(backend)
+    option = _precision_option(precision, backend)
     if module is not None and not (weight_gradients or noise_gradient):
-        option = _precision_option(precision, backend)
         gradient = module.chain_gradient(
             cotangent, _standard_strides(x), weights, steps, source, max_bytes=max_bytes, **option
         )
