@@ -109,6 +109,19 @@ def results() -> dict[str, Any]:
     return found
 
 
+class KnownNoise(nn.Module):
+    """A defence that draws the same noise for every query and every image, so that an attacker knows it."""
+
+    def __init__(self, purifier: Purifier, classifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier, self.classifier = purifier, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, K)."""
+        found: Tensor = self.classifier(self.purifier(x, seed=0, sample_ids=torch.zeros(len(x), dtype=torch.int64)))
+        return found
+
+
 class Run:
     """The measurements of one pair."""
 
@@ -153,9 +166,11 @@ class Run:
         if self.purifier is None:
             attack = dataclasses.replace(attack, eot=1, judge_chains=1)
         else:
-            chain = self.purifier.chain.replace(noise_scale=0.0) if name == "no noise" else self.purifier.chain
-            seed = 0 if name == "known noise" else None
-            target = DefendedClassifier(Purifier(self.purifier.autoencoder, chain), self.classifier, seed=seed)
+            if name == "known noise":
+                target = KnownNoise(self.purifier, self.classifier)
+            else:
+                chain = self.purifier.chain.replace(noise_scale=0.0) if name == "no noise" else self.purifier.chain
+                target = DefendedClassifier(Purifier(self.purifier.autoencoder, chain), self.classifier)
             if name in ("known noise", "no noise"):
                 attack = dataclasses.replace(attack, judge_chains=1)
         file = f"{self.pair.name}-{name}-{self.attacked}.safetensors".replace(" ", "-")
