@@ -2,11 +2,12 @@
 
     python benchmarks/time_training.py [--batches 12] [--output benchmarks/results/training-time.json]
 
-Both sides do the same work for the same batches of 64: six steps of projected gradient ascent through ten steps of the
-chain and the classifier on 48 images, then one Adam step on the loss of these and of 16 clean ones. The eager side is written with torch's own
-operations, as a user would: the chain as a loop over the module, the classifier as it is loaded. Processor time, a
-batch of one side next to the same batch of the other; the ratio is that of the medians, with the quartiles of the
-pairs' ratios beside it.
+Training: both sides do the same work for the same batches of 64, six steps of projected gradient ascent through ten
+steps of the chain and the classifier on 48 images, then one Adam step on the loss of these and of 16 clean ones. The
+eager side is written with torch's own operations, as a user would: the chain as a loop over the module, the classifier
+as it is loaded. Gradient: that of the shipped chain with respect to its images and all its weights, forward pass
+included; every call finds weights that it has not seen, as in training. Processor time, a batch of one side next to the
+same batch of the other; the ratio is that of the medians, with the quartiles of the pairs' ratios beside it.
 """
 
 from __future__ import annotations
