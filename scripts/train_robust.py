@@ -121,7 +121,7 @@ def madry_stage(runs: Path, data: Path) -> None:
 
 def card(name: str) -> None:
     """The card of a model from its file's header and the measured robustness of its pair."""
-    facts = dict(read_header(name)["training"])
+    facts = dict(read_header(shipped.WEIGHTS / f"{name}.safetensors")["training"])
     measured = json.loads(ROBUSTNESS.read_text()).get(PAIRS[name], {}) if ROBUSTNESS.exists() else {}
     rows = {}
     for column, found in measured.items():
