@@ -94,7 +94,11 @@ def chain_stage(stage: str, start: str, runs: Path, data: Path) -> None:
         **THROUGH_THE_CHAIN,
     )
     facts = shipped.training_facts(data, report) | {"history": report.history}
-    facts["initial"] = {"purifier": start, "sha256": hashlib.sha256(resolve_path(start).read_bytes()).hexdigest()}
+    facts["initial"] = {
+        "classifier": "mnist-c",
+        "purifier": start,
+        "sha256": hashlib.sha256(resolve_path(start).read_bytes()).hexdigest(),
+    }
     purifier.save_pretrained(shipped.WEIGHTS / f"{name}.safetensors", training=facts)
     card(name)
     if joint:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fastmalade
-from fastmalade import Purifier, load_classifier, shipped_models
+from fastmalade import DefendedClassifier, Purifier, load_classifier, shipped_models
+from fastmalade.attacks import PGD
 from fastmalade.evaluation import accuracy, attacked, wilson_interval
 from fastmalade.pretrained import read_header
 
@@ -20,10 +21,13 @@ def test_names_sizes_and_cards():
         "inc-mnist",
         "magnet-mnist",
         "mala-mnist",
+        "malade-joint-mnist",
         "malade-mnist",
+        "malade-robust-mnist",
         "mnist-c",
+        "mnist-c-joint",
     ]
-    assert sum(path.stat().st_size for path in models.values()) < 10e6
+    assert sum(path.stat().st_size for path in models.values()) < 15e6
     for name, path in models.items():
         facts = read_header(name)["training"]
         card = path.with_suffix(".md").read_text(encoding="utf-8")
@@ -41,6 +45,24 @@ def test_purified_digits_are_still_recognised(digits, name):
     purified = purifier.purify(images, seed=0)
     low, high = wilson_interval(accuracy(classifier, purified, labels), len(labels), 0.9999)
     assert low <= recorded["correct"] / recorded["n"] <= high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "classifier_name"), [("malade-robust-mnist", "mnist-c"), ("malade-joint-mnist", "mnist-c-joint")]
+)
+def test_trained_under_attack_they_withstand_the_exact_gradient(digits, name, classifier_name):
+    purifier, classifier = Purifier.from_pretrained(name), load_classifier(classifier_name)
+    images, labels = digits
+    assert accuracy(classifier, purifier.purify(images, seed=0), labels) >= 975
+    attack = PGD(epsilon=0.3, steps=10, step_size=0.06, eot=2)
+    images, labels = images[::25], labels[::25]
+    left, left_paper = (
+        int((~attack(DefendedClassifier(*pair), images, labels).success).sum())
+        for pair in ((purifier, classifier), (Purifier.from_pretrained("malade-mnist"), load_classifier("mnist-c")))
+    )
+    assert left >= left_paper + 4  # of 40
+    assert left >= 24
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_it_says_what_it_does(demo_run):
     log = (output / "demo.log").read_text(encoding="utf-8")
     assert result.stderr == log
     stages = ["attacking the bare classifier, fgsm", "attacking the bare classifier, pgd", "drawing the figure"]
-    stages += ["attacking through the defence", "timing"]
+    stages += [f"attacking through the defence, {name}" for name in ("MALADE", "robust")] + ["timing"]
     places = [log.index(f"{stage}{part}") for stage in stages for part in (" ...", ": done in ")]
     assert places == sorted(places)
     assert list(json.loads((output / "results.json").read_text(encoding="utf-8"))["stages"]) == stages
