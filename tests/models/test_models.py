@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmalade import Autoencoder
 from fastmalade.models import CLASSIFIERS, build_classifier, in_channels_last
+from fastmalade.models.registry import load_classifier
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 4, 8)])
@@ -98,3 +99,14 @@ def test_channels_last_computes_the_same():
         before = (model(x) - exact).abs().max()
         after = (in_channels_last(model)(x) - exact).abs().max()
     assert after <= 2 * before + 1e-6
+
+
+def test_channels_last_reaches_layers_of_one_channel(digits):
+    """Weights of one input channel are contiguous in both formats; their strides decide the format of the output."""
+    images = digits[0][:4]
+    plain, fast = load_classifier("mnist-c"), in_channels_last(load_classifier("mnist-c"))
+    assert fast.features[0](images).is_contiguous(memory_format=torch.channels_last)
+    assert not plain.features[0](images).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast(images), plain(images), rtol=1e-4, atol=1e-4)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(fast.state_dict()[name], weight)
