@@ -271,6 +271,7 @@ def train_substitute_purifier(
         dict,
         checkpoint=queries.training_checkpoint,
         progress=progress,
+        log=False,
         label="substitute purifier",
     )
 
@@ -361,6 +362,7 @@ def _train_round(
         dict,
         checkpoint=checkpoint,
         progress=progress,
+        log=False,
         label=f"substitute, round {number + 1}/{chosen.rounds}",
     )
 

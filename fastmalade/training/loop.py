@@ -93,6 +93,7 @@ def run_epochs(
     begin_step: Callable[[float], None] | None = None,
     clip_norm: float | None = None,
     finished: Callable[[list[dict[str, float]]], bool] | None = None,
+    log: bool = True,
 ) -> TrainingReport:
     """Train ``model`` in place.
 
@@ -115,6 +116,7 @@ def run_epochs(
             the learning rate.
         clip_norm: longest gradient of all parameters together; a longer one is scaled to it. None: no limit.
         finished: asked after each epoch, with the history so far, whether training may stop early.
+        log: write that file; not for a training that is a part of something longer.
 
     Raises:
         CheckpointError: the checkpoint is of other settings, or damaged.
@@ -131,7 +133,8 @@ def run_epochs(
     with progress_bar(TextColumn("{task.fields[score]}"), enabled=progress) as bar:
         task = bar.add_task(label, total=settings.epochs * steps_per_epoch, score="")
         bar.update(task, completed=len(report.history) * steps_per_epoch)
-        log = _Log(bar.console if progress else None, None if path is None else path.with_name(path.name + ".log"))
+        file = path.with_name(path.name + ".log") if path is not None and log else None
+        lines = _Log(bar.console if progress else None, file)
         while len(report.history) < settings.epochs and not (finished is not None and finished(report.history)):
             epoch = len(report.history)
             start = time.perf_counter()
@@ -139,7 +142,7 @@ def run_epochs(
 
             def advance(step: int, loss: float, name: str = name) -> None:
                 bar.advance(task)
-                log.now_and_then(f"{name}, step {step}/{steps_per_epoch}: mean loss {loss:.4g}")
+                lines.now_and_then(f"{name}, step {step}/{steps_per_epoch}: mean loss {loss:.4g}")
 
             scores = _one_epoch(model, optimizer, settings, epoch, n_images, batch_loss, advance, begin_step, clip_norm)
             model.eval()
@@ -149,7 +152,7 @@ def run_epochs(
             report.seconds += time.perf_counter() - start
             shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k not in ("epoch", "learning_rate"))
             bar.update(task, score=shown)
-            log.say(f"{name}: {shown}")
+            lines.say(f"{name}: {shown}")
             if path is not None:
                 _save(path, model, optimizer, report)
     model.eval()
