@@ -148,7 +148,7 @@ class Run:
         found = {}
         for attack, epsilon in TRANSFERRED:
             made = attacked_images(
-                self.classifier, self.images, self.labels, attack, epsilon, seed=0, cache_dir=self.runs  # type: ignore[arg-type]
+                self.classifier, self.images, self.labels, attack, epsilon, seed=0, cache_dir=self.runs
             )  # fmt: skip
             found[f"{attack} {epsilon:g}"] = counted(self.correct(made), len(made))
         return found

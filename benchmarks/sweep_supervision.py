@@ -140,7 +140,7 @@ def conditions(classifier: nn.Module, images: Tensor, labels: Tensor, runs: Path
     """Clean images and those attacked against the bare classifier, by name."""
     found = {"clean": (images, labels)}
     for attack, epsilon in CONDITIONS:
-        made = attacked_images(classifier, images, labels, attack, epsilon, seed=0, cache_dir=runs)  # type: ignore[arg-type]
+        made = attacked_images(classifier, images, labels, attack, epsilon, seed=0, cache_dir=runs)
         found[f"{attack} {epsilon:g}"] = (made, labels)
     return found
 

@@ -67,7 +67,6 @@ class WhiteboxSettings:
     norm: str = "linf"
     steps: int = 40
     step_size: float | None = None
-    schedule: str = "constant"
     eot: int = 10
     restarts: int = 1
     judge_chains: int = 9

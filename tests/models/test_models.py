@@ -110,3 +110,5 @@ def test_channels_last_reaches_layers_of_one_channel(digits):
     torch.testing.assert_close(fast(images), plain(images), rtol=1e-4, atol=1e-4)
     for name, weight in plain.state_dict().items():
         assert torch.equal(fast.state_dict()[name], weight)
+    double = in_channels_last(load_classifier("mnist-c").double())
+    assert all(parameter.dtype is torch.float64 for parameter in double.parameters())

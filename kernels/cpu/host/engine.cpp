@@ -184,7 +184,7 @@ void chain_gradient(const Kernels& kernels, const AutoencoderShape& shape, const
                                       t.scratch, own);
                 images += t.count;
             });
-        add_in_order(sums.get(), images, floats, total.data(), workers);
+        if (of_weights) add_in_order(sums.get(), images, floats, total.data(), workers);
         first += images;
     }
     if (of_weights) kernels.weight_gradient(shape, weights, total.data(), weight_gradient);
