@@ -192,6 +192,6 @@ def in_channels_last(model: nn.Module) -> nn.Module:
             # are, and a convolution chooses the format of its output by their strides.
             _, channels, rows, columns = parameter.shape
             strides = (rows * columns * channels, 1, columns * channels, channels)
-            like = {"dtype": parameter.dtype, "device": parameter.device}
-            parameter.data = torch.empty_strided(parameter.shape, strides, **like).copy_(parameter.data)
+            ordered = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+            parameter.data = ordered.copy_(parameter.data)
     return model
