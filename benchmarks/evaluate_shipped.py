@@ -5,17 +5,20 @@
 Columns: clean and transferred images (10,000; a single query each); then, on the first --images test digits, attacks
 that know everything: BPDA with EOT, the exact gradient, the same with the noise of the defence known in advance and
 with the noise switched off, at eps 0.4 and in L2, Square and AutoAttack-rand from their library. Counts are of images
-that most of nine fresh queries still get right. Attacks keep their state in --runs, and a column that is in
-benchmarks/results/robustness.json already is not run again.
+that most of nine fresh queries still get right. Attacks work on blocks of 250 digits and keep their state in --runs;
+what benchmarks/results/robustness.json has already is not run again, so that a column grows over several runs, and
+several processes may work at different pairs or columns.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,8 @@ from fastmalade.models import in_channels_last
 from fastmalade.models.registry import load_classifier
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
-BATCH = 100
+BATCH = 125
+BLOCK = 250  # of test digits, between two writings of the results
 TRANSFERRED = (("pgd", 0.2), ("pgd", 0.3), ("pgd", 0.4), ("fgsm", 0.3))
 STRONG = PGD(
     epsilon=0.3, steps=100, step_size=0.03, schedule="cosine", eot=16, restarts=5, early_stop=True, gradient="unrolled"
@@ -87,26 +91,60 @@ def main() -> None:
         if arguments.pairs and pair.name not in arguments.pairs:
             continue
         try:
-            run = Run(pair, images, labels, arguments.images, arguments.runs)
+            run = Run(pair, images, labels, arguments.runs)
         except FileNotFoundError as missing:
             print(f"{pair.name}: {missing}", flush=True)
             continue
-        for column, measure in run.columns().items():
+        for column in run.columns():
             if arguments.columns and column not in arguments.columns:
                 continue
-            if column in results().get(pair.name, {}):
-                continue
-            begun = time.perf_counter()
-            found = measure() | {"seconds": round(time.perf_counter() - begun, 1)}
-            known = results()
-            write_json(RESULTS, known | {pair.name: known.get(pair.name, {}) | {column: found}})
-            print(f"{pair.name}: {column}: {json.dumps(found)}", flush=True)
+            done = results().get(pair.name, {}).get(column)
+            if column in ATTACKS:
+                for first in range(0 if done is None else done["n"], arguments.images, BLOCK):
+                    record(run, column, range(first, min(first + BLOCK, arguments.images)))
+            elif done is None:
+                record(run, column, None)
+
+
+def record(run: Run, column: str, block: range | None) -> None:
+    """Measure a column, or a block of it, and write it."""
+    begun = time.perf_counter()
+    found = run.attack(column, block) if block is not None else getattr(run, column)()
+    found["seconds"] = round(time.perf_counter() - begun, 1)
+    with results_to_change() as known:
+        columns = known.setdefault(run.pair.name, {})
+        columns[column] = found if block is None else with_block(columns.get(column), found)
+    print(f"{run.pair.name}: {column}: {json.dumps(found)}", flush=True)
+
+
+def with_block(column: dict[str, Any] | None, block: dict[str, Any]) -> dict[str, Any]:
+    """A column with the results of one more block: totals first, then the blocks."""
+    settings, warned = block.pop("settings"), block.pop("warnings")
+    blocks = [*(column["blocks"] if column else []), block]
+    n = sum(each["n"] for each in blocks)
+    means = {
+        name: round(sum(each[name] * each["n"] for each in blocks) / n, 5)
+        for name in ("accuracy_per_query", "gradients_per_image")
+    }
+    found = counted(sum(each["correct"] for each in blocks), n) | means
+    found |= {"settings": settings, "warnings": sorted({*warned, *(column["warnings"] if column else [])})}
+    return found | {"seconds": round(sum(each["seconds"] for each in blocks), 1), "blocks": blocks}
 
 
 def results() -> dict[str, Any]:
     """What is in the file so far."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return found
+
+
+@contextmanager
+def results_to_change() -> Iterator[dict[str, Any]]:
+    """What is in the file so far, written back at the end; another process waits meanwhile."""
+    with (RESULTS.parent / ".robustness.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = results()
+        yield known
+        write_json(RESULTS, known)
 
 
 class KnownNoise(nn.Module):
@@ -125,19 +163,16 @@ class KnownNoise(nn.Module):
 class Run:
     """The measurements of one pair."""
 
-    def __init__(self, pair: Pair, images: Tensor, labels: Tensor, attacked: int, runs: Path) -> None:
-        self.pair, self.images, self.labels, self.attacked, self.runs = pair, images, labels, attacked, runs
+    def __init__(self, pair: Pair, images: Tensor, labels: Tensor, runs: Path) -> None:
+        self.pair, self.images, self.labels, self.runs = pair, images, labels, runs
         self.classifier = in_channels_last(load_classifier(pair.classifier))
         self.purifier = None if pair.purifier is None else Purifier.from_pretrained(pair.purifier)
 
-    def columns(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """What can be measured, by name."""
-        found: dict[str, Callable[[], dict[str, Any]]] = {"clean": self.clean, "transferred": self.transferred}
-        random = self.purifier is not None and self.purifier.is_random
-        for name, attack in ATTACKS.items():
-            if random or name not in ("bpda", "known noise", "no noise"):
-                found[name] = lambda name=name, attack=attack: self.attack(name, attack)  # type: ignore[misc]
-        return found | ({"autoattack": self.autoattack, "square": self.square} if random else {})
+    def columns(self) -> list[str]:
+        """What can be measured: attacks, and methods of this class."""
+        if self.purifier is None:  # nothing is random, and nothing is replaced by an identity
+            return ["clean", "transferred", *(name for name in ATTACKS if name.startswith("exact"))]
+        return ["clean", "transferred", *ATTACKS, "autoattack", "square"]
 
     def clean(self) -> dict[str, Any]:
         """Single queries of clean images."""
@@ -159,9 +194,10 @@ class Run:
             shown = images if self.purifier is None else self.purifier(images, seed=0)
         return accuracy(self.classifier, shown, self.labels)
 
-    def attack(self, name: str, attack: Attack) -> dict[str, Any]:
-        """An attack that knows the pair; ``name`` says what else it knows, or what is switched off."""
-        images, labels = self.images[: self.attacked], self.labels[: self.attacked]
+    def attack(self, name: str, block: range) -> dict[str, Any]:
+        """An attack that knows the pair, on a block of digits; ``name`` says what else it knows, or is switched off."""
+        attack = ATTACKS[name]
+        images, labels = self.images[block.start : block.stop], self.labels[block.start : block.stop]
         target: nn.Module = self.classifier
         if self.purifier is None:
             attack = dataclasses.replace(attack, eot=1, judge_chains=1)
@@ -173,14 +209,27 @@ class Run:
                 target = DefendedClassifier(Purifier(self.purifier.autoencoder, chain), self.classifier)
             if name in ("known noise", "no noise"):
                 attack = dataclasses.replace(attack, judge_chains=1)
-        file = f"{self.pair.name}-{name}-{self.attacked}.safetensors".replace(" ", "-")
-        progress = said(f"{self.pair.name} {name}")
-        result = attack(target, images, labels, batch_size=BATCH, checkpoint=self.runs / file, progress=progress)
-        found = counted(int((~result.success).sum()), len(images))
-        per_query = round(1.0 - float(result.success_rate.mean()), 5)
-        return found | {"accuracy_per_query": per_query, "judged": result.judged, "settings": result.settings,
-                        "gradients_per_image": round(float(result.gradients.double().mean()), 1),
-                        "warnings": list(result.warnings)}  # fmt: skip
+        file = f"{self.pair.name}-{name}-{block.start}-{block.stop}.safetensors".replace(" ", "-")
+        progress = said(f"{self.pair.name} {name} from digit {block.start}")
+        result = attack(
+            target,
+            images,
+            labels,
+            batch_size=BATCH,
+            sample_ids=list(block),
+            checkpoint=self.runs / file,
+            progress=progress,
+        )
+        return {
+            "first": block.start,
+            "n": len(images),
+            "correct": int((~result.success).sum()),
+            "accuracy_per_query": round(1.0 - float(result.success_rate.mean()), 5),
+            "gradients_per_image": round(float(result.gradients.double().mean()), 1),
+            "judged": result.judged,
+            "settings": result.settings,
+            "warnings": list(result.warnings),
+        }
 
     def autoattack(self) -> dict[str, Any]:
         """AutoAttack-rand, with the settings of its authors."""

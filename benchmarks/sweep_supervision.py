@@ -4,14 +4,16 @@
 
 A cell trains one autoencoder ("dae": from a DAE of the same sigma^2; "scratch": from fresh parameters; all with
 balanced classes, so that lambda = 0 is MALA in everything else), searches a chain for it on the first 1,000 validation
-images under attacks on the bare classifier, and judges it on the last 2,000: accuracy clean, under the same attacks,
-and for 200 of them under an attack with the exact gradient of the chain that was found. Test images are not read.
+images under attacks on the bare classifier and, on some of these, attacks through the chain (BPDA and the exact
+gradient). It is judged on the last 2,000: accuracy clean and under attacks on the bare classifier, and for 200 of them
+under longer attacks through the chain that was found. Test images are not read.
 benchmarks/results/supervision.json keeps every cell; those already there are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import time
@@ -40,13 +42,26 @@ FROM_DAE = {"epochs": 3, "learning_rate": 3e-3}
 FROM_SCRATCH = {"epochs": 8, "learning_rate": 1e-2}
 CONDITIONS = (("pgd", 0.2), ("pgd", 0.3), ("fgsm", 0.3))
 SEARCH_IMAGES, JUDGED_IMAGES, EXACT_IMAGES = 1000, 2000, 200
-SEARCH = ChainSearch(n_random=30, n_local=14, coarse_images=300)
-EXACT = PGD(epsilon=0.3, steps=20, step_size=0.03, eot=4, gradient="unrolled", seed=0)
+N_STEPS = (1, 5, 10, 25)
+SEARCH_ATTACKS = {
+    "bpda": PGD(epsilon=0.3, steps=10, step_size=0.06, eot=2, gradient="bpda", judge_chains=3, seed=0),
+    "exact": PGD(epsilon=0.3, steps=10, step_size=0.06, eot=2, gradient="unrolled", judge_chains=3, seed=0),
+}
+EXACT = PGD(epsilon=0.3, steps=40, step_size=0.03, schedule="cosine", eot=4, gradient="unrolled", seed=0)
+BPDA = dataclasses.replace(EXACT, gradient="bpda")
+
+
+def search_for(sigma2: float) -> ChainSearch:
+    """The search for a chain, the same for every lambda."""
+    return ChainSearch(
+        n_steps=N_STEPS, n_random=48, n_local=16, coarse_images=300, attacked_images=150, clean_floor=0.978,
+        sigma2=sigma2,
+    )  # fmt: skip
 
 
 def cells() -> list[tuple[float, float, str, int]]:
     """lambda, sigma^2, start and seed of every cell, those that answer most first."""
-    plan = [(lam, sigma2, "dae", 0) for sigma2 in (0.15, 0.3, 0.07) for lam in (784.0, 0.0, 100.0, 10.0, 1.0)]
+    plan = [(lam, sigma2, "dae", 0) for sigma2 in (0.15, 0.3, 0.07) for lam in (0.0, 784.0, 100.0, 10.0, 1.0)]
     plan += [(lam, sigma2, "scratch", 0) for sigma2 in (0.15, 0.3, 0.07) for lam in (784.0, 0.0, 100.0, 10.0, 1.0)]
     # Where the differences are small: more seeds.
     return plan + [(lam, 0.15, "dae", seed) for seed in (1, 2) for lam in LAMBDAS]
@@ -91,20 +106,31 @@ def run_cell(lam: float, sigma2: float, start: str, seed: int, runs: Path, data:
     images, labels = load_mnist("validation", data)
     searched = conditions(classifier, images[:SEARCH_IMAGES], labels[:SEARCH_IMAGES], runs)
     stem = name_of(lam, sigma2, start, seed).replace(" ", "-")
-    tried = tune_chain(model, classifier, searched, SEARCH, checkpoint=runs / f"chains-{stem}.jsonl")
+    tried = tune_chain(
+        model,
+        classifier,
+        searched,
+        search_for(sigma2),
+        attacks=SEARCH_ATTACKS,
+        checkpoint=runs / f"chains-{stem}.jsonl",
+    )
     purifier = Purifier(model, tried[0].chain)
     held_out = conditions(classifier, images[-JUDGED_IMAGES:], labels[-JUDGED_IMAGES:], runs)
     correct = {}
     for name, (shown, truth) in held_out.items():
         with torch.no_grad():
             correct[name] = accuracy(classifier, purifier(shown, seed=1), truth)
-    attack = EXACT(DefendedClassifier(purifier, classifier), images[-EXACT_IMAGES:], labels[-EXACT_IMAGES:])
+    through = {
+        name: attack(DefendedClassifier(purifier, classifier), images[-EXACT_IMAGES:], labels[-EXACT_IMAGES:])
+        for name, attack in (("bpda", BPDA), ("exact", EXACT))
+    }
     return {
         "lambda": lam, "sigma2": sigma2, "start": start, "seed": seed,
         "correct": correct, "n": JUDGED_IMAGES,
         "transferred": round(sum(correct[f"{a} {e:g}"] for a, e in CONDITIONS) / (len(CONDITIONS) * JUDGED_IMAGES), 5),
-        "exact": {"majority_correct": int((~attack.success).sum()), "n": EXACT_IMAGES,
-                  "accuracy_per_query": round(1.0 - float(attack.success_rate.mean()), 5)},
+        **{name: {"majority_correct": int((~result.success).sum()), "n": EXACT_IMAGES,
+                  "accuracy_per_query": round(1.0 - float(result.success_rate.mean()), 5)}
+           for name, result in through.items()},
         "chain": tried[0].chain.to_dict(),
         "langevin_share": round(langevin_share(tried[0].chain.step_size, tried[0].chain.noise_scale, sigma2), 4),
         "trials": [result.to_json() for result in tried],

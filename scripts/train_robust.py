@@ -1,10 +1,11 @@
 """Train the adversarially trained models that ship with the package, with a card for each.
 
-    python scripts/train_robust.py [--stage robust|joint|madry|all] [--start FILE] [--runs runs] [--data DIR]
+    python scripts/train_robust.py [--stage robust|joint|longer|madry|all] [--start FILE] [--runs runs] [--data DIR]
 
 robust: malade-robust-mnist, a purifier trained through its chain, classifier C as it is. joint: malade-joint-mnist and
-mnist-c-joint, both trained. madry: mnist-c-madry, classifier C trained on attacked images without any purifier. All
-start from shipped models: classifier C, and the purifier --start. Each training resumes from its checkpoint in --runs.
+mnist-c-joint, both trained. longer: that pair trained on, from the files that the stage before wrote. madry:
+mnist-c-madry, classifier C trained on attacked images without any purifier. All but longer start from shipped models:
+classifier C, and the purifier --start. Each training resumes from its checkpoint in --runs.
 Validation images alone are read here; robustness on test images is measured by benchmarks/evaluate_shipped.py, and
 --cards writes it into the cards.
 """
@@ -36,10 +37,12 @@ ROBUSTNESS = Path(__file__).parent.parent / "benchmarks" / "results" / "robustne
 THROUGH_THE_CHAIN: dict[str, Any] = {
     "epochs": 4, "batch_size": 64, "learning_rate": 1e-3, "attack_steps": 8, "seed": 0, "attacked_validation": 300,
 }  # fmt: skip
+LONGER: dict[str, Any] = THROUGH_THE_CHAIN | {"epochs": 12, "classifier_rate": 1.0, "ramp": 0.0, "seed": 1}
 VALIDATION_IMAGES = 2000
 MADRY: dict[str, Any] = {
-    "epochs": 3, "batch_size": 128, "learning_rate": 1e-3, "attack_steps": 8, "epsilon": 0.3, "seed": 0,
+    "epochs": 8, "batch_size": 64, "learning_rate": 1e-3, "attack_steps": 8, "epsilon": 0.3, "seed": 0,
 }  # fmt: skip
+STAGES = ("robust", "joint", "longer", "madry")
 TITLES = {
     "malade-robust-mnist": "Purifier trained through its chain under attack, for classifier C as it is, MNIST",
     "malade-joint-mnist": "Purifier trained through its chain under attack together with mnist-c-joint, MNIST",
@@ -60,7 +63,7 @@ has the accuracy under attacks that know everything but the noise; docs/training
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("robust", "joint", "madry", "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--start", default="malade-mnist", help="purifier to start from, a shipped name or a file")
     parser.add_argument("--cards", action="store_true", help="write the cards again from what has been measured")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -74,31 +77,39 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)  # the recorded runs: more threads round differently
     data = find_data_dir(arguments.data)
-    for stage in ("robust", "joint"):
-        if arguments.stage in ("all", stage):
+    for stage in STAGES:
+        if arguments.stage not in ("all", stage):
+            continue
+        if stage == "madry":
+            madry_stage(arguments.runs, data)
+        else:
             chain_stage(stage, arguments.start, arguments.runs, data)
-    if arguments.stage in ("all", "madry"):
-        madry_stage(arguments.runs, data)
 
 
 def chain_stage(stage: str, start: str, runs: Path, data: Path) -> None:
     """A purifier, or both, trained through the chain."""
-    joint, name = stage == "joint", f"malade-{stage}-mnist"
+    joint, longer, name = stage != "robust", stage == "longer", f"malade-{stage}-mnist"
+    from_classifier = "mnist-c"
+    if longer:
+        name = start = "malade-joint-mnist"
+        from_classifier = "mnist-c-joint"
     purifier, classifier, report = train_purifier(
         Purifier.from_pretrained(start),
-        in_channels_last(load_classifier("mnist-c")),
+        in_channels_last(load_classifier(from_classifier)),
         *load_mnist("train", data),
         train_classifier=joint,
         validation=tuple(part[:VALIDATION_IMAGES] for part in load_mnist("validation", data)),  # type: ignore[arg-type]
-        checkpoint=runs / f"{name}.pt",
-        **THROUGH_THE_CHAIN,
+        checkpoint=runs / f"{name}{'-longer' if longer else ''}.pt",
+        **(LONGER if longer else THROUGH_THE_CHAIN),
     )
     facts = shipped.training_facts(data, report) | {"history": report.history}
     facts["initial"] = {
-        "classifier": "mnist-c",
+        "classifier": from_classifier,
         "purifier": start,
         "sha256": hashlib.sha256(resolve_path(start).read_bytes()).hexdigest(),
     }
+    if longer:
+        facts["before"] = read_header(resolve_path(start))["training"]
     purifier.save_pretrained(shipped.WEIGHTS / f"{name}.safetensors", training=facts)
     card(name)
     if joint:

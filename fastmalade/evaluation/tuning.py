@@ -37,7 +37,7 @@ class TuningResult:
 
     Attributes:
         chain: the setting.
-        stage: "coarse" if it was judged on a few images under the given conditions alone, else "full".
+        stage: "coarse" if it was judged on a few images, else "full".
         accuracies: by condition, "clean" and the attacked ones, and by attack; fractions of single queries.
         score: the mean of the attacked conditions, averaged with the accuracy under each attack, less ten times what
             clean accuracy falls short of its floor.
@@ -65,10 +65,11 @@ class ChainSearch:
     Attributes:
         n_steps: the numbers of steps that are tried.
         clean_floor: accuracy on purified clean images below which a setting is penalised: what robustness may cost.
-        n_random: settings drawn at random, judged on the first ``coarse_images`` images of each condition.
-        n_local: settings judged on all images and under all attacks: the best of those, then variations of the best.
-        coarse_images: see ``n_random``.
-        attacked_images: so many of the clean images, the last ones, are attacked through each chain.
+        n_random: settings drawn at random, judged on a few images.
+        n_local: settings judged on all images: the best of those, then variations of the best.
+        coarse_images: a random setting is judged on the first so many images of each condition.
+        coarse_attacked_images: and so many of the clean images, the last ones, are attacked through its chain.
+        attacked_images: the same for a setting that is judged on all images.
         sigma2: of the autoencoder's training; with it every other random setting has noise between a quarter and all of
             what Langevin dynamics has for its step, d = sqrt(2 a sigma^2) (000, eq. 10, a = alpha / sigma^2).
         seed: of the search and of the chains' noise.
@@ -79,6 +80,7 @@ class ChainSearch:
     n_random: int = 40
     n_local: int = 20
     coarse_images: int = 500
+    coarse_attacked_images: int = 40
     attacked_images: int = 100
     sigma2: float | None = None
     seed: int = 0
@@ -180,6 +182,7 @@ class _Judge:
         return {
             "conditions": {name: len(labels) for name, (_, labels) in self.conditions.items()},
             "coarse_images": self.search.coarse_images,
+            "coarse_attacked_images": self.search.coarse_attacked_images,
             "attacked_images": self.search.attacked_images,
             "clean_floor": self.search.clean_floor,
             "seed": self.search.seed,
@@ -189,22 +192,23 @@ class _Judge:
 
     def __call__(self, chain: ChainConfig, stage: str) -> TuningResult:
         purifier = Purifier(self.autoencoder, chain)
-        limit = self.search.coarse_images if stage == "coarse" else None
+        search, coarse = self.search, stage == "coarse"
+        limit = search.coarse_images if coarse else None
         accuracies = {}
         for name, (images, labels) in self.conditions.items():
             images, labels = images[:limit], labels[:limit]
             with torch.no_grad():
-                purified = purifier(images, seed=self.search.seed)
+                purified = purifier(images, seed=search.seed)
             accuracies[name] = accuracy(self.classifier, purified, labels) / len(labels)
         transferred = [value for name, value in accuracies.items() if name != "clean"]
         parts = [sum(transferred) / len(transferred)]
-        if stage == "full":
-            defended = DefendedClassifier(purifier, self.classifier)
-            images, labels = (part[-self.search.attacked_images :] for part in self.conditions["clean"])
-            for name, attack in self.attacks.items():
-                result = attack(defended, images, labels, progress=False)
-                accuracies[name] = 1.0 - float(result.success_rate.mean())
-                parts.append(accuracies[name])
+        attacked = search.coarse_attacked_images if coarse else search.attacked_images
+        defended = DefendedClassifier(purifier, self.classifier)
+        images, labels = (part[-attacked:] for part in self.conditions["clean"])
+        for name, attack in self.attacks.items():
+            result = attack(defended, images, labels, progress=False)
+            accuracies[name] = 1.0 - float(result.success_rate.mean())
+            parts.append(accuracies[name])
         shortfall = max(0.0, self.search.clean_floor - accuracies["clean"])
         return TuningResult(chain, stage, accuracies, sum(parts) / len(parts) - 10.0 * shortfall)
 

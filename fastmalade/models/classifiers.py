@@ -13,6 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastmalade.models.single_channel import SingleChannelConv2d
+
+
+def _first(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Conv2d:
+    """The convolution that takes the images."""
+    if in_channels == 1:
+        return SingleChannelConv2d(out_channels, kernel_size, **options)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, **options)  # type: ignore[arg-type]
+
 
 class _TableClassifier(nn.Module, ABC):
     """Convolutions, then linear layers, the first of which takes whatever the image size leaves.
@@ -98,7 +107,7 @@ class ClassifierA(_TableClassifier):
 
     def _features(self, in_channels: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(in_channels, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5, stride=2), nn.ReLU(), nn.Flatten()
+            _first(in_channels, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5, stride=2), nn.ReLU(), nn.Flatten()
         )
 
 
@@ -112,7 +121,7 @@ class ClassifierB(_TableClassifier):
 
     def _features(self, in_channels: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(in_channels, 64, 8, stride=2, padding=3),
+            _first(in_channels, 64, 8, stride=2, padding=3),
             nn.ReLU(),
             nn.Conv2d(64, 128, 6, stride=2),
             nn.ReLU(),
@@ -132,7 +141,7 @@ class ClassifierC(_TableClassifier):
 
     def _features(self, in_channels: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(in_channels, 128, 3),
+            _first(in_channels, 128, 3),
             nn.ReLU(),
             nn.Conv2d(128, 64, 5, stride=2),
             nn.ReLU(),
