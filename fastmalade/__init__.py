@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastmalade.attacks import eot_gradient
     from fastmalade.chain.reconstruction import autoencoder_vjp, reconstruction_error_gradient
     from fastmalade.data import load_mnist
+    from fastmalade.evaluation import certify
     from fastmalade.gradcheck.check import check_gradient
     from fastmalade.training import train_autoencoder, train_classifier
 
@@ -44,6 +45,7 @@ except PackageNotFoundError:
 # Imported on first use: purification needs neither attacks and training nor the libraries that they bring in.
 _LAZY = {
     "autoencoder_vjp": "fastmalade.chain.reconstruction",
+    "certify": "fastmalade.evaluation",
     "check_gradient": "fastmalade.gradcheck.check",
     "eot_gradient": "fastmalade.attacks",
     "export_onnx": "fastmalade.adapters.onnx",
@@ -63,6 +65,7 @@ __all__ = [
     "Purifier",
     "__version__",
     "autoencoder_vjp",
+    "certify",
     "check_gradient",
     "eot_gradient",
     "export_onnx",

@@ -6,6 +6,7 @@ import typer
 
 from fastmalade.cli.attack import attack
 from fastmalade.cli.bench import bench_app
+from fastmalade.cli.certify import certify
 from fastmalade.cli.demo import demo
 from fastmalade.cli.evaluate import evaluate
 from fastmalade.cli.info import info
@@ -30,6 +31,7 @@ app.command("info")(info)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
 app.command("attack")(attack)
+app.command("certify")(certify)
 app.add_typer(bench_app, name="bench")
 app.add_typer(train_app, name="train")
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fastmalade.cli.digits import digits
 from fastmalade.cli.errors import CliError, exit_codes
 from fastmalade.cli.options import names
 from fastmalade.cli.tables import whitebox_table
 from fastmalade.files import write_json
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 DEFAULT_ATTACKS = "pgd:unrolled,pgd:bpda,pgd:blind"
-SPLITS = ("embedded", "validation", "test")
 
 
 def attack(
@@ -85,7 +82,7 @@ def attack(
             runs = settings.attacks(names(attacks))
         except AttackNameError as error:
             raise CliError(f"--attacks: {error}") from error
-        x, y = _images(split, images, data_dir)
+        x, y = digits(split, images, data_dir)
         defended = DefendedClassifier(
             Purifier.from_pretrained(model), in_channels_last(load_classifier(classifier))
         ).eval()
@@ -115,23 +112,3 @@ def attack(
                 "gradient_costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
             }
             write_json(output, payload, indent=2)
-
-
-def _images(split: str, count: int | None, data_dir: Path | None) -> tuple[Tensor, Tensor]:
-    import torch
-
-    from fastmalade.data import embedded_tensors, load_mnist
-
-    if split not in SPLITS:
-        raise CliError(f"--split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    if split == "embedded":
-        x, y = embedded_tensors()
-    else:
-        x, y = load_mnist(split, data_dir)  # type: ignore[arg-type]
-    if count is None:
-        return x, y
-    if not 1 <= count <= len(x):
-        raise CliError(f"--images: expected 1 to {len(x)}, got {count}")
-    # Evenly spread: the embedded digits are sorted by no rule that an attack may depend on, but need not be.
-    chosen = torch.arange(count) * len(x) // count
-    return x[chosen], y[chosen]

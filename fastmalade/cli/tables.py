@@ -11,7 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from fastmalade.attacks.cost import GradientCost
-    from fastmalade.evaluation import TransferRow, WhiteboxRow
+    from fastmalade.evaluation import Certificate, TransferRow, WhiteboxRow
 
 
 def wide_console(width: int) -> Console:
@@ -64,6 +64,27 @@ def whitebox_table(
             cost = costs.get(row.attack)
             cells.append(_figure(None if cost is None else cost.classifier_share, 100, 0))
         table.add_row(row.attack, *cells)
+    return table
+
+
+def certified_table(certificate: Certificate, radii: Sequence[float], pixels: int, title: str) -> Table:
+    """Certified accuracy at each radius, in percent with 95% intervals, and the same radius in Linf.
+
+    Args:
+        certificate: with labels.
+        radii: L2 radii.
+        pixels: C H W of the images, for the radius in Linf.
+        title: printed above.
+    """
+    from fastmalade.evaluation import percent
+
+    table = _table(title, ["L2 radius", "Linf radius", "certified, %"])
+    n = len(certificate.radius)
+    for radius in radii:
+        correct = int(certificate.right_at(radius).sum())
+        table.add_row(f"{radius:g}", f"{radius / math.sqrt(pixels):.4f}", percent(correct, n))
+    abstained = int((certificate.prediction < 0).sum())
+    table.caption = f"abstained from {abstained} of {n}; {certificate.seconds:.0f} s"
     return table
 
 
