@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fastmalade.data import load_mnist
     from fastmalade.evaluation import certify
     from fastmalade.gradcheck.check import check_gradient
+    from fastmalade.suites import evaluate
     from fastmalade.training import train_autoencoder, train_classifier
 
 try:
@@ -48,6 +49,7 @@ _LAZY = {
     "certify": "fastmalade.evaluation",
     "check_gradient": "fastmalade.gradcheck.check",
     "eot_gradient": "fastmalade.attacks",
+    "evaluate": "fastmalade.suites",
     "export_onnx": "fastmalade.adapters.onnx",
     "load_mnist": "fastmalade.data",
     "reconstruction_error_gradient": "fastmalade.chain.reconstruction",
@@ -68,6 +70,7 @@ __all__ = [
     "certify",
     "check_gradient",
     "eot_gradient",
+    "evaluate",
     "export_onnx",
     "langevin_chain",
     "langevin_trajectory",

@@ -89,7 +89,7 @@ class ChainSearch:
     def random_chain(self, index: int, generator: torch.Generator) -> ChainConfig:
         """The random setting number ``index``."""
         n_steps = self.n_steps[index % len(self.n_steps)]
-        step_size = _uniform(0.1, 1.2, generator)
+        step_size = _uniform(0.1, 2.0, generator)
         noise_scale = math.exp(_uniform(math.log(0.01), math.log(0.5), generator))
         if self.sigma2 is not None and index // len(self.n_steps) % 2 == 1:
             noise_scale = _uniform(0.25, 1.0, generator) * math.sqrt(2.0 * step_size * self.sigma2)
@@ -244,7 +244,7 @@ def _varied(chain: ChainConfig, generator: torch.Generator) -> ChainConfig:
 
     return replace(
         chain,
-        step_size=min(1.5, chain.step_size * factor(0.3)),
+        step_size=min(2.0, chain.step_size * factor(0.3)),
         noise_scale=chain.noise_scale * factor(0.4),
         decay=max(0.0, chain.decay + _uniform(-0.4, 0.4, generator)),
         offset=chain.offset * factor(0.4),

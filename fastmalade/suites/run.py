@@ -1,0 +1,242 @@
+"""``fastmalade.evaluate``: a suite of attacks on a model, and checks of whether their figures can be believed."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastmalade.attacks import AttackResult, GradientWarning, eot_gradient
+from fastmalade.checks import check_labelled_images, check_range
+from fastmalade.files import append_line, write_bytes, write_json
+from fastmalade.models.modes import evaluation_mode
+from fastmalade.progress import progress_bar
+from fastmalade.seeds import check_seed, derive_seed
+from fastmalade.suites.binarization import binarization_check
+from fastmalade.suites.black_box import square, square_available
+from fastmalade.suites.checks_attacks import Found, attack_checks, black_box_check
+from fastmalade.suites.checks_model import model_checks
+from fastmalade.suites.report import Check, EvaluationReport, Row, worst_first
+from fastmalade.suites.subject import Subject
+from fastmalade.suites.suite import AttackSpec, Suite, load_suite
+
+CLEAN = "none"
+BATCH = 100  # images attacked at once; how many rows a model call has is bounded by the attack's max_bytes
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    suite: str | Path | Suite = "sound",
+    n_images: int | None = None,
+    epsilon: float | None = None,
+    norm: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> EvaluationReport:
+    """Attack a model and say whether the result can be trusted.
+
+    Every row is judged by one rule: ``judge_chains`` queries with noise that the attack has not seen (one where nothing
+    is random), with the same three scores and the clean images beside them. The checks ask whether the attacks were
+    strong enough and the gradients honest; the verdict is the worst of them, and says nothing about how robust the
+    model is: read that from the rows.
+
+    Args:
+        model: a :class:`fastmalade.DefendedClassifier`, which is attacked with all that the attacker may know, or any
+            module or callable (B, C, H, W) -> logits (B, K), which is differentiated as it is. Modules are in eval
+            mode meanwhile.
+        images: (n, C, H, W) float32 or float64 in the model's value range; never written to.
+        labels: int64 (n,).
+        suite: "quick" (minutes), "sound" (hours), a TOML file, or a :class:`fastmalade.suites.Suite`.
+        n_images, epsilon, norm: in place of the suite's; the first so many images are taken.
+        value_range: (low, high) of the images for a model that is not a DefendedClassifier; (0, 1) by default.
+        seed: of all attacks and verdicts.
+        folder: kept there: the state of each attack, attacked images, ``log.txt``, ``report.json`` and ``report.md``,
+            written as they are finished. A run that finds them goes on, to the same result wherever the model is
+            deterministic.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The report: ``print`` it.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, an unknown suite, a model that gives no logits.
+        AttackCheckpointError: the folder belongs to another run.
+    """
+    check_labelled_images(images, labels)
+    chosen = load_suite(suite, images=n_images, epsilon=epsilon, norm=norm)
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
+    images, labels = images[: chosen.images].detach(), labels[: chosen.images]
+    was_training = isinstance(model, nn.Module) and model.training
+    with evaluation_mode(model):
+        subject = Subject(model, images, value_range)
+        images = check_range(images, subject.value_range)
+        return _Evaluation(subject, images, labels, chosen, check_seed(seed), folder, was_training).run(progress)
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        subject: Subject,
+        images: Tensor,
+        labels: Tensor,
+        suite: Suite,
+        seed: int,
+        folder: str | os.PathLike[str] | None,
+        was_training: bool,
+    ) -> None:
+        self.subject, self.images, self.labels, self.suite, self.seed = subject, images, labels, suite, seed
+        self.folder = None if folder is None else Path(folder)
+        self.was_training = was_training
+        self.rows: list[Row] = []
+        self.results: dict[str, AttackResult] = {}
+        self.checks: list[Check] = []
+        self.begun = time.perf_counter()
+        self.forecast = 0.0
+
+    def run(self, progress: bool) -> EvaluationReport:
+        """All of it."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.checks = model_checks(self.subject, self.images, self.labels, self.was_training)
+        differentiable = all(check.name != "gradient exists" or check.status != "FAIL" for check in self.checks)
+        specs = [spec for spec in self.suite.attacks if differentiable and self._applies(spec)]
+        self._say(f"{self.subject.name}: suite {self.suite.name}, {len(self.images)} images, {len(specs)} attacks")
+        self._clean()
+        if specs:
+            self.forecast = self._forecast(specs)
+            self._say(f"at most {self.forecast:.0f} s for the attacks")
+        with progress_bar(enabled=progress) as bar:
+            for spec in specs:
+                self._attack(spec, _task(bar, spec.name))
+            share, why_not = self._square(bar)
+            if specs:
+                found = Found(self.suite, self.rows, self.results)
+                self.checks += attack_checks(self.subject, found, self.images, self.labels)
+                self.checks.append(black_box_check(found, share, why_not))
+                self._binarization(bar)
+        report = self._report()
+        self._write(report)
+        self._say(f"{report.verdict} after {report.seconds:.0f} s")
+        return report
+
+    def _applies(self, spec: AttackSpec) -> bool:
+        if spec.known_noise:
+            return self.subject.with_known_noise() is not None
+        return spec.gradient == "unrolled" or self.subject.defended is not None
+
+    def _clean(self) -> None:
+        """The control: clean images judged by the rule of every row."""
+        self._judge(CLEAN, "", self.images, 0.0, 1)
+
+    def _judge(self, name: str, knows: str, shown: Tensor, epsilon: float, purpose: int) -> Tensor:
+        """Add the row of images that are there already; the share of fooled queries (n,)."""
+        begun, queries = time.perf_counter(), self.suite.judge_chains
+        seed = derive_seed(self.seed, purpose)
+        share = self.subject.fooled_share(shown, self.labels[: len(shown)], queries, seed)
+        ball = (epsilon, self.suite.norm)
+        queries = queries if self.subject.is_random else 1
+        self._add(Row.judged(name, knows, share, queries, ball=ball, seconds=time.perf_counter() - begun))
+        return share
+
+    def _forecast(self, specs: list[AttackSpec]) -> float:
+        """Seconds that the attacks take at most: one gradient of a batch, times all that they may ask for."""
+        few, truth = self.images[:BATCH], self.labels[:BATCH]
+        samples = max(1, round(BATCH / len(few)))
+        times = []
+        for _ in range(2):
+            begun = time.perf_counter()
+            eot_gradient(self.subject.model, few, truth, samples=samples, gradient=self.subject.gradient, seed=0)
+            times.append((time.perf_counter() - begun) / (samples * len(few)))
+        random = self.subject.is_random
+        gradients = sum(s.gradients_per_image if random else s.steps * s.restarts for s in specs)
+        return times[-1] * gradients * len(self.images)
+
+    def _attack(self, spec: AttackSpec, advanced: Callable[[int, int], None]) -> None:
+        subject, pixels = self.subject, self.images[0].numel()
+        attack = self.suite.attack(spec, subject.value_range, pixels, random=subject.is_random, seed=self.seed)
+        model: Any = subject.with_known_noise() if spec.known_noise else subject.model
+        own_range = subject.value_range if spec.known_noise else subject.own_range
+        path = None if self.folder is None else self.folder / f"{_slug(spec.name)}.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradientWarning)  # a check says it
+            result = attack(
+                model, self.images, self.labels, batch_size=BATCH, value_range=own_range, checkpoint=path,
+                progress=advanced,
+            )  # fmt: skip
+        self.results[spec.name] = result
+        self._add(Row.of(spec.name, spec.knows, result, attack.judge_chains))
+
+    def _square(self, bar: Any) -> tuple[Tensor | None, str | None]:
+        why_not = square_available(self.suite)
+        if why_not is not None or self.suite.square is None:
+            return None, why_not
+        spec = self.suite.square
+        advanced = _task(bar, "Square")
+        few = slice(0, spec.images)
+        made = square(
+            self.subject, self.images[few], self.labels[few], self.suite, spec, derive_seed(self.seed, 2)
+        )  # fmt: skip
+        advanced(1, 1)
+        return self._judge("Square", "answers to queries only", made, self.suite.epsilon, 4), None
+
+    def _binarization(self, bar: Any) -> None:
+        test = self.suite.binarization
+        if test is not None:
+            advanced, seed = _task(bar, "binarization"), derive_seed(self.seed, 3)
+            self.checks.append(binarization_check(self.subject, self.images, self.suite, test, seed, advanced))
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        self._say(f"{row.attack}: {row.majority} of {row.n} right by majority, {row.seconds:.1f} s")
+        self._write(self._report())
+
+    def _report(self) -> EvaluationReport:
+        return EvaluationReport(
+            model=self.subject.name,
+            suite=self.suite.name,
+            purpose=self.suite.purpose,
+            checks=worst_first(self.checks),
+            rows=tuple(self.rows),
+            classes=self.subject.classes,
+            forecast_seconds=round(self.forecast, 1),
+            seconds=round(time.perf_counter() - self.begun, 1),
+            settings={
+                "seed": self.seed,
+                "epsilon": self.suite.epsilon,
+                "norm": self.suite.norm,
+                "judge_chains": self.suite.judge_chains,
+                "attacks": {name: result.settings for name, result in self.results.items()},
+            },
+            results=dict(self.results),
+            images=self.images,
+            labels=self.labels,
+        )
+
+    def _write(self, report: EvaluationReport) -> None:
+        if self.folder is not None:
+            write_json(self.folder / "report.json", report.to_json(), indent=1)
+            write_bytes(self.folder / "report.md", report.to_markdown().encode())
+
+    def _say(self, line: str) -> None:
+        if self.folder is not None:
+            append_line(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+
+def _task(bar: Any, name: str) -> Callable[[int, int], None]:
+    task = bar.add_task(name, total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name).split())

@@ -1,0 +1,204 @@
+"""Suites of attacks and checks as data: TOML files in this folder, or of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+from fastmalade.attacks import PGD
+from fastmalade.attacks.gradient_attacks import Schedule
+from fastmalade.checks import check_choice, check_count, check_number
+from fastmalade.defenses.defended import GradientMode
+from fastmalade.geometry import Norm, check_norm
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One attack of a suite: PGD with these settings, judged like every other row.
+
+    Attributes:
+        name: title of its row.
+        knows: what the attacker knows, in words.
+        gradient: "unrolled" (exact), "bpda" or "blind"; a model that is no DefendedClassifier has "unrolled" only.
+        radius: share of the suite's epsilon.
+        unbounded: the ball is the whole range of the images instead.
+        known_noise: the defence draws the same noise at every query, and the attacker's gradient has that noise.
+        steps, eot, restarts: see :class:`fastmalade.attacks.PGD`; one draw where nothing is random.
+    """
+
+    name: str
+    knows: str
+    gradient: GradientMode
+    radius: float = 1.0
+    unbounded: bool = False
+    known_noise: bool = False
+    steps: int = 40
+    eot: int = 1
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice("gradient", self.gradient, get_args(GradientMode))
+        check_number("radius", self.radius)
+        for name in ("steps", "eot", "restarts"):
+            check_count(name, getattr(self, name), 1)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it attacks the deployed defence at the suite's epsilon."""
+        return self.radius == 1.0 and not self.unbounded and not self.known_noise
+
+    @property
+    def gradients_per_image(self) -> int:
+        """Input gradients that it takes at most, where the model is random."""
+        return self.steps * self.eot * self.restarts
+
+
+@dataclass(frozen=True)
+class SquareSpec:
+    """The black-box attack Square (Andriushchenko et al. 2020): how many images, how many queries each."""
+
+    images: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class BinarizationSpec:
+    """The binarization test: images, inner points that train a readout, steps and draws of the attack on it."""
+
+    images: int
+    inner: int
+    steps: int
+    eot: int
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What :func:`fastmalade.evaluate` runs.
+
+    Attributes:
+        name: of the suite.
+        purpose: what its figures are good for, in words.
+        images: the first so many of the images given.
+        epsilon, norm: the ball of the main attacks, in units of the images.
+        judge_chains: queries with fresh noise that judge an image, for every row; one where nothing is random.
+        step_share: first step of the attacks as a share of their radius.
+        schedule: how steps fall, see :class:`fastmalade.attacks.PGD`.
+        attacks: in the order in which they run.
+        square, binarization: these tests, or None to leave one out.
+    """
+
+    name: str
+    purpose: str
+    images: int
+    epsilon: float
+    norm: Norm
+    judge_chains: int
+    step_share: float
+    schedule: Schedule
+    attacks: tuple[AttackSpec, ...]
+    square: SquareSpec | None = None
+    binarization: BinarizationSpec | None = None
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+        check_count("images", self.images, 1)
+        check_count("judge_chains", self.judge_chains, 1)
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        if not check_number("epsilon", self.epsilon) > 0:
+            raise ValueError("epsilon: expected a positive number, got 0")
+        if not check_number("step_share", self.step_share) > 0:
+            raise ValueError("step_share: expected a positive number, got 0")
+        if not any(spec.is_main and spec.gradient == "unrolled" for spec in self.attacks):
+            raise ValueError("attacks: expected one with the exact gradient at the full radius, got none")
+        titles = [spec.name for spec in self.attacks]
+        if len(set(titles)) != len(titles):
+            raise ValueError(f"attacks: expected different names, got {titles}")
+
+    def radius_of(self, spec: AttackSpec, value_range: tuple[float, float], pixels: int) -> float:
+        """Radius of an attack; an unbounded one reaches every image of the range."""
+        if not spec.unbounded:
+            return self.epsilon * spec.radius
+        width = value_range[1] - value_range[0]
+        return width * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
+
+    def attack(
+        self, spec: AttackSpec, value_range: tuple[float, float], pixels: int, *, random: bool, seed: int
+    ) -> PGD:
+        """The attack of a specification for images of so many ``pixels`` (C H W)."""
+        radius = self.radius_of(spec, value_range, pixels)
+        eot = spec.eot if random and spec.gradient != "blind" and not spec.known_noise else 1
+        return PGD(
+            epsilon=radius,
+            norm=self.norm,
+            gradient=spec.gradient,
+            steps=spec.steps,
+            step_size=self.step_share * radius,
+            schedule=self.schedule,
+            eot=eot,
+            restarts=spec.restarts,
+            early_stop=True,
+            spread=eot >= 2,
+            judge_chains=self.judge_chains if random and not spec.known_noise else 1,
+            seed=seed,
+        )
+
+
+def shipped_suites() -> list[str]:
+    """Names of the suites in the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in files(__package__).iterdir() if ".toml" in entry.name)
+
+
+def load_suite(suite: str | Path | Suite, **changes: Any) -> Suite:
+    """A suite by name, from a TOML file, or as it is.
+
+    Args:
+        suite: a name of :func:`shipped_suites`, a path that ends in ``.toml``, or a :class:`Suite`.
+        changes: fields to replace; None leaves a field as it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown name, or a file that is not a suite.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if not isinstance(suite, Suite):
+        text, name = _text_of(suite)
+        try:
+            suite = _parsed(name, tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"suite {name}: expected a suite as in fastmalade/suites/quick.toml, got {error}"
+            ) from error
+    return dataclasses.replace(suite, **changes)
+
+
+def _text_of(suite: str | Path) -> tuple[str, str]:
+    if str(suite).endswith(".toml"):
+        path = Path(suite)
+        return path.read_text(encoding="utf-8"), path.stem
+    if suite not in shipped_suites():
+        raise ValueError(f"suite: expected one of {', '.join(shipped_suites())} or a .toml file, got {str(suite)!r}")
+    return (files(__package__) / f"{suite}.toml").read_text(encoding="utf-8"), str(suite)
+
+
+def _parsed(name: str, values: Mapping[str, Any]) -> Suite:
+    fields = dict(values)
+    square, binarization = fields.pop("square", None), fields.pop("binarization", None)
+    attacks = tuple(AttackSpec(**spec) for spec in fields.pop("attacks"))
+    return Suite(
+        name,
+        attacks=attacks,
+        square=None if square is None else SquareSpec(**square),
+        binarization=None if binarization is None else BinarizationSpec(**binarization),
+        **fields,
+    )
