@@ -2,8 +2,8 @@
 
     python benchmarks/draw_defenses.py [--output docs/images/defenses.png]
 
-PGD with eps 0.3 against the bare classifier C, the papers' protocol. The digits are chosen before any defence is run:
-the first of each class that the classifier gets right as it is and wrong after the attack.
+PGD with eps 0.3 against the bare classifier C, by an attacker who does not know the defence. The digits are chosen
+before any defence is run: the first of each class that the classifier gets right as it is and wrong after the attack.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Accuracy of MALADE and of every rival on attacked digits, by the papers' protocol and by the sound one.
+"""Accuracy of MALADE and of every rival on attacked digits, by attackers who do not know the defence and who do.
 
     python benchmarks/evaluate_defenses.py [--defenses a,b] [--images 1000] [--adaptive-images 1000] [--output FILE]
 
-Columns: clean; FGSM and PGD made against the bare classifier (the papers' protocol: the attacker does not know the
+Columns: clean; FGSM and PGD made against the bare classifier (the attacker does not know the
 defence); PGD with BPDA, and PGD through the exact gradient, both with fresh randomness at each step; for APuDAE its
 paper's counter attacks A and B too. Counts are of images still classified correctly, by a majority of fresh queries
 under the adaptive attacks.

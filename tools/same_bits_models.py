@@ -353,7 +353,7 @@ def _command_line(cases: Cases, path: Path, images: np.ndarray, labels: np.ndarr
         cases.add(f"mnist {split}", data.load_mnist, split, path)
     few = ["--attacks", "fgsm:0.2,pgd:0.3", "--images", "8", "--steps", "2", "--data-dir", str(path)]
     out = path / "evaluate.json"
-    cases.add("cli evaluate", _run, out, "evaluate", *few, "--output", str(out))
+    cases.add("cli transfer", _run, out, "transfer", *few, "--output", str(out))
     few = ["--attacks", "fgsm,pgd:bpda", "--images", "4", "--steps", "2", "--eot", "2"]
     out = path / "attack.json"
     cases.add("cli attack", _run, out, "attack", *few, "--output", str(out))

@@ -1,4 +1,4 @@
-"""Evaluation: accuracy with intervals, the papers' transfer protocol, and attacks through the defence."""
+"""Evaluation: accuracy with intervals, transferred attacks, attacks through the defence, certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The papers' protocol: images attacked against the bare classifier, purified, then classified.
+"""Transferred attacks: images attacked against the bare classifier, purified, then classified.
 
 The attacker does not know the defence, so these figures bound robustness from above; attacks through the purifier are
 the honest ones and are reported beside them.

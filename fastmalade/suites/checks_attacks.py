@@ -238,11 +238,12 @@ def _known_noise(found: Found) -> Check:
     if spec is None:
         return Check("known noise", "N/A", "", "nothing is random, or the noise cannot be held still")
     known, fresh = found.rows[spec.name], found.rows[found.exact().name]
-    hidden = fresh.accuracy("one_shot") - known.accuracy("one_shot")
+    # The attacks stop at an image when most queries are wrong: the other scores of such images are not the lowest.
+    hidden = fresh.accuracy() - known.accuracy()
     status: Status = "WARN" if hidden > _NOISE_POINTS else "PASS"
     return Check(
-        "known noise", status, f"{100 * hidden:.1f} points of {100 * fresh.accuracy('one_shot'):.1f}%",
-        "of the accuracy go when the attacker knows the noise of the query: so much rests on hidden randomness",
+        "known noise", status, f"{100 * known.accuracy():.1f}% left, {100 * fresh.accuracy():.1f}% with fresh noise",
+        "where an attacker who knows the noise of the query leaves less, so much robustness is hidden randomness",
     )  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def _eight_bits(subject: Subject, found: Found, labels: Tensor) -> Check:
     unit = ((result.adversarial - low) / (high - low) * 255).round() / 255 * (high - low) + low
     fooled = subject.fooled_share(unit, labels, found.suite.judge_chains, derive_seed(0, 78)) > 0.5
     lost, n = int((result.success & ~fooled).sum()), len(labels)
-    status: Status = "WARN" if lost > 0.05 * n else "PASS"
+    status: Status = "WARN" if lost > max(2, 0.05 * n) else "PASS"
     return Check(
         "eight bits", status, f"{lost} of {n} images",
         "no longer fool the model when they are rounded to the 256 values of a file",

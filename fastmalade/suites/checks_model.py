@@ -48,7 +48,7 @@ def _eval_mode(subject: Subject, was_training: bool) -> Check:
 
 def _logits(subject: Subject, images: Tensor) -> Check:
     with torch.no_grad():
-        rows = subject.model(images[:32])
+        rows = subject.logits(images[:32], 3)
     sums = rows.double().exp().sum(1) if bool((rows <= 0).all()) else rows.double().sum(1)
     probabilities = bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < 1e-3).all())
     if probabilities:

@@ -43,9 +43,9 @@ class Row:
         epsilon, norm: the ball.
         n: number of images.
         queries: judged queries of each image, with noise the attack has not seen.
-        one_shot: right answers among n single queries, the mean over all judged queries, rounded.
+        majority: images that most queries get right. Attacks go for this, and leave an image when they have it.
+        one_shot: right answers among n single queries to the same images, the mean over all queries, rounded.
         worst: images that all queries get right.
-        majority: images that most queries get right.
         gradients_per_image: input gradients, every draw counted.
         seconds: wall time over all resumed parts.
     """
@@ -196,7 +196,12 @@ class EvaluationReport:
             lines.append(
                 f"| {row.attack} | {row.knows} | {radius} | {' | '.join(cells)} | {row.gradients_per_image:g} |"
             )
-        lines += ["", "95% Wilson intervals. | ".rstrip("| ") + f" {self.rows[0].queries} queries an image.", ""]
+        lines += [
+            "",
+            f"95% Wilson intervals; {self.rows[0].queries} queries an image. Attacks go for the majority and leave an "
+            "image when they have it.",
+            "",
+        ]
         lines += ["| check | status | figure | |", "|---|---|---|---|"]
         lines += [f"| {c.name} | {c.status} | {c.figure} | {c.explanation} |" for c in self.checks]
         return "\n".join([*lines, ""])

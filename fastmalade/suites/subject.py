@@ -33,7 +33,7 @@ class Subject:
 
     Raises:
         TypeError: not callable.
-        ValueError: an output that is not (B, K), K >= 2.
+        ValueError: an output that is not (B, K), K >= 2, or a defence that states another gradient than the exact one.
     """
 
     def __init__(
@@ -44,6 +44,12 @@ class Subject:
         self.model = model
         self.defended = model if isinstance(model, DefendedClassifier) else None
         if self.defended is not None:
+            stated = self.defended.purifier.gradient
+            if stated != "unrolled":
+                raise ValueError(
+                    f"model: expected a defence with an exact gradient, got one with {stated!r}; build it with "
+                    "gradient='unrolled'"
+                )
             self.value_range = self.defended.purifier.value_range
         else:
             self.value_range = (0.0, 1.0) if value_range is None else check_value_range(value_range)

@@ -149,6 +149,8 @@ class Suite:
             restarts=spec.restarts,
             early_stop=True,
             spread=eot >= 2,
+            # A random point of the whole range is no image any more: without a gradient it would count as a success.
+            random_start=not spec.unbounded,
             judge_chains=self.judge_chains if random and not spec.known_noise else 1,
             seed=seed,
         )

@@ -82,6 +82,6 @@ def test_in_a_process_of_its_own(spawn):
 def test_help_lists_every_command(invoke):
     result = invoke("--help")
     assert result.exit_code == 0
-    for verb in ("purify", "info", "demo", "evaluate", "attack", "train"):
+    for verb in ("purify", "info", "demo", "evaluate", "transfer", "certify", "attack", "train"):
         assert verb in result.stdout
         assert invoke(verb, "--help").exit_code == 0

@@ -107,7 +107,7 @@ def test_images_without_labels_and_damaged_files_are_errors(tmp_path, invoke, di
 def test_evaluate_prints_the_table_and_writes_the_figures(tmp_path, invoke, mnist, model_path):
     assert len(mnist["test"][1]) == 10_000
     output = tmp_path / "figures.json"
-    arguments = ["evaluate", "--models", model_path, "--attacks", "fgsm:0.2,pgd:0.1", "--images", 20]
+    arguments = ["transfer", "--models", model_path, "--attacks", "fgsm:0.2,pgd:0.1", "--images", 20]
     arguments += ["--steps", 2, "--cache-dir", tmp_path / "cache", "--output", output]
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
@@ -125,6 +125,6 @@ def test_evaluate_prints_the_table_and_writes_the_figures(tmp_path, invoke, mnis
 
 @pytest.mark.parametrize("attacks", ["pgd", "pgd:x", "pgd:-1", "cw:0.3"])
 def test_evaluate_refuses_unknown_attacks(invoke, attacks):
-    result = invoke("evaluate", "--attacks", attacks)
+    result = invoke("transfer", "--attacks", attacks)
     assert result.exit_code == 2
     assert "--attacks: expected fgsm or pgd:EPSILON" in result.stderr
