@@ -25,6 +25,9 @@ from fastmalade.files import replacing
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "training.md"
 PLOT = ROOT / "docs" / "images" / "supervision.png"
+PANELS = {
+    "transferred": "attacks on the bare classifier", "bpda": "BPDA, eps 0.3", "exact": "exact gradient, eps 0.3",
+}  # fmt: skip
 LAMBDAS, SIGMA2 = (0.0, 1.0, 10.0, 100.0, 784.0), (0.07, 0.15, 0.3)
 ROBUSTNESS = (
     ("clean", ("clean",)),
@@ -50,7 +53,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def supervision(cells: dict[str, Any]) -> str:
-    """One line for each sigma^2 and start, one column for each lambda: transferred / exact, in percent."""
+    """One line for each sigma^2 and start, one column for each lambda: transferred / BPDA / exact (clean), in percent."""
     lines = []
     for start in ("dae", "scratch"):
         for sigma2 in SIGMA2:
@@ -64,9 +67,9 @@ def supervision(cells: dict[str, Any]) -> str:
 
 
 def _cell(cell: dict[str, Any]) -> str:
-    exact = cell["exact"]
+    bpda, exact = (100 * cell[name]["majority_correct"] / cell[name]["n"] for name in ("bpda", "exact"))
     clean = 100 * cell["correct"]["clean"] / cell["n"]
-    return f"{100 * cell['transferred']:.1f} / {100 * exact['majority_correct'] / exact['n']:.1f} ({clean:.1f})"
+    return f"{100 * cell['transferred']:.1f} / {bpda:.1f} / {exact:.1f} ({clean:.1f})"
 
 
 def robustness(pairs: dict[str, Any]) -> str:
@@ -106,18 +109,18 @@ def draw(cells: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 3.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10.8, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, what in zip(panels, ("attacks on the bare classifier", "exact gradient, eps 0.3"), strict=True):
+    panels = figure.subplots(1, 3, sharey=True)
+    for panel, what in zip(panels, ("transferred", "bpda", "exact"), strict=True):
         for sigma2, colour in zip(SIGMA2, ("#1b6ca8", "#d1495b", "#5c946e"), strict=True):
             points = []
             for place, lam in enumerate(LAMBDAS):
                 cell = cells.get(f"lambda={lam:g} sigma2={sigma2:g} start=dae seed=0")
                 if cell is None:
                     continue
-                if what.startswith("exact"):
-                    correct, n = cell["exact"]["majority_correct"], cell["exact"]["n"]
+                if what != "transferred":
+                    correct, n = cell[what]["majority_correct"], cell[what]["n"]
                 else:
                     n = 3 * cell["n"]
                     correct = round(cell["transferred"] * n)
@@ -129,7 +132,7 @@ def draw(cells: dict[str, Any], path: Path) -> None:
                 panel.errorbar(places, shares, errors, marker="o", capsize=3, color=colour, label=f"{sigma2:g}")
         panel.set_xticks(range(len(LAMBDAS)), ["0\n(MALA)", *(f"{lam:g}" for lam in LAMBDAS[1:])])
         panel.set_xlabel("weight of the supervised term, lambda")
-        panel.set_title(what, fontsize=10)
+        panel.set_title(PANELS[what], fontsize=10)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, % of validation digits")
     panels[0].legend(title="sigma^2", fontsize=8)

@@ -39,8 +39,8 @@ class TuningResult:
         chain: the setting.
         stage: "coarse" if it was judged on a few images, else "full".
         accuracies: by condition, "clean" and the attacked ones, and by attack; fractions of single queries.
-        score: the mean of the attacked conditions, averaged with the accuracy under each attack, less ten times what
-            clean accuracy falls short of its floor.
+        score: the lowest of the mean of the attacked conditions and the accuracy under each attack, less ten times what
+            clean accuracy falls short of its floor: a defence is as good as it is under the worst attack.
     """
 
     chain: ChainConfig
@@ -210,7 +210,7 @@ class _Judge:
             accuracies[name] = 1.0 - float(result.success_rate.mean())
             parts.append(accuracies[name])
         shortfall = max(0.0, self.search.clean_floor - accuracies["clean"])
-        return TuningResult(chain, stage, accuracies, sum(parts) / len(parts) - 10.0 * shortfall)
+        return TuningResult(chain, stage, accuracies, min(parts) - 10.0 * shortfall)
 
 
 def _known(path: Path, identity: dict[str, Any]) -> dict[tuple[str, str], TuningResult]:

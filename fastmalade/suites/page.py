@@ -137,7 +137,7 @@ def _chart(
     points: Sequence[tuple[float, float]], bounds: Sequence[tuple[float, float, float]], x: str, y: str, *, top: float
 ) -> str:
     """A line with a band, as SVG."""
-    width, height, left, below, above = 460, 240, 48, 40, 12
+    width, height, left, below, above = 460, 240, 58, 40, 12
     furthest = max(max(p[0] for p in points), 1e-9)
 
     def place(u: float, v: float) -> str:
@@ -157,7 +157,7 @@ def _chart(
         f"<polygon points='{band}' fill='#1b6ca8' opacity='.2'/>"
         f"<polyline points='{line}' fill='none' stroke='#1b6ca8' stroke-width='2'/>{''.join(marks)}"
         f"<text x='{(left + width) / 2}' y='{height - 5}' text-anchor='middle'>{x}</text>"
-        f"<text x='14' y='{height / 2}' transform='rotate(-90 14 {height / 2})' text-anchor='middle'>{y}</text></svg>"
+        f"<text x='12' y='{height / 2}' transform='rotate(-90 12 {height / 2})' text-anchor='middle'>{y}</text></svg>"
     )
 
 
