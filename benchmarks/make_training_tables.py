@@ -53,7 +53,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def supervision(cells: dict[str, Any]) -> str:
-    """One line for each sigma^2 and start, one column for each lambda: transferred / BPDA / exact (clean), in percent."""
+    """One line for each sigma^2 and start, one column for each lambda: transferred / BPDA / exact (clean), in %."""
     lines = []
     for start in ("dae", "scratch"):
         for sigma2 in SIGMA2:
