@@ -7,10 +7,11 @@ from fastmalade.defenses.base import Defense
 
 
 def compared_defenses() -> dict[str, Defense]:
-    """Every shipped defence by name, with the settings that the papers print where they print any.
+    """Every shipped defence by name, as cheap as its paper allows where the paper's own settings take minutes an image.
 
-    MALADE with N = 10, Defense-GAN with L = 200 and R = 10 (000), INC with 200 steps (004 has "typically more than
-    2000"), DIP-INC with 100 steps, APuDAE's variants with n = 15 and alpha = 0.01 (003 Table 2).
+    As printed: Defense-GAN with L = 200 and R = 10 (000), APuDAE's variants with n = 15 and alpha = 0.01 (003 Table 2).
+    Not as printed: INC with 200 steps and DIP-INC with 100, where 004 has "typically more than 2000": their figures are
+    of weaker defences than the paper's. MALADE has the chain that ships.
     """
     apudae = Apudae.from_pretrained("apudae-mnist")
     assert isinstance(apudae, Apudae)

@@ -156,9 +156,11 @@ class _Attack:
             moved = attacked(self.model, images, labels, self.settings, self.epsilon, drawn_seed())
         if self.settings.adversarial == "pgd":
             return F.cross_entropy(self.model(moved), labels)
-        logits = self.model(torch.cat([images, moved]))
-        clean, other = logits.chunk(2)
-        entropy = F.cross_entropy(logits, torch.cat([labels, labels]))
+        both = torch.cat([images, moved])
+        entropy = F.cross_entropy(self.model(both), torch.cat([labels, labels]))
+        # Without dropout, which would tell two equal images apart.
+        with evaluation_mode(self.model):
+            clean, other = self.model(both).chunk(2)
         return entropy + self.settings.pairing * (clean - other).square().mean()
 
     def validate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
