@@ -1,4 +1,4 @@
-"""Why the printed weight makes MALADE's field MALA's: under Theorem 1's assumption (000) the labels' score averages to 0."""
+"""Why the printed weight makes MALADE's field MALA's: under Theorem 1's assumption (000) labels pull nowhere."""
 
 from __future__ import annotations
 
