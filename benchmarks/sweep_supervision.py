@@ -63,8 +63,8 @@ STARTS = (
 def search_for(sigma2: float) -> ChainSearch:
     """The search for a chain, the same for every lambda."""
     return ChainSearch(
-        n_steps=N_STEPS, n_random=32, n_local=18, coarse_images=300, coarse_attacked_images=60, attacked_images=150,
-        clean_floor=0.978, sigma2=sigma2, starts=STARTS,
+        n_steps=N_STEPS, n_random=24, n_local=16, coarse_images=300, attacked_images=150, clean_loss=0.012,
+        sigma2=sigma2, starts=STARTS,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def search_chain(name: str, model: Autoencoder, classifier: nn.Module, runs: Pat
     images, labels = (part[:TUNING_IMAGES] for part in load_mnist("validation", data))
     conditions = sweep.conditions(classifier, images, labels, runs)
     search = dataclasses.replace(
-        sweep.search_for(SIGMA2), n_local=60, coarse_images=500, attacked_images=300, clean_floor=0.977, seed=SEED + 1
+        sweep.search_for(SIGMA2), n_local=60, coarse_images=500, attacked_images=300, seed=SEED + 1
     )
 
     def show(done: int, total: int, result: TuningResult) -> None:

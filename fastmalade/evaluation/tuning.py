@@ -39,8 +39,9 @@ class TuningResult:
         chain: the setting.
         stage: "coarse" if it was judged on a few images, else "full".
         accuracies: by condition, "clean" and the attacked ones, and by attack; fractions of single queries.
-        score: the lowest of the mean of the attacked conditions and the accuracy under each attack, less ten times what
-            clean accuracy falls short of its floor: a defence is as good as it is under the worst attack.
+        score: of the mean accuracy under the attacked conditions and the accuracy under each attack, half the lowest
+            and half the mean, less ten times the clean accuracy that is lost beyond what may be. The worst attack counts
+            most; where chains are equal under it, the others decide.
     """
 
     chain: ChainConfig
@@ -64,7 +65,8 @@ class ChainSearch:
 
     Attributes:
         n_steps: the numbers of steps that are tried.
-        clean_floor: accuracy on purified clean images below which a setting is penalised: what robustness may cost.
+        clean_loss: how much of the bare classifier's accuracy on the same clean images robustness may cost; settings
+            that cost more are penalised.
         n_random: settings drawn at random, judged on a few images.
         n_local: settings judged on all images: the best of those, then variations of the best.
         coarse_images: a random setting is judged on the first so many images of each condition.
@@ -76,7 +78,7 @@ class ChainSearch:
     """
 
     n_steps: tuple[int, ...] = (10,)
-    clean_floor: float = 0.98
+    clean_loss: float = 0.012
     n_random: int = 40
     n_local: int = 20
     coarse_images: int = 500
@@ -176,6 +178,7 @@ class _Judge:
     ) -> None:
         self.autoencoder, self.classifier, self.conditions = autoencoder, classifier, conditions
         self.search, self.attacks = search, attacks
+        self.bare: dict[int | None, float] = {}
 
     def identity(self) -> dict[str, Any]:
         """What a file of results must agree with, besides the settings themselves."""
@@ -184,7 +187,7 @@ class _Judge:
             "coarse_images": self.search.coarse_images,
             "coarse_attacked_images": self.search.coarse_attacked_images,
             "attacked_images": self.search.attacked_images,
-            "clean_floor": self.search.clean_floor,
+            "clean_loss": self.search.clean_loss,
             "seed": self.search.seed,
             "attacks": {name: attack.settings() for name, attack in self.attacks.items()},
             "weights": [float(weight.double().sum()) for weight in self.autoencoder.weights()],
@@ -209,8 +212,16 @@ class _Judge:
             result = attack(defended, images, labels, progress=False)
             accuracies[name] = 1.0 - float(result.success_rate.mean())
             parts.append(accuracies[name])
-        shortfall = max(0.0, self.search.clean_floor - accuracies["clean"])
-        return TuningResult(chain, stage, accuracies, min(parts) - 10.0 * shortfall)
+        shortfall = max(0.0, self._bare(limit) - search.clean_loss - accuracies["clean"])
+        score = (min(parts) + sum(parts) / len(parts)) / 2
+        return TuningResult(chain, stage, accuracies, score - 10.0 * shortfall)
+
+    def _bare(self, limit: int | None) -> float:
+        """Accuracy of the bare classifier on the clean images of a stage."""
+        if limit not in self.bare:
+            images, labels = (part[:limit] for part in self.conditions["clean"])
+            self.bare[limit] = accuracy(self.classifier, images, labels) / len(labels)
+        return self.bare[limit]
 
 
 def _known(path: Path, identity: dict[str, Any]) -> dict[tuple[str, str], TuningResult]:
