@@ -40,7 +40,7 @@ class TuningResult:
         stage: "coarse" if it was judged on a few images, else "full".
         accuracies: by condition, "clean" and the attacked ones, and by attack; fractions of single queries.
         score: of the mean accuracy under the attacked conditions and the accuracy under each attack, half the lowest
-            and half the mean, less ten times the clean accuracy that is lost beyond what may be. The worst attack counts
+            and half the mean, less ten times the clean accuracy lost beyond ``clean_loss``. The worst attack counts
             most; where chains are equal under it, the others decide.
     """
 

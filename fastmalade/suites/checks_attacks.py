@@ -45,6 +45,7 @@ def attack_checks(subject: Subject, found: Found, images: Tensor, labels: Tensor
     """All of them, for the attacks that ran; ``images`` (n, C, H, W) and ``labels`` (n,) are those attacked."""
     return [
         _informed(found),
+        _moved(found, images),
         _eot(subject, found),
         _converged(found),
         _restarts(found),
@@ -91,6 +92,16 @@ def _informed(found: Found) -> Check:
             "count as robust although most of their gradients were zero or not finite: no evidence of robustness",
         )  # fmt: skip
     return Check("gradients lead somewhere", "PASS", figure, "count as robust for want of a gradient")
+
+
+def _moved(found: Found, images: Tensor) -> Check:
+    result = found.results[found.exact().name]
+    n = len(result.success)
+    same = int(((result.adversarial == images).flatten(1).all(1) & ~result.success).sum())
+    status: Status = "FAIL" if same > 0.02 * n else "WARN" if same else "PASS"
+    return Check(
+        "images moved", status, f"{same} of {n} adversarial images equal the clean ones", "and count as robust"
+    )  # fmt: skip
 
 
 def _eot(subject: Subject, found: Found) -> Check:

@@ -28,7 +28,7 @@ def model_checks(subject: Subject, images: Tensor, labels: Tensor, was_training:
     found = [_eval_mode(subject, was_training), _logits(subject, images), _noise(subject)]
     reaches = _reaches(subject, images, labels)
     found.append(reaches)
-    found += [_deployed_path(subject, images), _inside(subject, images)]
+    found += [_deployed_path(subject, images), _inside(subject, images), _contraction(subject, images)]
     if reaches.status != "FAIL":
         found += _gradient(subject, images)
         found.append(_stable(subject, images, labels))
@@ -116,6 +116,25 @@ def _inside(subject: Subject, images: Tensor) -> Check:
             "the defence optimises at inference: a gradient through it may be an approximation; compare BPDA, Square",
         )  # fmt: skip
     return Check("optimisation inside", "PASS", "", "the forward pass computes no gradients")
+
+
+def _contraction(subject: Subject, images: Tensor) -> Check:
+    """How the defence changes the distance of an image and a disturbed copy of it when both have the same noise."""
+    if subject.defended is None:
+        return Check("contraction", "N/A", "", "there is no defence that could be looked at alone")
+    few, purifier = images[:32], subject.defended.purifier
+    low, high = subject.value_range
+    generator = torch.Generator(device="cpu").manual_seed(1)
+    signs = torch.randint(0, 2, few.shape, generator=generator).to(few) * 2 - 1
+    near = (few + 0.1 * (high - low) * signs).clamp(low, high)
+    with torch.no_grad():
+        purified, other = purifier(few, seed=4), purifier(near, seed=4)
+    ratio = (purified - other).flatten(1).norm(dim=1) / (few - near).flatten(1).norm(dim=1).clamp_min(1e-12)
+    return Check(
+        "contraction", "PASS", f"{float(ratio.median()):.2f} of the distance is left",
+        "between images and copies disturbed by random signs of a tenth of the range, same noise for both: what the "
+        "defence takes away by itself, without hidden randomness",
+    )  # fmt: skip
 
 
 def _gradient(subject: Subject, images: Tensor) -> list[Check]:

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fastmalade.attacks import AttackResult, GradientWarning, eot_gradient
+from fastmalade.attacks import AttackResult, GradientWarning
+from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, cross_entropy_objective, mean_gradient
+from fastmalade.attacks.target import Target
 from fastmalade.checks import check_labelled_images, check_range
 from fastmalade.files import append_line, write_bytes, write_json
 from fastmalade.models.modes import evaluation_mode
@@ -153,10 +156,16 @@ class _Evaluation:
         """Seconds that the attacks take at most: one gradient of a batch, times all that they may ask for."""
         few, truth = self.images[:BATCH], self.labels[:BATCH]
         samples = max(1, round(BATCH / len(few)))
+        target = Target(self.subject.model, self.subject.gradient, self.subject.own_range)
+        objective, rows = (
+            cross_entropy_objective(target, "cross_entropy"),
+            target.chains_per_call(few, DEFAULT_MAX_BYTES),
+        )
+        ids = torch.arange(len(few), device=few.device)
         times = []
         for _ in range(2):
             begun = time.perf_counter()
-            eot_gradient(self.subject.model, few, truth, samples=samples, gradient=self.subject.gradient, seed=0)
+            mean_gradient(objective, few, truth, 0, ids, samples=samples, rows=rows)
             times.append((time.perf_counter() - begun) / (samples * len(few)))
         random = self.subject.is_random
         gradients = sum(s.gradients_per_image if random else s.steps * s.restarts for s in specs)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -243,6 +245,28 @@ def test_the_page_is_whole_and_safe(defended, some_digits, suite, tmp_path):
     assert "<b>&<" not in page(odd)
     write_page(found, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.parametrize("width", [420, 1200])
+def test_the_page_in_a_browser(defended, some_digits, short, tmp_path, width):
+    """Drawn offline at the width of a phone and of a desk: something is there, and nothing sticks out on the right."""
+    pillow = pytest.importorskip("PIL.Image")
+    found = evaluate(defended, *some_digits, suite=short, progress=False)
+    write_page(found, tmp_path / "report.html")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},2400",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}",
+         (tmp_path / "report.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pixels = np.asarray(pillow.open(tmp_path / "page.png").convert("L"))
+    assert pixels.shape[1] == width
+    inked = pixels < 128
+    assert 0.01 < inked[:1200].mean() < 0.5
+    assert not inked[:, -6:].any()
+    assert inked[:300, :300].any()
 
 
 def test_a_report_without_attacks_has_a_page(classifier, some_digits, suite):

@@ -73,6 +73,20 @@ def test_a_backward_pass_of_zero(classifier, some_digits, suite):
     assert {"derivative", "gradient components", "gradients lead somewhere", "unbounded"} <= failing(found)
 
 
+def test_a_backward_pass_of_nan(classifier, some_digits, suite):
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * torch.nan
+
+    found = report(Front(classifier, Broken.apply), some_digits, suite)
+    assert {"gradient components", "gradients lead somewhere"} <= failing(found)
+
+
 def test_a_forward_pass_that_does_nothing_while_gradients_are_on(classifier, some_digits, suite):
     purifier = Purifier.from_pretrained("malade-mnist")
 
