@@ -8,7 +8,7 @@ from fastmalade.cli.attack import attack
 from fastmalade.cli.bench import bench_app
 from fastmalade.cli.certify import certify
 from fastmalade.cli.demo import demo
-from fastmalade.cli.evaluate import evaluate
+from fastmalade.cli.evaluate import evaluate, merge
 from fastmalade.cli.info import info
 from fastmalade.cli.memory import keep_freed_memory
 from fastmalade.cli.purify import purify
@@ -32,6 +32,7 @@ app.command("purify")(purify)
 app.command("info")(info)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
+app.command("merge")(merge)
 app.command("transfer")(transfer)
 app.command("attack")(attack)
 app.command("certify")(certify)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastmalade.cli.digits import digits
 from fastmalade.cli.errors import CliError, exit_codes, require_packages
+from fastmalade.files import write_bytes, write_json
+
+if TYPE_CHECKING:
+    from fastmalade.suites import EvaluationReport
 
 EXIT_FAIL = 3
 
@@ -25,6 +30,7 @@ def evaluate(
     images: Annotated[int | None, typer.Option(help="Use this many images, spread evenly over the split.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Radius of the ball, in place of the suite's.")] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, in place of the suite's.")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the images; see fastmalade merge.")] = "1/1",
     seed: Annotated[int, typer.Option(help="Of all attacks and verdicts.")] = 0,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the MNIST files.")] = None,
     output: Annotated[
@@ -60,9 +66,44 @@ def evaluate(
                     f"--model: expected a defence with an exact gradient, got {model} with {defence.gradient}"
                 )
             target = DefendedClassifier(defence, target).eval()
-        report = evaluated(target, x, y, suite=chosen, n_images=count, seed=seed, folder=output)
-        typer.echo(str(report))
+        part = _shard(shard)
+        report = evaluated(target, x, y, suite=chosen, n_images=count, shard=part, seed=seed, folder=output)
         if output is not None:
             write_page(report, output / "report.html")
-        if report.verdict == "FAIL":
-            raise typer.Exit(EXIT_FAIL)
+        _tell(report)
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of fastmalade evaluate --shard, one of each shard.")],
+    output: Annotated[Path, typer.Option(help="Folder for the report of all (JSON, Markdown, HTML).")],
+) -> None:
+    """Put the reports of shards together: many machines, one result."""
+    with exit_codes(also=(ValueError,)):
+        from fastmalade.suites import EvaluationReport, merge_reports
+        from fastmalade.suites.page import write_page
+
+        parts = []
+        for folder in folders:
+            try:
+                parts.append(EvaluationReport.from_json(json.loads((folder / "report.json").read_text())))
+            except ValueError as error:
+                raise CliError(f"{folder / 'report.json'}: {error}") from error
+        report = merge_reports(parts)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "report.json", report.to_json(), indent=1)
+        write_bytes(output / "report.md", report.to_markdown().encode())
+        write_page(report, output / "report.html")
+        _tell(report)
+
+
+def _tell(report: EvaluationReport) -> None:
+    typer.echo(str(report))
+    if report.verdict == "FAIL":
+        raise typer.Exit(EXIT_FAIL)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, shards = text.partition("/")
+    if not (slash and index.isdecimal() and shards.isdecimal()):
+        raise CliError(f"--shard: expected i/n, got {text!r}")
+    return int(index), int(shards)

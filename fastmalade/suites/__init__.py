@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastmalade.suites.merge import merge_reports
 from fastmalade.suites.report import Check, EvaluationReport, Row
 from fastmalade.suites.run import evaluate
 from fastmalade.suites.suite import AttackSpec, BinarizationSpec, SquareSpec, Suite, load_suite, shipped_suites
@@ -16,5 +17,6 @@ __all__ = [
     "Suite",
     "evaluate",
     "load_suite",
+    "merge_reports",
     "shipped_suites",
 ]

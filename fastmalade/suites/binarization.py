@@ -38,21 +38,27 @@ class _Count:
 
 
 def binarization_check(
-    subject: Subject, images: Tensor, suite: Suite, spec: BinarizationSpec, seed: int,
+    subject: Subject,
+    images: Tensor,
+    first: int,
+    suite: Suite,
+    spec: BinarizationSpec,
+    seed: int,
     advanced: Callable[[int, int], None],
-) -> Check:  # fmt: skip
-    """Run the test on the first ``spec.images`` images (n, C, H, W).
+) -> Check:
+    """Run the test on images (n, C, H, W), numbered from ``first``.
 
     ``advanced`` is told how many are done, and of how many.
     """
-    count = _Count()
-    few = images[: spec.images]
-    for index in range(len(few)):
-        _one_image(subject, few[index : index + 1], suite, spec, derive_seed(seed, index), count)
-        advanced(index + 1, len(few))
-    if count.made < max(3, len(few) // 2):
+    count, n = _Count(), len(images)
+    for index in range(n):
+        _one_image(subject, images[index : index + 1], suite, spec, derive_seed(seed, first + index), count)
+        advanced(index + 1, n)
+    if n == 0:
+        return Check("binarization", "N/A", "", f"it looks at the first {spec.images} images, not in this shard")
+    if count.made < max(1, n // 2):
         return Check(
-            "binarization", "N/A", f"{count.made} of {len(few)} images have a test",
+            "binarization", "N/A", f"{count.made} of {n} images have a test",
             "features of the boundary point cannot be told from noise inside the ball: the defence removes it",
         )  # fmt: skip
     rate = count.solved / count.made

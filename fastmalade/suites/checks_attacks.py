@@ -41,8 +41,14 @@ class Found:
         return found
 
 
-def attack_checks(subject: Subject, found: Found, images: Tensor, labels: Tensor) -> list[Check]:
-    """All of them, for the attacks that ran; ``images`` (n, C, H, W) and ``labels`` (n,) are those attacked."""
+def attack_checks(subject: Subject, found: Found, images: Tensor, labels: Tensor, ids: Tensor) -> list[Check]:
+    """All of them, for the attacks that ran.
+
+    Args:
+        subject: the model.
+        found: what the attacks found.
+        images, labels, ids: (n, C, H, W) and (n,) of the images attacked, and what numbers them for the noise.
+    """
     return [
         _informed(found),
         _moved(found, images),
@@ -53,10 +59,10 @@ def attack_checks(subject: Subject, found: Found, images: Tensor, labels: Tensor
         _ordering(found),
         _radius(found),
         _unbounded(subject, found),
-        _nothing_done(subject, found, images, labels),
+        _nothing_done(subject, found, images, labels, ids),
         _known_noise(found),
         _in_ball(subject, found, images),
-        _eight_bits(subject, found, labels),
+        _eight_bits(subject, found, labels, ids),
     ]
 
 
@@ -230,9 +236,9 @@ def _unbounded(subject: Subject, found: Found) -> Check:
     )  # fmt: skip
 
 
-def _nothing_done(subject: Subject, found: Found, images: Tensor, labels: Tensor) -> Check:
+def _nothing_done(subject: Subject, found: Found, images: Tensor, labels: Tensor, ids: Tensor) -> Check:
     clean = next(row for row in found.rows.values() if row.gradient == "none" and row.epsilon == 0.0)
-    again = subject.fooled_share(images, labels, found.suite.judge_chains, derive_seed(0, 77))
+    again = subject.fooled_share(images, labels, found.suite.judge_chains, derive_seed(0, 77), ids)
     n = len(labels)
     before, after = clean.one_shot, round(float((1.0 - again).sum()))
     spread = _SIGMAS * math.sqrt(2 * max(1.0, n * 0.25)) if subject.is_random else 0.0
@@ -277,11 +283,11 @@ def _in_ball(subject: Subject, found: Found, images: Tensor) -> Check:
     )  # fmt: skip
 
 
-def _eight_bits(subject: Subject, found: Found, labels: Tensor) -> Check:
+def _eight_bits(subject: Subject, found: Found, labels: Tensor, ids: Tensor) -> Check:
     result = found.results[found.exact().name]
     low, high = subject.value_range
     unit = ((result.adversarial - low) / (high - low) * 255).round() / 255 * (high - low) + low
-    fooled = subject.fooled_share(unit, labels, found.suite.judge_chains, derive_seed(0, 78)) > 0.5
+    fooled = subject.fooled_share(unit, labels, found.suite.judge_chains, derive_seed(0, 78), ids) > 0.5
     lost, n = int((result.success & ~fooled).sum()), len(labels)
     status: Status = "WARN" if lost > max(2, 0.05 * n) else "PASS"
     return Check(

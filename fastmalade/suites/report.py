@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -181,6 +182,24 @@ class EvaluationReport:
             "seconds": self.seconds,
             "settings": self.settings,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EvaluationReport:
+        """The report of :meth:`to_json`, without images and results.
+
+        Raises:
+            ValueError: not such a report, or of another schema.
+        """
+        try:
+            if values["schema"] != SCHEMA:
+                raise ValueError(f"schema: expected {SCHEMA}, got {values['schema']}")
+            fields = [field.name for field in dataclasses.fields(Row)]
+            rows = tuple(Row(**{name: row[name] for name in fields}) for row in values["rows"])
+            checks = tuple(Check(**check) for check in values["checks"])
+            plain = ("model", "suite", "purpose", "classes", "forecast_seconds", "seconds", "settings")
+            return cls(checks=checks, rows=rows, **{name: values[name] for name in plain})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected a report of fastmalade evaluate, got {error!r}") from error
 
     def to_markdown(self) -> str:
         """The report as Markdown."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastmalade.attacks import AttackResult, GradientWarning
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, cross_entropy_objective, mean_gradient
 from fastmalade.attacks.target import Target
-from fastmalade.checks import check_labelled_images, check_range
+from fastmalade.checks import check_count, check_labelled_images, check_range
 from fastmalade.files import append_line, write_bytes, write_json
 from fastmalade.models.modes import evaluation_mode
 from fastmalade.progress import progress_bar
@@ -42,6 +42,7 @@ def evaluate(
     epsilon: float | None = None,
     norm: str | None = None,
     value_range: tuple[float, float] | None = None,
+    shard: tuple[int, int] = (1, 1),
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -62,6 +63,8 @@ def evaluate(
         suite: "quick" (minutes), "sound" (hours), a TOML file, or a :class:`fastmalade.suites.Suite`.
         n_images, epsilon, norm: in place of the suite's; the first so many images are taken.
         value_range: (low, high) of the images for a model that is not a DefendedClassifier; (0, 1) by default.
+        shard: (i, n), 1 <= i <= n: the i-th of n parts of these images alone, each image with the noise that it has in
+            the whole; :func:`fastmalade.suites.merge_reports` puts the parts together.
         seed: of all attacks and verdicts.
         folder: kept there: the state of each attack, attacked images, ``log.txt``, ``report.json`` and ``report.md``,
             written as they are finished. A run that finds them goes on, to the same result wherever the model is
@@ -77,14 +80,26 @@ def evaluate(
     """
     check_labelled_images(images, labels)
     chosen = load_suite(suite, images=n_images, epsilon=epsilon, norm=norm)
-    if len(images) == 0:
-        raise ValueError("images: expected at least one, got none")
-    images, labels = images[: chosen.images].detach(), labels[: chosen.images]
+    part = _part(min(len(images), chosen.images), shard)
+    images, labels = images[part.start : part.stop].detach(), labels[part.start : part.stop]
     was_training = isinstance(model, nn.Module) and model.training
     with evaluation_mode(model):
         subject = Subject(model, images, value_range)
         images = check_range(images, subject.value_range)
-        return _Evaluation(subject, images, labels, chosen, check_seed(seed), folder, was_training).run(progress)
+        run = _Evaluation(subject, images, labels, chosen, check_seed(seed), folder, was_training, part)
+        return run.run(progress)
+
+
+def _part(n_images: int, shard: tuple[int, int]) -> range:
+    """The images of a shard."""
+    index, shards = shard
+    check_count("shard", shards, 1)
+    if isinstance(index, bool) or not isinstance(index, int) or not 1 <= index <= shards:
+        raise ValueError(f"shard: expected (i, n) with 1 <= i <= n, got {shard!r}")
+    part = range((index - 1) * n_images // shards, index * n_images // shards)
+    if len(part) == 0:
+        raise ValueError(f"images: expected at least one, got none in shard {index} of {shards}")
+    return part
 
 
 class _Evaluation:
@@ -97,10 +112,12 @@ class _Evaluation:
         seed: int,
         folder: str | os.PathLike[str] | None,
         was_training: bool,
+        part: range,
     ) -> None:
         self.subject, self.images, self.labels, self.suite, self.seed = subject, images, labels, suite, seed
         self.folder = None if folder is None else Path(folder)
-        self.was_training = was_training
+        self.was_training, self.part = was_training, part
+        self.ids = torch.arange(part.start, part.stop, device=images.device)
         self.rows: list[Row] = []
         self.results: dict[str, AttackResult] = {}
         self.checks: list[Check] = []
@@ -125,7 +142,7 @@ class _Evaluation:
             share, why_not = self._square(bar)
             if specs:
                 found = Found(self.suite, self.rows, self.results)
-                self.checks += attack_checks(self.subject, found, self.images, self.labels)
+                self.checks += attack_checks(self.subject, found, self.images, self.labels, self.ids)
                 self.checks.append(black_box_check(found, share, why_not))
                 self._binarization(bar)
         report = self._report()
@@ -146,7 +163,7 @@ class _Evaluation:
         """Add the row of images that are there already; the share of fooled queries (n,)."""
         begun, queries = time.perf_counter(), self.suite.judge_chains
         seed = derive_seed(self.seed, purpose)
-        share = self.subject.fooled_share(shown, self.labels[: len(shown)], queries, seed)
+        share = self.subject.fooled_share(shown, self.labels[: len(shown)], queries, seed, self.ids[: len(shown)])
         ball = (epsilon, self.suite.norm)
         queries = queries if self.subject.is_random else 1
         self._add(Row.judged(name, knows, share, queries, ball=ball, seconds=time.perf_counter() - begun))
@@ -157,10 +174,8 @@ class _Evaluation:
         few, truth = self.images[:BATCH], self.labels[:BATCH]
         samples = max(1, round(BATCH / len(few)))
         target = Target(self.subject.model, self.subject.gradient, self.subject.own_range)
-        objective, rows = (
-            cross_entropy_objective(target, "cross_entropy"),
-            target.chains_per_call(few, DEFAULT_MAX_BYTES),
-        )
+        objective = cross_entropy_objective(target, "cross_entropy")
+        rows = target.chains_per_call(few, DEFAULT_MAX_BYTES)
         ids = torch.arange(len(few), device=few.device)
         times = []
         for _ in range(2):
@@ -180,8 +195,8 @@ class _Evaluation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GradientWarning)  # a check says it
             result = attack(
-                model, self.images, self.labels, batch_size=BATCH, value_range=own_range, checkpoint=path,
-                progress=advanced,
+                model, self.images, self.labels, batch_size=BATCH, sample_ids=self.ids, value_range=own_range,
+                checkpoint=path, progress=advanced,
             )  # fmt: skip
         self.results[spec.name] = result
         self._add(Row.of(spec.name, spec.knows, result, attack.judge_chains))
@@ -191,8 +206,10 @@ class _Evaluation:
         if why_not is not None or self.suite.square is None:
             return None, why_not
         spec = self.suite.square
+        few = slice(0, spec.images - self.part.start)
+        if few.stop <= 0:
+            return None, f"it looks at the first {spec.images} images, which are not in this shard"
         advanced = _task(bar, "Square")
-        few = slice(0, spec.images)
         made = square(
             self.subject, self.images[few], self.labels[few], self.suite, spec, derive_seed(self.seed, 2)
         )  # fmt: skip
@@ -203,7 +220,9 @@ class _Evaluation:
         test = self.suite.binarization
         if test is not None:
             advanced, seed = _task(bar, "binarization"), derive_seed(self.seed, 3)
-            self.checks.append(binarization_check(self.subject, self.images, self.suite, test, seed, advanced))
+            few = self.images[: max(0, test.images - self.part.start)]
+            check = binarization_check(self.subject, few, self.part.start, self.suite, test, seed, advanced)
+            self.checks.append(check)
 
     def _add(self, row: Row) -> None:
         self.rows.append(row)
@@ -222,6 +241,7 @@ class _Evaluation:
             seconds=round(time.perf_counter() - self.begun, 1),
             settings={
                 "seed": self.seed,
+                "images": [self.part.start, self.part.stop],
                 "epsilon": self.suite.epsilon,
                 "norm": self.suite.norm,
                 "judge_chains": self.suite.judge_chains,

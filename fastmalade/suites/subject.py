@@ -80,7 +80,7 @@ class Subject:
             found: Tensor = self.model(x, **self._options(x, seed))  # type: ignore[call-arg]
             return found
 
-    def fooled_share(self, x: Tensor, labels: Tensor, queries: int, seed: int) -> Tensor:
+    def fooled_share(self, x: Tensor, labels: Tensor, queries: int, seed: int, ids: Tensor) -> Tensor:
         """Share of queries with a wrong class, float64 (n,): the rule behind every row and check.
 
         Args:
@@ -88,10 +88,10 @@ class Subject:
             labels: int64 (n,).
             queries: of each image; one where nothing is random.
             seed: of the noise, which no attack has seen.
+            ids: int64 (n,), which number the images for the noise.
         """
         target = Target(self.model, self.gradient, self.own_range)
         judging = Judging("majority", queries if self.is_random else 1)
-        ids = torch.arange(len(x), device=x.device)
         return judge(target, x, labels, seed, ids, judging, rows=target.chains_per_call(x, DEFAULT_MAX_BYTES))[1]
 
     @property

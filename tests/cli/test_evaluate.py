@@ -59,6 +59,26 @@ def test_the_bare_classifier(invoke, suite_file):
     assert "ClassifierC" in result.stdout
 
 
+def test_two_machines_and_one_report(invoke, suite_file, tmp_path):
+    for shard in ("1/2", "2/2"):
+        name = tmp_path / shard[0]
+        result = invoke("evaluate", "--suite", suite_file(30), "--shard", shard, "--output", name)
+        assert result.exit_code == 0, result.stdout + result.stderr
+    result = invoke("merge", tmp_path / "1", tmp_path / "2", "--output", tmp_path / "all")
+    assert result.exit_code == 0, result.stdout + result.stderr
+    found = json.loads((tmp_path / "all" / "report.json").read_text())
+    assert found["rows"][1]["n"] == 4
+    assert (tmp_path / "all" / "report.html").exists()
+    half = invoke("merge", tmp_path / "2", "--output", tmp_path / "half")
+    assert half.exit_code == 2
+    assert "after 0 images" in half.stderr
+    (tmp_path / "1" / "report.json").write_text("{}")
+    broken = invoke("merge", tmp_path / "1", tmp_path / "2", "--output", tmp_path / "half")
+    assert broken.exit_code == 2
+    assert "expected a report" in broken.stderr
+    assert not (tmp_path / "half").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -68,6 +88,8 @@ def test_the_bare_classifier(invoke, suite_file):
         (["--split", "train"], "--split"),
         (["--images", 0], "--images"),
         (["--seed", -1], "seed"),
+        (["--shard", "2"], "--shard"),
+        (["--shard", "3/2"], "shard"),
     ],
 )
 def test_wrong_arguments_are_one_line(invoke, arguments, message):

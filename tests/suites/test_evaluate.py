@@ -20,7 +20,16 @@ from torch import nn
 import fastmalade
 from fastmalade import DefendedClassifier, Purifier, evaluate
 from fastmalade.attacks import AttackCheckpointError
-from fastmalade.suites import AttackSpec, Suite, load_suite, shipped_suites
+from fastmalade.suites import (
+    AttackSpec,
+    BinarizationSpec,
+    EvaluationReport,
+    SquareSpec,
+    Suite,
+    load_suite,
+    merge_reports,
+    shipped_suites,
+)
 from fastmalade.suites.page import page, write_page
 
 pytest.importorskip("art")
@@ -281,6 +290,55 @@ def test_a_report_without_attacks_has_a_page(classifier, some_digits, suite):
         found.check("nothing")
     with pytest.raises(KeyError, match="expected one of none"):
         found.row("nothing")
+
+
+class Lines(nn.Module):
+    """Batch-invariant to more digits than an attack can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.randn(784, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x):
+        return x.flatten(1).double() @ self.weight
+
+
+def test_shards_are_the_whole(some_digits, short):
+    images, labels = some_digits
+    arguments = {"suite": dataclasses.replace(short, images=11), "progress": False}
+    whole = evaluate(Lines(), images, labels, **arguments)
+    parts = [evaluate(Lines(), images, labels, shard=(i, 3), **arguments) for i in (3, 1, 2)]
+    assert [part.rows[0].n for part in parts] == [4, 3, 4]
+    merged = merge_reports([EvaluationReport.from_json(json.loads(json.dumps(part.to_json()))) for part in parts])
+    assert merged.settings["images"] == [0, 11]
+    assert merged.row("exact").n == 11
+    for name in ("none", "exact"):
+        for rule in ("majority", "worst", "one_shot"):
+            assert getattr(merged.row(name), rule) == getattr(whole.row(name), rule)
+    adversarial = torch.cat([parts[k].results["exact"].adversarial for k in (1, 2, 0)])
+    torch.testing.assert_close(adversarial, whole.results["exact"].adversarial)
+    assert "of 3 shards" in merged.check("deployed path").explanation
+    with pytest.raises(ValueError, match="got one from 3 after 0 images"):
+        merge_reports(parts[::2])
+    with pytest.raises(ValueError, match="got one from 0 after 3 images"):
+        merge_reports([parts[1], parts[1]])
+    other = evaluate(Lines(), images, labels, shard=(1, 3), seed=1, **arguments)
+    with pytest.raises(ValueError, match="different seed"):
+        merge_reports([other, parts[2], parts[0]])
+    with pytest.raises(ValueError, match="at least one"):
+        merge_reports([])
+    with pytest.raises(ValueError, match="expected a report"):
+        EvaluationReport.from_json({"schema": 1})
+    for wrong in ((0, 3), (4, 3), (1.0, 2)):
+        with pytest.raises(ValueError, match="shard"):
+            evaluate(Lines(), images, labels, shard=wrong, **arguments)
+
+
+def test_square_and_binarization_look_at_the_first_images_of_the_whole(classifier, some_digits, suite):
+    suite = dataclasses.replace(suite, square=SquareSpec(4, 20), binarization=BinarizationSpec(4, 8, 4, 1))
+    part = evaluate(classifier, *some_digits, suite=suite, shard=(2, 2), progress=False)
+    assert part.check("black box").status == part.check("binarization").status == "N/A"
+    assert "not in this shard" in part.check("black box").explanation
 
 
 def test_suite_is_a_value():
