@@ -34,6 +34,9 @@ from fastmalade.evaluation import accuracy, attacked_images, wilson_interval
 from fastmalade.files import write_json
 from fastmalade.models import in_channels_last
 from fastmalade.models.registry import load_classifier
+from fastmalade.suites import SquareSpec, load_suite
+from fastmalade.suites.black_box import square
+from fastmalade.suites.subject import KnownNoise, Subject
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 BATCH = 125
@@ -42,7 +45,8 @@ TRANSFERRED = (("pgd", 0.2), ("pgd", 0.3), ("pgd", 0.4), ("fgsm", 0.3))
 STRONG = PGD(
     epsilon=0.3, steps=100, step_size=0.03, schedule="cosine", eot=16, restarts=5, early_stop=True, gradient="unrolled"
 )
-AUTOATTACK_IMAGES, SQUARE_IMAGES = 200, 200
+AUTOATTACK_IMAGES = 200
+SQUARE = SquareSpec(200, 1000)
 
 
 @dataclass(frozen=True)
@@ -147,19 +151,6 @@ def results_to_change() -> Iterator[dict[str, Any]]:
         write_json(RESULTS, known)
 
 
-class KnownNoise(nn.Module):
-    """A defence that draws the same noise for every query and every image, so that an attacker knows it."""
-
-    def __init__(self, purifier: Purifier, classifier: nn.Module) -> None:
-        super().__init__()
-        self.purifier, self.classifier = purifier, classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
-        found: Tensor = self.classifier(self.purifier(x, seed=0, sample_ids=torch.zeros(len(x), dtype=torch.int64)))
-        return found
-
-
 class Run:
     """The measurements of one pair."""
 
@@ -203,7 +194,7 @@ class Run:
             attack = dataclasses.replace(attack, eot=1, judge_chains=1)
         else:
             if name == "known noise":
-                target = KnownNoise(self.purifier, self.classifier)
+                target = KnownNoise(DefendedClassifier(self.purifier, self.classifier))
             else:
                 chain = self.purifier.chain.replace(noise_scale=0.0) if name == "no noise" else self.purifier.chain
                 target = DefendedClassifier(Purifier(self.purifier.autoencoder, chain), self.classifier)
@@ -242,18 +233,13 @@ class Run:
 
     def square(self) -> dict[str, Any]:
         """Square (Andriushchenko et al. 2020) from ART, 1,000 queries an image, judged by fresh noise."""
-        from art.attacks.evasion import SquareAttack
-
-        from fastmalade.attacks import art_classifier
-
-        images, labels = self.images[:SQUARE_IMAGES], self.labels[:SQUARE_IMAGES]
+        images, labels = self.images[: SQUARE.images], self.labels[: SQUARE.images]
         assert self.purifier is not None
-        target = DefendedClassifier(self.purifier, self.classifier)
-        model = art_classifier(target, input_shape=tuple(images.shape[1:]), n_classes=10, seed=0)
-        attack = SquareAttack(model, eps=0.3, max_iter=1000, batch_size=BATCH, verbose=False)
-        made = torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
-        judged = PGD(epsilon=0.0, steps=1)(target, made, labels, batch_size=BATCH, progress=False)
-        return counted(int((~judged.success).sum()), len(images)) | {"judged": judged.judged, "queries": 1000}
+        subject = Subject(DefendedClassifier(self.purifier, self.classifier), images)
+        made = square(subject, images, labels, load_suite("sound"), SQUARE, seed=0)
+        share = subject.fooled_share(made, labels, 9, 1, torch.arange(len(images)))
+        found = counted(int((share <= 0.5).sum()), len(images))
+        return found | {"judged": "majority of 9 queries with fresh noise", "queries": SQUARE.queries}
 
 
 def said(name: str) -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ import torch
 
 from fastmalade import DefendedClassifier
 from fastmalade.attacks import PGD
+from fastmalade.suites import SquareSpec
 
 QUICK = PGD(epsilon=0.3, steps=2, step_size=0.2, eot=2, schedule="cosine")
 
@@ -22,8 +23,8 @@ def quick(monkeypatch):
         for name, attack in evaluate_shipped.ATTACKS.items()
     }
     monkeypatch.setattr(evaluate_shipped, "ATTACKS", attacks)
-    for name in ("AUTOATTACK_IMAGES", "SQUARE_IMAGES"):
-        monkeypatch.setattr(evaluate_shipped, name, 2)
+    monkeypatch.setattr(evaluate_shipped, "AUTOATTACK_IMAGES", 2)
+    monkeypatch.setattr(evaluate_shipped, "SQUARE", SquareSpec(2, 5))
     exact = evaluate_shipped.autoattack_rand
     monkeypatch.setattr(evaluate_shipped, "autoattack_rand", lambda *a, **o: exact(*a, **o, steps=2, eot=1))
 
@@ -40,7 +41,7 @@ def test_every_column_of_a_pair(digits, tmp_path, quick, monkeypatch):
     measured = run(digits, tmp_path, "malade-mnist", "mnist-c")
     columns = measured.columns()
     assert set(columns) == {"clean", "transferred", *evaluate_shipped.ATTACKS, "autoattack", "square"}
-    for name in set(columns) - {"square"}:
+    for name in columns:
         evaluate_shipped.record(measured, name, range(4) if name in evaluate_shipped.ATTACKS else None)
     found = evaluate_shipped.results()[measured.pair.name]
     assert found["clean"]["correct"] == found["clean"]["n"] == 12
@@ -92,7 +93,7 @@ def test_known_noise_is_judged_by_that_noise(digits, tmp_path, quick, monkeypatc
     x = digits[0][:3]
     assert torch.equal(fixed(x), fixed(x))
     assert torch.allclose(fixed(x[1:2]), fixed(x)[1:2], atol=1e-5)
-    assert torch.equal(fixed.purifier(x[1:2], seed=0), measured.purifier(x[1:2], seed=0, sample_ids=[0]))
+    assert torch.equal(fixed.defended.purifier(x[1:2], seed=0), measured.purifier(x[1:2], seed=0, sample_ids=[0]))
     assert (exact.judge_chains, known.judge_chains) == (9, 1)
     assert silent.purifier.chain.noise_scale == 0.0
     assert silent.purifier.chain.step_size == plain.purifier.chain.step_size
