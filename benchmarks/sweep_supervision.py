@@ -148,9 +148,9 @@ def run_cell(lam: float, sigma2: float, start: str, seed: int, runs: Path, data:
 
 
 def train(
-    lam: float, sigma2: float, start: str, seed: int, runs: Path, data: Path, classifier: nn.Module
+    lam: float, sigma2: float, start: str, seed: int, runs: Path, data: Path, classifier: nn.Module, suffix: str = ""
 ) -> Autoencoder:
-    """The autoencoder of a cell; each training resumes from its checkpoint."""
+    """The autoencoder of a cell, or one for another classifier, which ``suffix`` names; resumes from checkpoints."""
     common: dict[str, Any] = {"sigma2": sigma2, "class_balanced": True, "batch_size": 128}
     pictures = load_mnist("train", data)
     initial = None
@@ -162,7 +162,7 @@ def train(
         *pictures,
         classifier=classifier if lam > 0 else None,
         initial=initial,
-        checkpoint=runs / f"sdae-{lam:g}-{sigma2:g}-{start}-{seed}.pt",
+        checkpoint=runs / f"sdae-{lam:g}-{sigma2:g}-{start}-{seed}{suffix}.pt",
         supervision=lam,
         seed=seed,
         **common,
