@@ -13,6 +13,7 @@ def cell(transferred: float, exact: int) -> dict:
         "transferred": transferred,
         "n": 2000,
         "correct": {"clean": 1960},
+        "bpda": {"majority_correct": 120, "n": 200},
         "exact": {"majority_correct": exact, "n": 200},
     }
 
@@ -32,7 +33,7 @@ def test_the_committed_tables_are_up_to_date(monkeypatch, capsys):
 def test_cells_in_their_places():
     lines = make.supervision(CELLS).splitlines()
     assert lines[0].startswith("| sigma^2 | lambda = 0 | lambda = 1 |")
-    assert lines[2:] == ["| 0.15, from a DAE | 70.0 / 45.0 (98.0) |  |  |  | 81.2 / 55.5 (98.0) |"]
+    assert lines[2:] == ["| 0.15, from a DAE | 70.0 / 60.0 / 45.0 (98.0) |  |  |  | 81.2 / 60.0 / 55.5 (98.0) |"]
 
 
 def test_pairs_with_intervals_and_without():
