@@ -40,7 +40,7 @@ THROUGH_THE_CHAIN: dict[str, Any] = {
 LONGER: dict[str, Any] = THROUGH_THE_CHAIN | {"epochs": 12, "classifier_rate": 1.0, "ramp": 0.0, "seed": 1}
 VALIDATION_IMAGES = 2000
 MADRY: dict[str, Any] = {
-    "epochs": 8, "batch_size": 64, "learning_rate": 1e-3, "attack_steps": 8, "epsilon": 0.3, "seed": 0,
+    "epochs": 6, "batch_size": 64, "learning_rate": 1e-3, "attack_steps": 8, "epsilon": 0.3, "seed": 0,
 }  # fmt: skip
 STAGES = ("robust", "joint", "longer", "madry")
 TITLES = {
