@@ -103,6 +103,7 @@ def chain_stage(stage: str, start: str, runs: Path, data: Path) -> None:
         **(LONGER if longer else THROUGH_THE_CHAIN),
     )
     facts = shipped.training_facts(data, report) | {"history": report.history}
+    facts["kept"] = max(report.history, key=lambda epoch: epoch["validation_attacked_accuracy"])
     facts["initial"] = {
         "classifier": from_classifier,
         "purifier": start,
