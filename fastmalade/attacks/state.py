@@ -166,6 +166,41 @@ class RunState:
         return cls(**known, **header["state"], batch=batch)
 
 
+class KeptImages:
+    """Images that an attack of a library made, in a file of their own: all of them or none.
+
+    Args:
+        path: the file.
+        identity: of :func:`identity_of`, which the file must agree with.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        self.path, self.identity = path, dict(identity)
+
+    def read(self) -> Tensor | None:
+        """The images, or None where there is no file yet.
+
+        Raises:
+            AttackCheckpointError: not such a file, or one of another attack, model or images.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                known = json.loads((file.metadata() or {}).get("fastmalade-images", "null"))
+                images: Tensor = file.get_tensor("adversarial")
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise AttackCheckpointError(f"{self.path}: expected the images of an attack, got {error}") from error
+        if known != self.identity:
+            raise AttackCheckpointError(f"{self.path} belongs to another run; delete it or name another folder")
+        return images
+
+    def write(self, images: Tensor) -> None:
+        """Keep the images."""
+        metadata = {"fastmalade-images": json.dumps(self.identity)}
+        write_bytes(self.path, save({"adversarial": images.detach().contiguous().clone()}, metadata=metadata))
+
+
 def identity_of(
     settings: Mapping[str, Any], model: object, images: Tensor, labels: Tensor, ids: Tensor
 ) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmalade.attacks import SeededCalls
 from fastmalade.geometry import into_ball
 from fastmalade.models.modes import evaluation_mode
-from fastmalade.suites.subject import Subject
+from fastmalade.suites.subject import AsModule, Subject
 from fastmalade.suites.suite import SquareSpec, Suite
 
 
@@ -34,7 +34,7 @@ def square(subject: Subject, images: Tensor, labels: Tensor, suite: Suite, spec:
     from art.attacks.evasion import SquareAttack
     from art.estimators.classification import PyTorchClassifier
 
-    model = SeededCalls(subject.defended, seed) if subject.defended is not None else _AsModule(subject)
+    model = SeededCalls(subject.defended, seed) if subject.defended is not None else AsModule(subject)
     estimator = PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(reduction="sum"),
@@ -52,19 +52,6 @@ def square(subject: Subject, images: Tensor, labels: Tensor, suite: Suite, spec:
         made = torch.from_numpy(attack.generate(images.cpu().numpy(), labels.cpu().numpy())).to(images)
     # ART keeps within the radius up to rounding.
     return into_ball(made, images, suite.epsilon, suite.norm, subject.value_range)
-
-
-class _AsModule(nn.Module):
-    """Any callable as a module, which is what ART takes."""
-
-    def __init__(self, subject: Subject) -> None:
-        super().__init__()
-        self.model = subject.model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
-        found: Tensor = self.model(x)
-        return found
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Row:
     Attributes:
         attack, knows: the attack and what the attacker knows.
         gradient: kind of gradient, or "none".
-        epsilon, norm: the ball.
+        epsilon, norm: the ball; of an attack without one, the longest of its perturbations in L2.
         n: number of images.
         queries: judged queries of each image, with noise the attack has not seen.
         majority: images that most queries get right. Attacks go for this, and leave an image when they have it.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastmalade.attacks import AttackResult, GradientWarning
 from fastmalade.attacks.eot import DEFAULT_MAX_BYTES, cross_entropy_objective, mean_gradient
+from fastmalade.attacks.state import KeptImages, identity_of
 from fastmalade.attacks.target import Target
 from fastmalade.checks import check_count, check_labelled_images, check_range
 from fastmalade.files import append_line, write_bytes, write_json
@@ -24,6 +25,7 @@ from fastmalade.suites.binarization import binarization_check
 from fastmalade.suites.black_box import square, square_available
 from fastmalade.suites.checks_attacks import Found, attack_checks, black_box_check
 from fastmalade.suites.checks_model import model_checks
+from fastmalade.suites.library_attacks import library_attack, library_attack_missing
 from fastmalade.suites.report import Check, EvaluationReport, Row, worst_first
 from fastmalade.suites.subject import Subject
 from fastmalade.suites.suite import AttackSpec, Suite, load_suite
@@ -60,7 +62,7 @@ def evaluate(
             mode meanwhile.
         images: (n, C, H, W) float32 or float64 in the model's value range; never written to.
         labels: int64 (n,).
-        suite: "quick" (minutes), "sound" (hours), a TOML file, or a :class:`fastmalade.suites.Suite`.
+        suite: "quick" (minutes), "sound" (hours), "mnist-whitebox" (the attacks of 001, Table 1), a TOML file, or a :class:`fastmalade.suites.Suite`.
         n_images, epsilon, norm: in place of the suite's; the first so many images are taken.
         value_range: (low, high) of the images for a model that is not a DefendedClassifier; (0, 1) by default.
         shard: (i, n), 1 <= i <= n: the i-th of n parts of these images alone, each image with the noise that it has in
@@ -151,6 +153,13 @@ class _Evaluation:
         return report
 
     def _applies(self, spec: AttackSpec) -> bool:
+        missing = None if spec.is_ours else library_attack_missing(spec)
+        if missing is not None:
+            self._say(f"{spec.name} is left out: {missing}")
+        if missing is not None or len(self._images_of(spec)) == 0:
+            return False
+        if spec.kind == "rpgd" and self.subject.defended is None:
+            return False
         if spec.known_noise:
             return self.subject.with_known_noise() is not None
         return spec.gradient == "unrolled" or self.subject.defended is not None
@@ -183,11 +192,19 @@ class _Evaluation:
             mean_gradient(objective, few, truth, 0, ids, samples=samples, rows=rows)
             times.append((time.perf_counter() - begun) / (samples * len(few)))
         random = self.subject.is_random
-        gradients = sum(s.gradients_per_image if random else s.steps * s.restarts for s in specs)
-        return times[-1] * gradients * len(self.images)
+        total = sum(spec.gradients(random) * len(self._images_of(spec)) for spec in specs)
+        return times[-1] * total
+
+    def _images_of(self, spec: AttackSpec) -> Tensor:
+        """The images that an attack looks at, of those in this part."""
+        return self.images if spec.images is None else self.images[: max(0, spec.images - self.part.start)]
 
     def _attack(self, spec: AttackSpec, advanced: Callable[[int, int], None]) -> None:
-        subject, pixels = self.subject, self.images[0].numel()
+        subject, pixels, images = self.subject, self.images[0].numel(), self._images_of(spec)
+        labels, ids = self.labels[: len(images)], self.ids[: len(images)]
+        if not spec.is_ours:
+            self._library_attack(spec, images, labels, ids)
+            return
         attack = self.suite.attack(spec, subject.value_range, pixels, random=subject.is_random, seed=self.seed)
         model: Any = subject.with_known_noise() if spec.known_noise else subject.model
         own_range = subject.value_range if spec.known_noise else subject.own_range
@@ -195,11 +212,36 @@ class _Evaluation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GradientWarning)  # a check says it
             result = attack(
-                model, self.images, self.labels, batch_size=BATCH, sample_ids=self.ids, value_range=own_range,
-                checkpoint=path, progress=advanced,
+                model, images, labels, batch_size=BATCH, sample_ids=ids, value_range=own_range, checkpoint=path,
+                progress=advanced,
             )  # fmt: skip
         self.results[spec.name] = result
         self._add(Row.of(spec.name, spec.knows, result, attack.judge_chains))
+
+    def _library_attack(self, spec: AttackSpec, images: Tensor, labels: Tensor, ids: Tensor) -> None:
+        """An attack without a ball; its images are kept, and read back by a run that goes on."""
+        seed = derive_seed(self.seed, 5)
+        path = None if self.folder is None else self.folder / f"{_slug(spec.name)}.safetensors"
+        kept = None
+        if path is not None:
+            settings = {"spec": repr(spec), "seed": seed}
+            kept = KeptImages(path, identity_of(settings, self.subject.model, images, labels, ids))
+        begun = time.perf_counter()
+        made = None if kept is None else kept.read()
+        if made is None:
+            made = library_attack(self.subject, images, labels, ids, spec, seed)
+            if kept is not None:
+                kept.write(made)
+        lengths = (made - images).flatten(1).double().norm(dim=1)
+        share = self.subject.fooled_share(made, labels, self.suite.judge_chains, derive_seed(self.seed, 6), ids)
+        longest = float(lengths.max()) if len(lengths) else 0.0
+        queries = self.suite.judge_chains if self.subject.is_random else 1
+        gradient = spec.gradient if spec.kind in ("cw", "ead") else "none"
+        row = Row.judged(
+            spec.name, spec.knows, share, queries, gradient=gradient, ball=(round(longest, 4), "l2"),
+            gradients=spec.gradients(False), seconds=time.perf_counter() - begun,
+        )  # fmt: skip
+        self._add(row)
 
     def _square(self, bar: Any) -> tuple[Tensor | None, str | None]:
         why_not = square_available(self.suite)

@@ -139,3 +139,16 @@ class KnownNoise(nn.Module):
         """(B, C, H, W) to logits (B, K)."""
         found: Tensor = self.defended(x, seed=0, sample_ids=torch.zeros(len(x), dtype=torch.int64, device=x.device))
         return found
+
+
+class AsModule(nn.Module):
+    """Any callable as a module, which is what attack libraries take."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.model = subject.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, K)."""
+        found: Tensor = self.model(x)
+        return found

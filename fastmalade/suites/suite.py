@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from fastmalade.attacks import PGD
+from fastmalade.attacks import FGSM, MIM, PGD, Attack, IterativeAttack, RandomFGSM, ReconstructionPGD
 from fastmalade.attacks.gradient_attacks import Schedule
 from fastmalade.checks import check_choice, check_count, check_number
 from fastmalade.defenses.defended import GradientMode
@@ -22,16 +22,24 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover
     import tomli as tomllib  # type: ignore[import-not-found]
 
+_OURS: dict[str, type[Attack]] = {"pgd": PGD, "fgsm": FGSM, "rfgsm": RandomFGSM, "mim": MIM, "rpgd": ReconstructionPGD}
+LIBRARY_KINDS = ("cw", "ead", "boundary", "salt-and-pepper")
+
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """One attack of a suite: PGD with these settings, judged like every other row.
+    """One attack of a suite, judged like every other row.
 
     Attributes:
         name: title of its row.
         knows: what the attacker knows, in words.
+        kind: "pgd", "fgsm", "rfgsm", "mim" or "rpgd", which are ours (:mod:`fastmalade.attacks`), or one of
+            :mod:`fastmalade.suites.library_attacks`, which have no ball: "cw", "ead", "boundary", "salt-and-pepper".
         gradient: "unrolled" (exact), "bpda" or "blind"; a model that is no DefendedClassifier has "unrolled" only.
         radius: share of the suite's epsilon.
+        epsilon, norm: a ball of its own instead of the suite's.
+        images: the first so many images alone; None for those of the suite.
+        options: settings that only this kind has, see there.
         unbounded: the ball is the whole range of the images instead.
         known_noise: the defence draws the same noise at every query, and the attacker's gradient has that noise.
         steps, eot, restarts: see :class:`fastmalade.attacks.PGD`; one draw where nothing is random.
@@ -39,15 +47,25 @@ class AttackSpec:
 
     name: str
     knows: str
-    gradient: GradientMode
+    gradient: GradientMode = "unrolled"
+    kind: str = "pgd"
     radius: float = 1.0
+    epsilon: float | None = None
+    norm: Norm | None = None
+    images: int | None = None
     unbounded: bool = False
     known_noise: bool = False
     steps: int = 40
     eot: int = 1
     restarts: int = 1
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_choice("kind", self.kind, (*_OURS, *LIBRARY_KINDS))
+        if self.norm is not None:
+            check_norm(self.norm)
+        if self.images is not None:
+            check_count("images", self.images, 1)
         check_choice("gradient", self.gradient, get_args(GradientMode))
         check_number("radius", self.radius)
         for name in ("steps", "eot", "restarts"):
@@ -56,12 +74,20 @@ class AttackSpec:
     @property
     def is_main(self) -> bool:
         """Whether it attacks the deployed defence at the suite's epsilon."""
-        return self.radius == 1.0 and not self.unbounded and not self.known_noise
+        own_ball = self.epsilon is not None or self.norm is not None
+        return self.kind == "pgd" and self.radius == 1.0 and not (own_ball or self.unbounded or self.known_noise)
 
     @property
-    def gradients_per_image(self) -> int:
-        """Input gradients that it takes at most, where the model is random."""
-        return self.steps * self.eot * self.restarts
+    def is_ours(self) -> bool:
+        """Whether it is an attack of this package, with a ball, a gradient and a state that can be kept."""
+        return self.kind in _OURS
+
+    def gradients(self, random: bool) -> int:
+        """Input gradients of an image that it takes at most."""
+        if not self.is_ours:
+            return self.steps * int(self.options.get("search_steps", 1)) if self.kind in ("cw", "ead") else 0
+        iterative = issubclass(_OURS[self.kind], IterativeAttack)
+        return (self.steps * self.restarts if iterative else 1) * (self.eot if random else 1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,7 @@ class Suite:
         if not check_number("step_share", self.step_share) > 0:
             raise ValueError("step_share: expected a positive number, got 0")
         if not any(spec.is_main and spec.gradient == "unrolled" for spec in self.attacks):
-            raise ValueError("attacks: expected one with the exact gradient at the full radius, got none")
+            raise ValueError("attacks: expected PGD with the exact gradient at the full radius, got none")
         titles = [spec.name for spec in self.attacks]
         if len(set(titles)) != len(titles):
             raise ValueError(f"attacks: expected different names, got {titles}")
@@ -128,32 +154,33 @@ class Suite:
     def radius_of(self, spec: AttackSpec, value_range: tuple[float, float], pixels: int) -> float:
         """Radius of an attack; an unbounded one reaches every image of the range."""
         if not spec.unbounded:
-            return self.epsilon * spec.radius
+            return self.epsilon * spec.radius if spec.epsilon is None else spec.epsilon
         width = value_range[1] - value_range[0]
-        return width * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
+        return width * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[spec.norm or self.norm]
 
     def attack(
         self, spec: AttackSpec, value_range: tuple[float, float], pixels: int, *, random: bool, seed: int
-    ) -> PGD:
-        """The attack of a specification for images of so many ``pixels`` (C H W)."""
+    ) -> Attack:
+        """The attack of a specification that is ours, for images of so many ``pixels`` (C H W)."""
         radius = self.radius_of(spec, value_range, pixels)
         eot = spec.eot if random and spec.gradient != "blind" and not spec.known_noise else 1
-        return PGD(
-            epsilon=radius,
-            norm=self.norm,
-            gradient=spec.gradient,
-            steps=spec.steps,
-            step_size=self.step_share * radius,
-            schedule=self.schedule,
-            eot=eot,
-            restarts=spec.restarts,
-            early_stop=True,
-            spread=eot >= 2,
+        settings: dict[str, Any] = {
+            "epsilon": radius,
+            "norm": spec.norm or self.norm,
+            "gradient": spec.gradient,
+            "eot": eot,
+            "early_stop": True,
+            "spread": eot >= 2,
+            "judge_chains": self.judge_chains if random and not spec.known_noise else 1,
+            "seed": seed,
+        }
+        kind = _OURS[spec.kind]
+        if issubclass(kind, IterativeAttack):
+            settings |= {"steps": spec.steps, "step_size": self.step_share * radius, "schedule": self.schedule}
             # A random point of the whole range is no image any more: without a gradient it would count as a success.
-            random_start=not spec.unbounded,
-            judge_chains=self.judge_chains if random and not spec.known_noise else 1,
-            seed=seed,
-        )
+            settings |= {"restarts": spec.restarts, "random_start": not spec.unbounded}
+        settings |= spec.options
+        return kind(**settings)
 
 
 def shipped_suites() -> list[str]:

@@ -173,8 +173,8 @@ def test_another_range_and_ball(classifier, some_digits, short):
 
 
 def test_shipped_suites_are_whole():
-    assert shipped_suites() == ["quick", "sound"]
-    for name in shipped_suites():
+    assert shipped_suites() == ["mnist-whitebox", "quick", "sound"]
+    for name in ("quick", "sound"):
         suite = load_suite(name)
         assert suite.name == name
         assert {"blind", "bpda", "unrolled"} == {spec.gradient for spec in suite.attacks}
@@ -182,6 +182,50 @@ def test_shipped_suites_are_whole():
     sound = {spec.name: spec for spec in load_suite("sound").attacks}["exact gradient"]
     assert (sound.steps, sound.eot, sound.restarts) == (100, 16, 5)
     assert load_suite("quick", epsilon=8 / 255, norm=None).epsilon == 8 / 255
+
+
+def test_the_attacks_of_001_table_1(defended, some_digits, tmp_path):
+    """Every attack of the suite on a few digits by a few steps: balls, rows, images read back."""
+    pytest.importorskip("foolbox")
+    whole = load_suite("mnist-whitebox")
+    assert [spec.options for spec in whole.attacks if spec.kind in ("cw", "salt-and-pepper")] == [
+        {"learning_rate": 0.1, "constant": 100.0}, {"share": 0.25},
+    ]  # fmt: skip
+    shorter = tuple(
+        dataclasses.replace(s, steps=min(s.steps, 60 if s.kind in ("cw", "boundary") else 10), eot=min(s.eot, 2),
+                            images=3 if s.kind == "boundary" else None)
+        for s in whole.attacks
+    )  # fmt: skip
+    suite = dataclasses.replace(whole, images=5, judge_chains=3, attacks=shorter)
+    found = evaluate(defended, *some_digits, suite=suite, folder=tmp_path, progress=False)
+    rows = {row.attack: row for row in found.rows}
+    assert list(rows)[1:] == [spec.name for spec in whole.attacks]
+    assert (rows["PGD, L2 4"].norm, rows["PGD, L2 4"].epsilon) == ("l2", 4.0)
+    assert rows["BPDA, eps 0.4"].epsilon == 0.4
+    assert rows["Boundary"].n == 3
+    images = some_digits[0][:5]
+    noisy = load_file(tmp_path / "SaltnPepper.safetensors")["adversarial"]
+    changed = (noisy != images).flatten(1).sum(1)
+    # A pixel that is black already may be made black.
+    assert bool(((changed >= 60) & (changed <= 196)).all())
+    assert set(noisy[noisy != images].tolist()) == {0.0, 1.0}
+    carlini = load_file(tmp_path / "CW.safetensors")["adversarial"]
+    assert rows["CW"].epsilon == pytest.approx(float((carlini - images).flatten(1).norm(dim=1).max()), abs=1e-3)
+    assert rows["CW"].majority < 5
+    again = evaluate(defended, *some_digits, suite=suite, folder=tmp_path, progress=False)
+    for row in again.rows:
+        assert (row.majority, row.epsilon) == (rows[row.attack].majority, rows[row.attack].epsilon)
+    with pytest.raises(AttackCheckpointError):
+        evaluate(defended, *some_digits, suite=suite, folder=tmp_path, seed=3, progress=False)
+
+
+def test_a_bare_classifier_has_the_attacks_that_need_no_defence(classifier, some_digits):
+    whole = load_suite("mnist-whitebox")
+    few = tuple(dataclasses.replace(s, steps=4) for s in whole.attacks if s.kind not in ("cw", "ead", "boundary"))
+    found = evaluate(classifier, *some_digits, suite=dataclasses.replace(whole, images=4, attacks=few), progress=False)
+    assert [row.attack for row in found.rows] == [
+        "none", "FGSM", "R+FGSM", "PGD", "PGD with EOT", "MIM", "PGD, eps 0.4", "FGM, L2 4", "PGD, L2 4", "SaltnPepper",
+    ]  # fmt: skip
 
 
 def test_a_suite_of_ones_own(tmp_path):
@@ -194,7 +238,7 @@ def test_a_suite_of_ones_own(tmp_path):
     suite = load_suite(path)
     assert (suite.name, suite.images, suite.square) == ("mine", 3, None)
     for change, message in (
-        (("unrolled", "blind"), "expected one with the exact gradient"),
+        (("unrolled", "blind"), "expected PGD with the exact gradient"),
         (("linf", "l7"), "norm"),
         (('name = "a"', "nome = 1"), "suite mine: expected a suite"),
         (("epsilon = 0.1", "epsilon = -1"), "epsilon"),
@@ -203,7 +247,7 @@ def test_a_suite_of_ones_own(tmp_path):
         path.write_text(text.replace(*change))
         with pytest.raises(ValueError, match=message):
             load_suite(path)
-    with pytest.raises(ValueError, match=r"expected one of quick, sound or a \.toml file, got 'fast'"):
+    with pytest.raises(ValueError, match=r"expected one of mnist-whitebox, quick, sound or a \.toml file, got 'fast'"):
         load_suite("fast")
     with pytest.raises(FileNotFoundError):
         load_suite(tmp_path / "none.toml")
