@@ -23,7 +23,9 @@ def evaluate(
         str, typer.Option(help="Defence, a name or a file; 'none' evaluates the bare classifier.")
     ] = "malade-mnist",
     classifier: Annotated[str, typer.Option(help="Classifier, a name or a file.")] = "mnist-c",
-    suite: Annotated[str, typer.Option(help="quick (minutes), sound (hours), mnist-whitebox (001 Table 1), or a .toml file.")] = "quick",
+    suite: Annotated[
+        str, typer.Option(help="quick (minutes), sound (hours), mnist-whitebox (001 Table 1), or a .toml file.")
+    ] = "quick",
     split: Annotated[
         str, typer.Option(help="embedded (1,000 digits in the package), validation or test.")
     ] = "embedded",

@@ -62,7 +62,8 @@ def evaluate(
             mode meanwhile.
         images: (n, C, H, W) float32 or float64 in the model's value range; never written to.
         labels: int64 (n,).
-        suite: "quick" (minutes), "sound" (hours), "mnist-whitebox" (the attacks of 001, Table 1), a TOML file, or a :class:`fastmalade.suites.Suite`.
+        suite: "quick" (minutes), "sound" (hours), "mnist-whitebox" (the attacks of 001, Table 1), a TOML file, or a
+            :class:`fastmalade.suites.Suite`.
         n_images, epsilon, norm: in place of the suite's; the first so many images are taken.
         value_range: (low, high) of the images for a model that is not a DefendedClassifier; (0, 1) by default.
         shard: (i, n), 1 <= i <= n: the i-th of n parts of these images alone, each image with the noise that it has in
