@@ -26,6 +26,7 @@ def test_names_sizes_and_cards():
         "malade-robust-mnist",
         "mnist-c",
         "mnist-c-joint",
+        "mnist-c-madry",
     ]
     assert sum(path.stat().st_size for path in models.values()) < 15e6
     for name, path in models.items():
