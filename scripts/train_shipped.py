@@ -96,8 +96,7 @@ def purifier_stage(name: str, runs: Path, data: Path) -> None:
     tried = search_chain(name, model, classifier, runs, data)
     best = tried[0]
     facts = data_facts(data) | {
-        "settings": {"sigma2": SIGMA2, "supervision": weight, "class_balanced": True, "batch_size": 128, "seed": SEED,
-                     "dae": sweep.START, "from the dae": sweep.FROM_DAE},
+        "settings": sweep_settings(weight),
         "tuning": {
             "images": f"first {TUNING_IMAGES} of the validation split",
             "validation_accuracies": best.accuracies,
@@ -114,6 +113,12 @@ def purifier_stage(name: str, runs: Path, data: Path) -> None:
     facts["chain"] = best.chain.to_dict()
     purifier.save_pretrained(WEIGHTS / f"{name}.safetensors", training=facts)
     write_card(name, TITLES[name], facts)
+
+
+def sweep_settings(weight: float) -> dict[str, object]:
+    """How the sweep trains an autoencoder with a supervised term of this weight."""
+    common = {"sigma2": SIGMA2, "supervision": weight, "class_balanced": True, "batch_size": 128, "seed": SEED}
+    return common | {"dae": sweep.START, "from the dae": sweep.FROM_DAE}
 
 
 def other_stage(name: str, runs: Path, data: Path) -> None:
@@ -137,8 +142,7 @@ def other_stage(name: str, runs: Path, data: Path) -> None:
     with torch.no_grad():
         purified = purifier(images, seed=SEED)
     facts = data_facts(data) | {
-        "settings": {"sigma2": SIGMA2, "supervision": weight, "class_balanced": True, "batch_size": 128, "seed": SEED,
-                     "dae": sweep.START, "from the dae": sweep.FROM_DAE},
+        "settings": sweep_settings(weight),
         "classifier": f"{name}, trained by this script with the settings of mnist-c",
         "test_accuracy_bare": proportion(accuracy(classifier, images, labels), len(labels)),
         "test_accuracy_clean_purified": proportion(accuracy(classifier, purified, labels), len(labels)),

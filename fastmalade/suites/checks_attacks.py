@@ -11,7 +11,7 @@ from fastmalade.attacks import AttackResult
 from fastmalade.checks import rounding_of_range
 from fastmalade.evaluation.accuracy import wilson_interval
 from fastmalade.seeds import derive_seed
-from fastmalade.suites.report import Check, Row, Status
+from fastmalade.suites.report import Check, Row, Status, worst_first
 from fastmalade.suites.subject import Subject
 from fastmalade.suites.suite import AttackSpec, Suite
 
@@ -144,7 +144,7 @@ def _converged(found: Found) -> Check:
     span = losses.amax(1) - losses.amin(1)
     tenth = max(2, math.ceil(spec.steps / 10))
     half = max(1, tenth // 2)
-    last = losses[:, -half:].mean(1) - losses[:, -tenth : -half if tenth > half else None].mean(1)
+    last = losses[:, -half:].mean(1) - losses[:, -tenth:-half].mean(1)
     moved = (last / span.clamp_min(1e-9)).nanmedian()
     figure = float(moved)
     status: Status = "FAIL" if figure > 3 * _MOVING else "WARN" if figure > _MOVING else "PASS"
@@ -182,7 +182,7 @@ def _silent(subject: Subject, found: Found) -> Check:
 
 def _ordering(found: Found) -> Check:
     exact = found.results[found.exact().name].success
-    worst: Check | None = None
+    checks = []
     for gradient, name in (("bpda", "BPDA"), ("blind", "the attack on the bare classifier")):
         spec = found.main(gradient)
         if spec is None:
@@ -191,9 +191,8 @@ def _ordering(found: Found) -> Check:
             "strength", f"{name}, which knows less,", found.results[spec.name].success, exact, least=0.01,
             meaning="where it does, the exact gradient is masked or its attack too short",
         )  # fmt: skip
-        if worst is None or ("PASS", "WARN", "FAIL").index(check.status) > ("PASS", "WARN", "FAIL").index(worst.status):
-            worst = check
-    return worst or Check("strength", "N/A", "", "there is no defence to know less of")
+        checks.append(check)
+    return worst_first(checks)[0] if checks else Check("strength", "N/A", "", "there is no defence to know less of")
 
 
 def _weaker_finds_no_more(

@@ -49,16 +49,18 @@ def _eval_mode(subject: Subject, was_training: bool) -> Check:
 def _logits(subject: Subject, images: Tensor) -> Check:
     with torch.no_grad():
         rows = subject.logits(images[:32], 3)
-    sums = rows.double().exp().sum(1) if bool((rows <= 0).all()) else rows.double().sum(1)
-    probabilities = bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < 1e-3).all())
-    if probabilities:
+    if bool((rows >= 0).all()) and _are_one(rows.double().sum(1)):
         return Check(
             "logits", "FAIL", "rows sum to 1",
             "the model gives probabilities: a cross entropy of them takes the softmax twice, and its gradient vanishes",
         )  # fmt: skip
     spread = float((rows.max(1).values - rows.min(1).values).median())
-    kind = "log-probabilities" if bool(((sums - 1).abs() < 1e-3).all()) else "logits"
+    kind = "log-probabilities" if _are_one(rows.double().exp().sum(1)) else "logits"
     return Check("logits", "PASS", f"{kind}, spread {spread:.3g}", "the loss is that of a softmax taken once")
+
+
+def _are_one(sums: Tensor) -> bool:
+    return bool(((sums - 1).abs() < 1e-3).all())
 
 
 def _noise(subject: Subject) -> Check:

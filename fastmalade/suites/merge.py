@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastmalade.suites.report import Check, EvaluationReport, Row, Status, worst_first
-
-_RANK: tuple[Status, ...] = ("N/A", "PASS", "WARN", "FAIL")
+from fastmalade.suites.report import Check, EvaluationReport, Row, worst_first
 
 
 def merge_reports(reports: Sequence[EvaluationReport]) -> EvaluationReport:
@@ -72,7 +70,7 @@ def _merged_checks(reports: Sequence[EvaluationReport]) -> list[Check]:
     found = []
     for name in dict.fromkeys(check.name for report in reports for check in report.checks):
         checks = [check for report in reports for check in report.checks if check.name == name]
-        worst = max(checks, key=lambda check: _RANK.index(check.status))
+        worst = worst_first(checks)[0]
         same = sum(check.status == worst.status for check in checks)
         note = f" ({worst.status} in {same} of {len(checks)} shards)"
         found.append(Check(name, worst.status, worst.figure, worst.explanation + note))

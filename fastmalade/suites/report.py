@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -242,6 +242,6 @@ class EvaluationReport:
         return "\n".join([head, *rows, *checks])
 
 
-def worst_first(checks: list[Check]) -> tuple[Check, ...]:
-    """Checks in the order of a report."""
+def worst_first(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Checks in the order of a report; those of one status stay as they come."""
     return tuple(sorted(checks, key=lambda check: _WORST_FIRST.index(check.status)))

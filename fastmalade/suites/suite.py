@@ -73,9 +73,9 @@ class AttackSpec:
 
     @property
     def is_main(self) -> bool:
-        """Whether it attacks the deployed defence at the suite's epsilon."""
-        own_ball = self.epsilon is not None or self.norm is not None
-        return self.kind == "pgd" and self.radius == 1.0 and not (own_ball or self.unbounded or self.known_noise)
+        """Whether it attacks the deployed defence at the suite's epsilon, on all images."""
+        of_its_own = any(value is not None for value in (self.epsilon, self.norm, self.images))
+        return self.kind == "pgd" and self.radius == 1.0 and not (of_its_own or self.unbounded or self.known_noise)
 
     @property
     def is_ours(self) -> bool:

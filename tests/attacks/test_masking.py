@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from masked import ZeroBackward
 from typer.testing import CliRunner
 
 import fastmalade
@@ -34,16 +35,6 @@ def data():
 @pytest.fixture(scope="module")
 def classifier():
     return fastmalade.load_classifier("mnist-c")
-
-
-class ZeroBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return torch.zeros_like(gradient)
 
 
 def dead_relu(x):

@@ -92,8 +92,12 @@ def test_batches_and_shards_change_nothing(half_space, images):
     last = certify(half_space, images[4:], sigma=0.3, n=300, seed=2**64 - 1, sample_ids=[4, 5], progress=False)
     assert torch.equal(whole.counts[4:], last.counts)
     assert torch.equal(whole.radius[4:], last.radius)
-    far = [certify(half_space, images[:1], sigma=0.3, n=300, seed=1, sample_ids=[2**64 - 1], progress=False)] * 2
-    assert torch.equal(far[0].counts, far[1].counts)
+    far, again, other = (
+        certify(half_space, images[:1], sigma=0.3, n=3000, seed=1, sample_ids=[name], progress=False)
+        for name in (2**64 - 1, 2**64 - 1, 2**63 - 1)
+    )
+    assert torch.equal(far.counts, again.counts)
+    assert not torch.equal(far.counts, other.counts)
 
 
 def test_noise_is_that_of_the_contract_and_a_larger_n_goes_on_with_it(half_space, images):

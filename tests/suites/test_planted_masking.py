@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from masked import ZeroBackward
 from torch import nn
 
 from fastmalade import DefendedClassifier, Purifier, evaluate
@@ -23,16 +24,6 @@ class Front(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.front(x))
-
-
-class ZeroBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return torch.zeros_like(gradient)
 
 
 def report(model, digits, suite):
